@@ -1,0 +1,120 @@
+// swift-tools-version: 6.1
+import PackageDescription
+
+/// Settings that every Swift target of the package shares.
+let swiftSettings: [SwiftSetting] = [
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("InternalImportsByDefault"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+let nioCore: Target.Dependency = .product(name: "NIOCore", package: "swift-nio")
+let nioPosix: Target.Dependency = .product(name: "NIOPosix", package: "swift-nio")
+let nioEmbedded: Target.Dependency = .product(name: "NIOEmbedded", package: "swift-nio")
+let nioTLS: Target.Dependency = .product(name: "NIOTLS", package: "swift-nio")
+let nioHPACK: Target.Dependency = .product(name: "NIOHPACK", package: "swift-nio-http2")
+let nioHTTP2: Target.Dependency = .product(name: "NIOHTTP2", package: "swift-nio-http2")
+let nioSSL: Target.Dependency = .product(name: "NIOSSL", package: "swift-nio-ssl")
+
+/// Set in builds that link libFuzzer, whose driver the fuzzers' mains call.
+let isFuzzing = Context.environment["GRPC_ENGINE_FUZZING"] != nil
+
+/// A library with which the tests replay kept cases, and in fuzzing builds an executable.
+func fuzzTarget(name: String, dependencies: [Target.Dependency]) -> Target {
+  isFuzzing
+    ? .executableTarget(
+      name: name,
+      dependencies: dependencies + ["CLibFuzzer"],
+      swiftSettings: swiftSettings + [.define("FUZZING")]
+    )
+    : .target(name: name, dependencies: dependencies, swiftSettings: swiftSettings)
+}
+
+/// The layers, lowest first; a target may import what it names here and nothing else
+/// (`--explicit-target-dependency-import-check error` keeps that true).
+let package = Package(
+  name: "django-grpc-swift",
+  products: [
+    .library(name: "_engine", type: .dynamic, targets: ["GRPCEngineModule"])
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-nio.git", from: "2.101.0"),
+    .package(url: "https://github.com/apple/swift-nio-http2.git", from: "1.46.0"),
+    .package(url: "https://github.com/apple/swift-nio-ssl.git", from: "2.37.0"),
+  ],
+  targets: [
+    // Layer 1: gRPC's wire format. Values and codecs, no I/O.
+    .systemLibrary(name: "CGRPCEngineZlib"),
+    .target(
+      name: "GRPCEngineWire",
+      dependencies: ["CGRPCEngineZlib", nioCore, nioHPACK],
+      swiftSettings: swiftSettings
+    ),
+    // Layer 2: sockets, TLS, HTTP/2 connections and streams. Knows no methods.
+    .target(
+      name: "GRPCEngineTransport",
+      dependencies: ["GRPCEngineWire", nioCore, nioPosix, nioTLS, nioHPACK, nioHTTP2, nioSSL],
+      swiftSettings: swiftSettings
+    ),
+    // Layer 3: methods, calls, admission, deadlines. Knows no language.
+    .target(
+      name: "GRPCEngineServer",
+      dependencies: ["GRPCEngineWire", "GRPCEngineTransport", nioCore, nioPosix, nioHPACK],
+      swiftSettings: swiftSettings
+    ),
+    // Layer 4: CPython, and Python servicers as method handlers.
+    .target(name: "CPythonABI"),
+    .target(
+      name: "PythonInterop",
+      dependencies: ["CPythonABI"],
+      swiftSettings: swiftSettings
+    ),
+    .target(
+      name: "GRPCEnginePython",
+      dependencies: [
+        "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineWire", "PythonInterop", "CPythonABI",
+        nioCore, nioHPACK,
+      ],
+      swiftSettings: swiftSettings
+    ),
+    // Layer 5: the extension module, one C entry point.
+    .target(
+      name: "GRPCEngineModule",
+      dependencies: ["GRPCEnginePython", "CPythonABI"],
+      swiftSettings: swiftSettings
+    ),
+    // Test support: a client on raw frames and plain Swift method handlers.
+    .target(
+      name: "GRPCEngineTesting",
+      dependencies: [
+        "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineWire", nioCore, nioPosix, nioHPACK,
+        nioHTTP2,
+      ],
+      swiftSettings: swiftSettings
+    ),
+    .systemLibrary(name: "CLibFuzzer"),
+    fuzzTarget(name: "WireFuzz", dependencies: ["GRPCEngineWire", nioCore, nioHPACK]),
+    .testTarget(
+      name: "GRPCEngineWireTests",
+      dependencies: ["GRPCEngineWire", "WireFuzz", nioCore, nioHPACK],
+      swiftSettings: swiftSettings
+    ),
+    .testTarget(
+      name: "GRPCEngineTransportTests",
+      dependencies: [
+        "GRPCEngineTransport", "GRPCEngineWire", "GRPCEngineTesting", nioCore, nioPosix,
+        nioEmbedded, nioHPACK, nioHTTP2,
+      ],
+      swiftSettings: swiftSettings
+    ),
+    .testTarget(
+      name: "GRPCEngineServerTests",
+      dependencies: [
+        "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineWire", "GRPCEngineTesting", nioCore,
+        nioPosix, nioHPACK, nioHTTP2,
+      ],
+      swiftSettings: swiftSettings
+    ),
+  ],
+  swiftLanguageModes: [.v6]
+)

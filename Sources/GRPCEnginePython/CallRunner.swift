@@ -1,0 +1,150 @@
+internal import CPythonABI
+internal import GRPCEngineServer
+internal import GRPCEngineTransport
+internal import GRPCEngineWire
+internal import PythonInterop
+
+/// Runs a servicer's method for one call, on the thread that it is called on, with grpcio's
+/// semantics of exceptions, `abort` and statuses. The GIL is held.
+struct CallRunner {
+  let context: ServicerContext
+  /// The Python object of `context`.
+  let object: PythonPointer
+
+  func run() {
+    defer { self.context.call.handlerReturned() }
+    guard let method = self.resolve() else { return }
+    switch method.kind {
+    case .unaryUnary, .unaryStream:
+      switch self.context.nextRequest() {
+      case .message(let request):
+        self.runBehavior(method, request.pointer)
+      case .end:
+        let details = "\"\(self.context.call.head.path)\" requires exactly one request message."
+        self.context.call.finish(Status(code: .unimplemented, details: details), isLast: true)
+      case .terminated:
+        break
+      case .invalid:
+        break
+      }
+    case .streamUnary, .streamStream:
+      guard let requests = PythonReference(owning: RequestIterator.make(self.context)) else {
+        return self.failed("Exception calling application")
+      }
+      self.runBehavior(method, requests.pointer)
+    }
+  }
+
+  /// Finds the method handler: the one that was registered, or what the server's interceptors and
+  /// generic handlers say.
+  private func resolve() -> BoundMethod? {
+    if let method = self.context.method { return method }
+    let call = self.context.call
+    guard let path = PythonReference(owning: PythonString.make(call.head.path)),
+      let metadata = PythonReference(owning: self.context.invocationMetadata()),
+      let resolver = self.context.server.resolver,
+      let handler = PythonReference(
+        owning: py_call2(resolver.pointer, path.pointer, metadata.pointer)
+      )
+    else {
+      self.logFailure("Exception servicing handler")
+      call.finish(Status(code: .unknown, details: "Error in service handler!"), isLast: true)
+      return nil
+    }
+    if Python.isNone(handler.pointer) {
+      call.finish(Status(code: .unimplemented, details: "Method not found!"), isLast: true)
+      return nil
+    }
+    guard let method = BoundMethod(handler.pointer) else {
+      self.logFailure("Exception servicing handler")
+      call.finish(Status(code: .unknown, details: "Error in service handler!"), isLast: true)
+      return nil
+    }
+    self.context.method = method
+    return method
+  }
+
+  private func runBehavior(_ method: BoundMethod, _ request: PythonPointer) {
+    if method.isNonBlocking, method.kind.isResponseStreaming {
+      guard let send = PythonReference(owning: ResponseSender.make(self.context)),
+        let result = PythonReference(
+          owning: py_call3(method.behavior.pointer, request, self.object, send.pointer)
+        )
+      else { return self.failed("Exception calling application") }
+      _ = consume result
+      return
+    }
+    guard let result = PythonReference(
+      owning: py_call2(method.behavior.pointer, request, self.object)
+    ) else { return self.failed("Exception calling application") }
+    if method.kind.isResponseStreaming {
+      self.sendResponses(result.pointer)
+    } else {
+      self.context.respond(result.pointer)
+    }
+  }
+
+  private func sendResponses(_ responses: PythonPointer) {
+    // grpcio takes an iterator only; a list, say, is a mistake.
+    guard PyIter_Check(responses) != 0 else {
+      PythonError.raiseTypeError("'\(Python.typeName(responses))' object is not an iterator")
+      return self.failed("Exception iterating responses")
+    }
+    while let response = PythonReference(owning: PyIter_Next(responses)) {
+      // grpcio ends the stream where a servicer yields None.
+      if Python.isNone(response.pointer) { break }
+      guard self.context.send(response.pointer, mayWait: true) else {
+        return self.close(responses)
+      }
+    }
+    if PyErr_Occurred() != nil { return self.failed("Exception iterating responses") }
+    self.close(responses)
+    self.context.finish(.ok)
+  }
+
+  /// Closes a generator here, on the thread that it ran on: when its peer has gone, its `finally`
+  /// blocks and its transaction belong to this thread.
+  private func close(_ iterator: PythonPointer) {
+    guard PyObject_HasAttrString(iterator, "close") != 0 else { return }
+    if let result = py_call_method0(iterator, self.context.bindings.close.pointer) {
+      py_decref(result)
+    } else {
+      self.logFailure("Exception closing responses")
+    }
+  }
+
+  /// Ends the call after the behaviour raised.
+  private func failed(_ what: String) {
+    guard let error = PythonError.fetch() else { return }
+    let call = self.context.call
+    if self.context.isAborted {
+      self.context.finish(Status(code: .unknown, details: "RPC Aborted"))
+      return
+    }
+    // The engine's own RpcError tells the servicer that its peer has gone: no news to log.
+    if let termination = call.termination, termination != .answered,
+      error.matches(self.context.bindings.rpcError.pointer)
+    {
+      return
+    }
+    var details = "Calling application raised unprintable Exception!"
+    if let text = PythonReference(owning: PyObject_Str(error.value.pointer)) {
+      details = "\(what): \(PythonString.value(text.pointer) ?? "")"
+    } else {
+      PyErr_Clear()
+    }
+    self.context.bindings.log(details, error)
+    self.context.finish(Status(code: .unknown, details: details))
+  }
+
+  private func logFailure(_ what: String) {
+    guard let error = PythonError.fetch() else { return }
+    var text = what
+    if let reason = PythonReference(owning: PyObject_Str(error.value.pointer)) {
+      text = "\(what): \(PythonString.value(reason.pointer) ?? "")"
+    } else {
+      PyErr_Clear()
+    }
+    self.context.bindings.log(text, error)
+  }
+}

@@ -1,0 +1,63 @@
+internal import CPythonABI
+package import PythonInterop
+
+/// The module `django_grpc._engine`, for whichever front makes it: an extension module that
+/// CPython loads, or an executable that embeds CPython.
+package enum EngineModule {
+  /// - Returns: the module, a new reference; `nil` with an exception set.
+  package static func make() -> PythonPointer? {
+    let functions = Self.functions
+    // Python keeps pointing to both tables, so they are never freed.
+    let table = UnsafeMutablePointer<PyMethodDef>.allocate(capacity: functions.count + 1)
+    table.initialize(from: functions, count: functions.count)
+    (table + functions.count).initialize(to: PyMethodDef())
+    let definition = UnsafeMutablePointer<PyModuleDef>.allocate(capacity: 1)
+    definition.initialize(to: PyModuleDef())
+    definition.pointee.m_name = Self.constant("django_grpc._engine")
+    definition.pointee.m_doc = Self.constant("The gRPC server of django-grpc, in Swift.")
+    definition.pointee.m_size = -1
+    definition.pointee.m_methods = table
+    guard let module = PythonReference(
+      owning: PyModule_Create2(definition, CInt(PYTHON_ABI_VERSION))
+    ), EngineTypes.add(to: module.pointer) else { return nil }
+    return module.take()
+  }
+
+  private static func constant(_ text: StaticString) -> UnsafePointer<CChar> {
+    UnsafeRawPointer(text.utf8Start).assumingMemoryBound(to: CChar.self)
+  }
+
+  private static var functions: [PyMethodDef] {
+    [
+      PythonMethod.keywords(
+        "configure", "Give the engine the Python objects that it needs; called once, at import."
+      ) { module, arguments, keywords in
+        guard let module, let values = PythonArguments(arguments, keywords, "bindings")[0],
+          let bindings = Bindings(values, module: module)
+        else { return nil }
+        Bindings.configure(bindings)
+        return Python.newNone()
+      },
+      PythonMethod.oneArgument("make_server", "Make a server of a dict of settings.") {
+        _, values in values.flatMap { PythonServer.make($0) }
+      },
+      PythonMethod.keywords(
+        "make_server_credentials", "Make credentials of PEM bytes."
+      ) { _, arguments, keywords in
+        CredentialsBox.make(
+          PythonArguments(
+            arguments, keywords, "key_pairs", "root_certificates", "require_client_auth"
+          )
+        )
+      },
+      PythonMethod.oneArgument("_run_call", "Run a call, in the Python context of the caller.") {
+        _, object in
+        guard let object,
+          let context = EngineTypes.current?.servicerContext.checkedPayload(object)
+        else { return nil }
+        CallRunner(context: context, object: object).run()
+        return Python.newNone()
+      },
+    ]
+  }
+}

@@ -1,0 +1,46 @@
+internal import CPythonABI
+internal import PythonInterop
+internal import Synchronization
+
+/// The Python types of the module, made once when it is imported.
+final class EngineTypes: Sendable {
+  let server: HeapType<PythonServer>
+  let credentials: HeapType<CredentialsBox>
+  let servicerContext: HeapType<ServicerContext>
+  let requestIterator: HeapType<RequestIterator>
+  let responseSender: HeapType<ResponseSender>
+
+  private static let shared = Mutex<EngineTypes?>(nil)
+
+  private init?() {
+    guard let server = PythonServer.makeType(), let credentials = CredentialsBox.makeType(),
+      let servicerContext = ServicerContextType.make(),
+      let requestIterator = RequestIterator.makeType(),
+      let responseSender = ResponseSender.makeType()
+    else { return nil }
+    self.server = server
+    self.credentials = credentials
+    self.servicerContext = servicerContext
+    self.requestIterator = requestIterator
+    self.responseSender = responseSender
+  }
+
+  /// Makes the types and adds those that Python names to `module`.
+  ///
+  /// - Returns: false with an exception set.
+  static func add(to module: PythonPointer) -> Bool {
+    guard let types = EngineTypes() else { return false }
+    Self.shared.withLock { $0 = types }
+    return PyModule_AddType(module, types.server.type) == 0
+      && PyModule_AddType(module, types.credentials.type) == 0
+      && PyModule_AddType(module, types.servicerContext.type) == 0
+      && PyModule_AddType(module, types.requestIterator.type) == 0
+  }
+
+  /// `nil` with RuntimeError set before the module was imported.
+  static var current: EngineTypes? {
+    if let types = Self.shared.withLock({ $0 }) { return types }
+    PythonError.raiseRuntimeError("_engine has not been imported")
+    return nil
+  }
+}

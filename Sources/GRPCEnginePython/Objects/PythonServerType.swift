@@ -1,0 +1,124 @@
+internal import CPythonABI
+internal import GRPCEngineServer
+internal import PythonInterop
+
+extension PythonServer {
+  private static func server(_ object: PythonPointer?) -> PythonServer? {
+    HeapType<PythonServer>.payload(object)
+  }
+
+  /// `_engine.make_server(configuration)`.
+  static func make(_ values: PythonPointer) -> PythonPointer? {
+    guard let bindings = Bindings.current, let types = EngineTypes.current,
+      let (configuration, limits) = ServerConfiguration.make(values)
+    else { return nil }
+    return types.server.make(
+      PythonServer(configuration: configuration, limits: limits, bindings: bindings)
+    )
+  }
+
+  static func makeType() -> HeapType<PythonServer>? {
+    HeapType.make(
+      name: "django_grpc._engine.Server",
+      documentation: "The engine's server; django_grpc.engine dresses it as a grpc.Server.",
+      methods: Self.methodMethods + Self.lifeCycleMethods + Self.threadMethods
+    )
+  }
+
+  private static var methodMethods: [PyMethodDef] {
+    [
+      PythonMethod.keywords("add_method", "Register a method handler for a path.") {
+        object, arguments, keywords in
+        let given = PythonArguments(arguments, keywords, "path", "handler")
+        guard let server = PythonServer.server(object), let path = PythonServer.text(given, 0),
+          let handler = given[1], server.addMethod(path, handler)
+        else { return nil }
+        return Python.newNone()
+      },
+      PythonMethod.keywords(
+        "add_resolved_method", "Register a path whose handler the resolver gives."
+      ) { object, arguments, keywords in
+        let given = PythonArguments(arguments, keywords, "path", "request_streaming")
+        guard let server = PythonServer.server(object), let path = PythonServer.text(given, 0),
+          let requestStreaming = given[1]
+        else { return nil }
+        server.addResolvedMethod(path, startsOnFirstMessage: !Python.isTrue(requestStreaming))
+        return Python.newNone()
+      },
+      PythonMethod.keywords(
+        "set_resolver", "Set who gives the handlers that have to be asked for."
+      ) { object, arguments, keywords in
+        let given = PythonArguments(arguments, keywords, "resolver", "fallback")
+        guard let server = PythonServer.server(object), let resolver = given[0], let fallback = given[1]
+        else { return nil }
+        server.setResolver(resolver, isFallback: Python.isTrue(fallback))
+        return Python.newNone()
+      },
+    ]
+  }
+
+  private static var lifeCycleMethods: [PyMethodDef] {
+    [
+      PythonMethod.keywords("add_port", "Bind an address; returns the port.") {
+        object, arguments, keywords in
+        let given = PythonArguments(arguments, keywords, "address", "credentials")
+        guard let server = PythonServer.server(object), let address = PythonServer.text(given, 0),
+          let credentials = given[1]
+        else { return nil }
+        let box = EngineTypes.current?.credentials.checkedPayload(credentials)
+        guard let port = server.addPort(address, box?.credentials) else { return nil }
+        return PythonNumber.make(port)
+      },
+      PythonMethod.noArguments("start", "Start the event loops and accept connections.") {
+        object, _ in
+        guard let server = PythonServer.server(object), server.start() else { return nil }
+        return Python.newNone()
+      },
+      PythonMethod.oneArgument(
+        "drain", "Refuse new calls; the callable is called when the last connection is gone."
+      ) { object, whenStopped in
+        guard let server = PythonServer.server(object), let whenStopped else { return nil }
+        server.drain(whenStopped)
+        return Python.newNone()
+      },
+      PythonMethod.noArguments("cancel_all_calls", "End every call and connection.") {
+        object, _ in
+        guard let server = PythonServer.server(object) else { return nil }
+        server.cancelAllCalls()
+        return Python.newNone()
+      },
+      PythonMethod.noArguments("statistics", "Figures of calls, connections and workers.") {
+        object, _ in PythonServer.server(object)?.makeStatistics()
+      },
+    ]
+  }
+
+  private static var threadMethods: [PyMethodDef] {
+    [
+      PythonMethod.noArguments("run_worker", "The body of a worker thread.") { object, _ in
+        guard let object, let server = PythonServer.server(object) else { return nil }
+        server.runWorker(object)
+        return Python.newNone()
+      },
+      PythonMethod.oneArgument("run_control", "The body of the control thread.") {
+        object, spawnWorker in
+        guard let server = PythonServer.server(object), let spawnWorker else { return nil }
+        server.runControl(spawnWorker: spawnWorker)
+        return Python.newNone()
+      },
+      PythonMethod.noArguments("stop_threads", "End the worker and control threads.") {
+        object, _ in
+        guard let server = PythonServer.server(object) else { return nil }
+        server.stopThreads()
+        return Python.newNone()
+      },
+    ]
+  }
+
+  private static func text(_ arguments: PythonArguments, _ index: Int) -> String? {
+    guard let object = arguments[index] else { return nil }
+    if let text = PythonString.value(object) { return text }
+    PythonError.raiseTypeError("argument \(index + 1) must be a str")
+    return nil
+  }
+}

@@ -1,0 +1,248 @@
+internal import CPythonABI
+internal import GRPCEngineServer
+internal import GRPCEngineTransport
+internal import GRPCEngineWire
+internal import PythonInterop
+
+/// `_engine.ServicerContext`: the methods of `grpc.ServicerContext`, with grpcio's semantics.
+enum ServicerContextType {
+  static func make() -> HeapType<ServicerContext>? {
+    HeapType.make(
+      name: "django_grpc._engine.ServicerContext",
+      documentation: "A call, as its servicer sees it; a virtual subclass of grpc.ServicerContext.",
+      methods: Self.stateMethods + Self.metadataMethods + Self.statusMethods + Self.peerMethods
+    )
+  }
+
+  private static func context(_ object: PythonPointer?) -> ServicerContext? {
+    HeapType<ServicerContext>.payload(object)
+  }
+
+  // MARK: State of the call
+
+  private static var stateMethods: [PyMethodDef] {
+    [
+      PythonMethod.noArguments("is_active", "Whether the call has not ended.") { object, _ in
+        guard let context = Self.context(object) else { return nil }
+        return Python.newBool(context.call.isActive)
+      },
+      PythonMethod.noArguments(
+        "time_remaining", "Seconds until the deadline; infinite without one."
+      ) { object, _ in
+        guard let context = Self.context(object) else { return nil }
+        return PythonNumber.make(context.timeRemaining)
+      },
+      PythonMethod.noArguments("cancel", "End the call with CANCELLED.") { object, _ in
+        guard let context = Self.context(object) else { return nil }
+        context.call.cancel()
+        return Python.newNone()
+      },
+      PythonMethod.keywords(
+        "add_callback", "Have a callable called when the call ends; False when it has ended."
+      ) { object, arguments, keywords in
+        guard let context = Self.context(object),
+          let callback = PythonArguments(arguments, keywords, "callback")[0]
+        else { return nil }
+        return Python.newBool(context.addCallback(callback))
+      },
+    ]
+  }
+
+  // MARK: Metadata and compression
+
+  private static var metadataMethods: [PyMethodDef] {
+    [
+      PythonMethod.noArguments(
+        "invocation_metadata", "The metadata that the client sent."
+      ) { object, _ in Self.context(object)?.invocationMetadata() },
+      PythonMethod.keywords(
+        "send_initial_metadata", "Send initial metadata, before the first response."
+      ) { object, arguments, keywords in
+        guard let context = Self.context(object),
+          let value = PythonArguments(arguments, keywords, "initial_metadata")[0],
+          let metadata = PythonMetadata.parse(value)
+        else { return nil }
+        if let termination = context.call.termination, termination != .answered {
+          PyErr_SetNone(context.bindings.rpcError.pointer)
+          return nil
+        }
+        guard context.call.sendInitialMetadata(metadata) else {
+          PythonError.raiseValueError("Initial metadata no longer allowed!")
+          return nil
+        }
+        return Python.newNone()
+      },
+      PythonMethod.keywords(
+        "set_trailing_metadata", "Set the metadata that goes out with the status."
+      ) { object, arguments, keywords in
+        guard let context = Self.context(object),
+          let value = PythonArguments(arguments, keywords, "trailing_metadata")[0],
+          let metadata = PythonMetadata.parse(value)
+        else { return nil }
+        context.trailingMetadata = PythonHandle(retaining: value)
+        context.wireTrailingMetadata = metadata.entries.isEmpty ? nil : metadata
+        return Python.newNone()
+      },
+      PythonMethod.noArguments(
+        "trailing_metadata", "The metadata that was set to go out with the status."
+      ) { object, _ in
+        guard let context = Self.context(object) else { return nil }
+        return Self.newReference(context.trailingMetadata)
+      },
+      PythonMethod.keywords(
+        "set_compression", "Set how the responses are compressed."
+      ) { object, arguments, keywords in
+        guard let context = Self.context(object),
+          let value = PythonArguments(arguments, keywords, "compression")[0]
+        else { return nil }
+        guard let algorithm = CompressionAlgorithm(python: value) else { return nil }
+        context.call.setEncoding(algorithm)
+        return Python.newNone()
+      },
+      PythonMethod.noArguments(
+        "disable_next_message_compression", "Send the next response as it is."
+      ) { object, _ in
+        guard let context = Self.context(object) else { return nil }
+        context.mayCompressNext = false
+        return Python.newNone()
+      },
+    ]
+  }
+
+  private static func newReference(_ handle: PythonHandle?) -> PythonPointer? {
+    guard let handle else { return Python.newNone() }
+    py_incref(handle.pointer)
+    return handle.pointer
+  }
+
+  // MARK: Status
+
+  private static var statusMethods: [PyMethodDef] {
+    [
+      PythonMethod.keywords("abort", "End the call with a status, by raising.") {
+        object, arguments, keywords in
+        guard let context = Self.context(object) else { return nil }
+        let given = PythonArguments(arguments, keywords, "code", "details")
+        guard let code = given[0], let details = given[1] else { return nil }
+        Self.abort(context, code: code, details: details)
+        return nil
+      },
+      PythonMethod.keywords("abort_with_status", "End the call with a grpc.Status, by raising.") {
+        object, arguments, keywords in
+        guard let context = Self.context(object),
+          let status = PythonArguments(arguments, keywords, "status")[0],
+          let code = PythonReference(owning: Python.attribute(status, "code")),
+          let details = PythonReference(owning: Python.attribute(status, "details")),
+          let trailing = PythonReference(owning: Python.attribute(status, "trailing_metadata")),
+          let metadata = PythonMetadata.parse(trailing.pointer)
+        else { return nil }
+        context.trailingMetadata = PythonHandle(retaining: trailing.pointer)
+        context.wireTrailingMetadata = metadata.entries.isEmpty ? nil : metadata
+        Self.abort(context, code: code.pointer, details: details.pointer)
+        return nil
+      },
+      PythonMethod.keywords("set_code", "Set the status code to end with.") {
+        object, arguments, keywords in
+        guard let context = Self.context(object),
+          let code = PythonArguments(arguments, keywords, "code")[0]
+        else { return nil }
+        context.code = Python.isNone(code) ? nil : PythonHandle(retaining: code)
+        return Python.newNone()
+      },
+      PythonMethod.keywords("set_details", "Set the details to end with.") {
+        object, arguments, keywords in
+        guard let context = Self.context(object),
+          let details = PythonArguments(arguments, keywords, "details")[0],
+          let encoded = Self.encoded(details)
+        else { return nil }
+        context.details = encoded
+        return Python.newNone()
+      },
+      PythonMethod.noArguments("code", "The status code that was set; None when none was.") {
+        object, _ in
+        guard let context = Self.context(object) else { return nil }
+        return Self.newReference(context.code)
+      },
+      PythonMethod.noArguments("details", "The details that were set, as UTF-8 bytes.") {
+        object, _ in
+        guard let context = Self.context(object) else { return nil }
+        return Self.newReference(context.details)
+      },
+    ]
+  }
+
+  private static func abort(
+    _ context: ServicerContext, code: PythonPointer, details: PythonPointer
+  ) {
+    let isOK =
+      PythonCollections.value(context.bindings.statusCodes.pointer, code)
+      .flatMap { PythonNumber.int($0) } == 0
+    if isOK {
+      // As grpcio: OK is no way to fail, so the call ends with UNKNOWN and no details.
+      context.bindings.log("abort() called with StatusCode.OK; returning UNKNOWN")
+      context.code = context.bindings.unknownCode
+      guard let empty = PythonReference(owning: PythonBytes.make([])) else { return }
+      context.details = PythonHandle(empty)
+    } else {
+      guard let encoded = Self.encoded(details) else { return }
+      context.code = PythonHandle(retaining: code)
+      context.details = encoded
+    }
+    context.isAborted = true
+    PyErr_SetNone(context.bindings.abortError.pointer)
+  }
+
+  /// Details as UTF-8 `bytes`; `nil` with TypeError set when they are neither text nor bytes.
+  private static func encoded(_ details: PythonPointer) -> PythonHandle? {
+    if py_is_bytes(details) != 0 { return PythonHandle(retaining: details) }
+    guard py_is_string(details) != 0 else {
+      PythonError.raiseTypeError("the details of a status must be a str")
+      return nil
+    }
+    guard let bytes = PythonReference(owning: PyUnicode_AsUTF8String(details)) else { return nil }
+    return PythonHandle(bytes)
+  }
+
+  // MARK: Peer
+
+  private static var peerMethods: [PyMethodDef] {
+    [
+      PythonMethod.noArguments("peer", "The address of the peer.") { object, _ in
+        guard let context = Self.context(object) else { return nil }
+        return PythonString.make(context.call.peer.description)
+      },
+      PythonMethod.noArguments("peer_identities", "Whom the peer's certificate names.") {
+        object, _ in
+        guard let context = Self.context(object) else { return nil }
+        guard let identity = PeerIdentity(context.call.peer) else { return Python.newNone() }
+        return identity.makeIdentities()
+      },
+      PythonMethod.noArguments(
+        "peer_identity_key", "The property of the auth context that identifies the peer."
+      ) { object, _ in
+        guard let context = Self.context(object) else { return nil }
+        guard let identity = PeerIdentity(context.call.peer) else { return Python.newNone() }
+        return PythonString.make(identity.key)
+      },
+      PythonMethod.noArguments("auth_context", "What is known of the connection's security.") {
+        object, _ in
+        guard let context = Self.context(object) else { return nil }
+        return PeerIdentity.makeAuthContext(context.call.peer)
+      },
+    ]
+  }
+}
+
+extension CompressionAlgorithm {
+  /// A `grpc.Compression`; `nil` with ValueError set when it is none.
+  init?(python object: PythonPointer) {
+    switch PythonNumber.int(object) {
+    case 0: self = .identity
+    case 1: self = .deflate
+    case 2: self = .gzip
+    default:
+      PythonError.raiseValueError("compression must be a grpc.Compression")
+      return nil
+    }
+  }
+}

@@ -1,0 +1,79 @@
+internal import CPythonABI
+internal import GRPCEngineServer
+internal import PythonInterop
+
+/// A `grpc.RpcMethodHandler`, looked through once.
+///
+/// Made and released with the GIL held.
+final class BoundMethod: Sendable {
+  let kind: CallKind
+  let behavior: PythonHandle
+  /// `nil` passes the bytes as they are, as grpcio does.
+  let requestDeserializer: PythonHandle?
+  let responseSerializer: PythonHandle?
+  /// The behaviour takes a third argument, by which it sends answers later
+  /// (`experimental_non_blocking`, as grpcio-health-checking's Watch).
+  let isNonBlocking: Bool
+  /// The pool that the behaviour asks for (`experimental_thread_pool`).
+  let threadPool: PythonHandle?
+
+  /// - Returns: `nil` with an exception set when `handler` is no method handler.
+  init?(_ handler: PythonPointer) {
+    guard let requestStreaming = PythonReference(
+      owning: Python.attribute(handler, "request_streaming")
+    ),
+      let responseStreaming = PythonReference(
+        owning: Python.attribute(handler, "response_streaming")
+      )
+    else { return nil }
+    let name: String
+    switch (Python.isTrue(requestStreaming.pointer), Python.isTrue(responseStreaming.pointer)) {
+    case (false, false): (self.kind, name) = (.unaryUnary, "unary_unary")
+    case (false, true): (self.kind, name) = (.unaryStream, "unary_stream")
+    case (true, false): (self.kind, name) = (.streamUnary, "stream_unary")
+    case (true, true): (self.kind, name) = (.streamStream, "stream_stream")
+    }
+    guard let behavior = PythonReference(owning: Python.attribute(handler, name)) else { return nil }
+    guard py_is_callable(behavior.pointer) != 0 else {
+      PythonError.raiseTypeError("the method handler's '\(name)' is not callable")
+      return nil
+    }
+    self.behavior = PythonHandle(behavior)
+    self.requestDeserializer = Python.optionalAttribute(handler, "request_deserializer")
+    self.responseSerializer = Python.optionalAttribute(handler, "response_serializer")
+    let nonBlocking = Python.optionalAttribute(
+      self.behavior.pointer, "experimental_non_blocking"
+    )
+    self.isNonBlocking = nonBlocking.map { Python.isTrue($0.pointer) } ?? false
+    self.threadPool = Python.optionalAttribute(self.behavior.pointer, "experimental_thread_pool")
+  }
+}
+
+/// A Python servicer's method, as the engine sees it.
+final class PythonMethodHandler: MethodHandler {
+  let startsOnFirstMessage: Bool
+  /// What runs, unless it has to be asked for call by call; see `BoundMethodCell`.
+  let method: BoundMethodCell
+  private let pool: WorkerPool
+
+  init(method: BoundMethodCell, startsOnFirstMessage: Bool, pool: WorkerPool) {
+    self.method = method
+    self.startsOnFirstMessage = startsOnFirstMessage
+    self.pool = pool
+  }
+
+  func start(_ call: Call) { self.pool.submit(PythonJob(call: call, handler: self)) }
+}
+
+/// Keeps a bound method for handlers that any thread may release.
+///
+/// The engine drops its handlers on an event loop, where no Python object may die; so the server's
+/// Python side empties the cells first, with the GIL held.
+final class BoundMethodCell: @unchecked Sendable {
+  // Safe to share: read, written and emptied with the GIL held only.
+  private(set) var value: BoundMethod?
+
+  init(_ value: BoundMethod?) { self.value = value }
+
+  func empty() { self.value = nil }
+}

@@ -1,0 +1,217 @@
+internal import CPythonABI
+internal import GRPCEngineServer
+internal import GRPCEngineTransport
+internal import GRPCEngineWire
+internal import PythonInterop
+
+/// A server whose servicers are Python's: what is behind `_engine.Server`.
+///
+/// Everything here is called with the GIL held, unless it says otherwise.
+final class PythonServer {
+  let configuration: ServerConfiguration
+  let bindings: Bindings
+  let control = ControlThread()
+  let pool: WorkerPool
+  /// `resolver(path, invocation_metadata)` gives the method handler of a call that has to be asked
+  /// for: with interceptors, or from a generic handler.
+  private(set) var resolver: PythonHandle?
+  private let server: Server
+  private var methods: [BoundMethodCell] = []
+
+  init(configuration: ServerConfiguration, limits: WorkerPool.Limits, bindings: Bindings) {
+    self.configuration = configuration
+    self.bindings = bindings
+    self.pool = WorkerPool(limits: limits, control: self.control)
+    self.server = Server(configuration: configuration)
+  }
+
+  deinit {
+    // The engine may drop its handlers later and elsewhere, where no Python object may die.
+    for method in self.methods { method.empty() }
+    self.server.drain {}
+    self.server.cancelAllCalls()
+    self.pool.stop()
+    self.control.submit(.stop)
+  }
+
+  // MARK: Methods
+
+  /// Registers a method that always runs the same handler.
+  ///
+  /// - Returns: false with an exception set.
+  func addMethod(_ path: String, _ handler: PythonPointer) -> Bool {
+    guard let method = BoundMethod(handler) else { return false }
+    let cell = BoundMethodCell(method)
+    self.methods.append(cell)
+    self.register(path, cell, startsOnFirstMessage: !method.kind.isRequestStreaming)
+    return true
+  }
+
+  /// Registers a method whose handler the resolver gives, call by call.
+  func addResolvedMethod(_ path: String, startsOnFirstMessage: Bool) {
+    self.register(path, BoundMethodCell(nil), startsOnFirstMessage: startsOnFirstMessage)
+  }
+
+  private func register(_ path: String, _ cell: BoundMethodCell, startsOnFirstMessage: Bool) {
+    let handler = PythonMethodHandler(
+      method: cell, startsOnFirstMessage: startsOnFirstMessage, pool: self.pool
+    )
+    self.server.methods.register(handler, for: path)
+  }
+
+  /// - Parameter isFallback: whether the resolver is asked for paths that nobody registered too.
+  func setResolver(_ resolver: PythonPointer, isFallback: Bool) {
+    self.resolver = PythonHandle(retaining: resolver)
+    let handler = PythonMethodHandler(
+      method: BoundMethodCell(nil), startsOnFirstMessage: false, pool: self.pool
+    )
+    self.server.methods.setFallback(isFallback ? handler : nil)
+  }
+
+  // MARK: Life cycle
+
+  /// - Returns: the port bound; `nil` with an exception set.
+  func addPort(_ address: String, _ credentials: ServerCredentials?) -> Int? {
+    do {
+      return try self.server.addPort(address, credentials: credentials)
+    } catch let error as BoundSocket.Failure {
+      PythonError.raiseOSError(errno: error.errno, error.message)
+    } catch let error as ListenAddress.Malformed {
+      PythonError.raiseValueError(error.message)
+    } catch let error as Server.WrongState {
+      PythonError.raiseValueError(error.message)
+    } catch {
+      PythonError.raiseRuntimeError("\(error)")
+    }
+    return nil
+  }
+
+  /// - Returns: false with an exception set.
+  func start() -> Bool {
+    do {
+      try Python.detachedThrowing { try self.server.start() }
+      return true
+    } catch let error as Server.WrongState {
+      PythonError.raiseValueError(error.message)
+    } catch {
+      PythonError.raiseRuntimeError("Cannot start the server: \(error)")
+    }
+    return false
+  }
+
+  func drain(_ whenStopped: PythonPointer) {
+    let transfer = PythonTransfer(retaining: whenStopped)
+    let control = self.control
+    Python.detached { self.server.drain { control.submit(.call(transfer)) } }
+  }
+
+  func cancelAllCalls() { self.server.cancelAllCalls() }
+
+  /// Ends the worker threads, once the queue is empty, and then the control thread.
+  func stopThreads() {
+    self.pool.stop()
+    self.control.submit(.stop)
+  }
+
+  // MARK: Threads
+
+  /// The body of a worker thread.
+  func runWorker(_ object: PythonPointer) {
+    let worker = WorkerThread()
+    self.pool.enter(worker)
+    while let job = self.pool.next(worker) { self.run(job, on: worker) }
+  }
+
+  private func run(_ job: PythonJob, on worker: WorkerThread) {
+    // Its peer has gone, or its time, while it was queued: it never runs.
+    guard job.call.isActive else { return job.call.handlerReturned() }
+    let context = ServicerContext(
+      call: job.call, method: job.handler.method.value, server: self, worker: worker
+    )
+    guard let object = PythonReference(
+      owning: EngineTypes.current?.servicerContext.make(context)
+    ) else { return self.fail(context) }
+    if let pool = context.method?.threadPool {
+      return self.submit(context, object.pointer, to: pool.pointer)
+    }
+    // Each call gets a copy of the thread's context: what a servicer sets stays with its call,
+    // while what the thread has kept (Django's cache connections) is there for every call.
+    guard let python = PythonReference(owning: py_call0(self.bindings.copyContext.pointer)),
+      let result = PythonReference(
+        owning: py_call_method2(
+          python.pointer, self.bindings.run.pointer, self.bindings.runCall.pointer, object.pointer
+        )
+      )
+    else { return self.fail(context) }
+    _ = consume result
+  }
+
+  /// Hands a call to the pool that its behaviour asks for.
+  private func submit(
+    _ context: ServicerContext, _ object: PythonPointer, to pool: PythonPointer
+  ) {
+    guard let name = PythonReference(owning: PythonString.make("submit")),
+      let future = PythonReference(
+        owning: py_call_method2(pool, name.pointer, self.bindings.runCall.pointer, object)
+      )
+    else { return self.fail(context) }
+    _ = consume future
+  }
+
+  /// Ends a call that could not even be begun.
+  private func fail(_ context: ServicerContext) {
+    if let error = PythonError.fetch() { self.bindings.log("Cannot run a call", error) }
+    context.call.finish(Status(code: .internalError, details: "Cannot run the call"), isLast: true)
+  }
+
+  /// The body of the control thread.
+  ///
+  /// - Parameter spawnWorker: a callable that starts a thread with `run_worker` for its body.
+  func runControl(spawnWorker: PythonPointer) {
+    self.control.run { job in
+      switch job {
+      case .spawnWorker:
+        if let result = py_call0(spawnWorker) {
+          py_decref(result)
+        } else {
+          if let error = PythonError.fetch() {
+            self.bindings.log("Cannot start a worker thread", error)
+          }
+          self.pool.spawnFailed()
+        }
+      case .call(let callback):
+        let callback = callback.take()
+        if let result = py_call0(callback.pointer) {
+          py_decref(result)
+        } else if let error = PythonError.fetch() {
+          self.bindings.log("Exception calling callback!", error)
+        }
+      case .stop:
+        break
+      }
+    }
+  }
+
+  // MARK: Statistics
+
+  func makeStatistics() -> PythonPointer? {
+    let pool = self.pool.statistics
+    let values: [(String, Int)] = [
+      ("calls_admitted", self.server.admission.admittedCalls),
+      ("calls_active", self.server.admission.activeCalls),
+      ("connections", self.server.connectionCount),
+      ("calls_queued", pool.queued),
+      ("workers", pool.threads),
+      ("workers_awake", pool.awake),
+      ("workers_idle", pool.idle),
+      ("workers_held", pool.held),
+    ]
+    guard let dict = PythonReference(owning: PyDict_New()) else { return nil }
+    for (name, value) in values {
+      guard let number = PythonReference(owning: PythonNumber.make(value)),
+        PyDict_SetItemString(dict.pointer, name, number.pointer) == 0
+      else { return nil }
+    }
+    return dict.take()
+  }
+}

@@ -1,0 +1,79 @@
+internal import CPythonABI
+internal import GRPCEngineServer
+internal import GRPCEngineTransport
+internal import GRPCEngineWire
+internal import NIOCore
+internal import PythonInterop
+
+extension ServerConfiguration {
+  /// Reads the dict that `django_grpc.engine` made of `options`: our own names, whole numbers,
+  /// times in milliseconds. What is missing keeps its default; what is unknown is an error, since
+  /// Python's table and this one must agree.
+  ///
+  /// - Returns: `nil` with an exception set.
+  static func make(_ values: PythonPointer) -> (ServerConfiguration, WorkerPool.Limits)? {
+    var configuration = ServerConfiguration()
+    var limits = WorkerPool.Limits(running: 1, held: 1000)
+    let isComplete = PythonCollections.forEach(values) { key in
+      guard let name = PythonString.value(key), let item = PythonCollections.value(values, key),
+        let value = PythonNumber.int(item)
+      else {
+        PythonError.raiseTypeError("the engine's configuration is made of str keys and int values")
+        return false
+      }
+      guard configuration.set(name, value) || limits.set(name, value) else {
+        PythonError.raiseValueError("the engine knows no setting '\(name)'")
+        return false
+      }
+      return true
+    }
+    guard isComplete else { return nil }
+    return (configuration, limits)
+  }
+
+  /// - Returns: whether there is such a setting.
+  private mutating func set(_ name: String, _ value: Int) -> Bool {
+    let milliseconds = TimeAmount.milliseconds(Int64(clamping: value))
+    switch name {
+    case "maximum_concurrent_rpcs": self.maximumConcurrentCalls = value
+    case "max_send_message_length": self.maxSendMessageLength = value < 0 ? .max : value
+    case "compression":
+      self.compression = value == 2 ? .gzip : value == 1 ? .deflate : .identity
+    case "event_loop_threads": self.eventLoopThreads = max(1, value)
+    case "max_receive_message_length":
+      self.transport.maxReceiveMessageLength = value < 0 ? .max : value
+    case "max_concurrent_streams": self.transport.http2.maxConcurrentStreams = value
+    case "max_metadata_size": self.transport.http2.maxHeaderListSize = value
+    case "stream_window_size": self.transport.http2.streamWindowSize = value
+    case "connection_window_size": self.transport.http2.connectionWindowSize = value
+    case "max_frame_size": self.transport.http2.maxFrameSize = value
+    case "send_buffer_size": self.transport.http2.sendBufferSize = value
+    case "keepalive_time_ms": self.transport.keepalive.interval = milliseconds
+    case "keepalive_timeout_ms": self.transport.keepalive.timeout = milliseconds
+    case "keepalive_permit_without_calls":
+      self.transport.keepalive.permitWithoutCalls = value != 0
+    case "min_recv_ping_interval_ms":
+      self.transport.keepalive.minReceivedPingInterval = milliseconds
+    case "max_ping_strikes": self.transport.keepalive.maxPingStrikes = value
+    case "max_connection_idle_ms": self.transport.maxConnectionIdle = milliseconds
+    case "max_connection_age_ms": self.transport.maxConnectionAge = milliseconds
+    case "max_connection_age_grace_ms": self.transport.maxConnectionAgeGrace = milliseconds
+    case "handshake_timeout_ms": self.transport.handshakeTimeout = milliseconds
+    case "reuse_port": self.transport.reusePort = value != 0
+    case "backlog": self.transport.backlog = Int32(clamping: value)
+    default: return false
+    }
+    return true
+  }
+}
+
+extension WorkerPool.Limits {
+  fileprivate mutating func set(_ name: String, _ value: Int) -> Bool {
+    switch name {
+    case "max_workers": self.running = max(1, value)
+    case "max_held_workers": self.held = max(0, value)
+    default: return false
+    }
+    return true
+  }
+}

@@ -1,0 +1,36 @@
+internal import NIOCore
+internal import PythonInterop
+internal import Synchronization
+
+/// The Python thread for what is nobody's call: starting workers, and callbacks of calls that
+/// ended while their servicer runs.
+///
+/// grpcio has such a thread too, which polls its completion queue.
+final class ControlThread: Sendable {
+  enum Job: Sendable {
+    case spawnWorker
+    /// Calls a Python object without arguments, and drops it.
+    case call(PythonTransfer)
+    case stop
+  }
+
+  private let jobs = Mutex(CircularBuffer<Job>())
+  private let parker = Parker()
+
+  /// May be called from any thread; never takes the GIL.
+  func submit(_ job: Job) {
+    self.jobs.withLock { $0.append(job) }
+    self.parker.unpark()
+  }
+
+  /// The body of the thread: performs jobs until `.stop`. The GIL is held.
+  func run(_ perform: (Job) -> Void) {
+    while true {
+      while let job = self.jobs.withLock({ $0.popFirst() }) {
+        if case .stop = job { return }
+        perform(job)
+      }
+      Python.detached { self.parker.park() }
+    }
+  }
+}

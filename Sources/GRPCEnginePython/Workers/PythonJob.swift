@@ -1,0 +1,7 @@
+internal import GRPCEngineServer
+
+/// A call on its way to Python. No Python object yet: those are made where the GIL is held.
+struct PythonJob: Sendable {
+  let call: Call
+  let handler: PythonMethodHandler
+}

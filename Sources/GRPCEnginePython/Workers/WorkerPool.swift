@@ -1,0 +1,234 @@
+internal import GRPCEngineServer
+internal import NIOCore
+internal import PythonInterop
+internal import Synchronization
+
+/// Calls that wait for Python, and the threads that run them.
+///
+/// This is the one hand-over from the event loops to Python. Threads that run Python share the
+/// GIL, so more of them awake than needed make every call slower: each release of the GIL becomes
+/// a change of threads. Hence:
+///
+/// - a worker drains the queue for as long as there are calls, and another one is woken only when
+///   nobody is awake, or when the awake ones were seen asleep in the kernel (they wait for a
+///   database, a lock, a socket) while calls wait;
+/// - a worker that waits for its peer, in the middle of a stream, is *held*: it does not count
+///   against `max_workers`, and somebody else steps in. A peer that stalls stops nobody.
+///
+/// What is woken too eagerly goes back to sleep by itself: from time to time one worker retires,
+/// less and less often where that turns out wrong.
+final class WorkerPool: Sendable {
+  struct Limits: Sendable {
+    /// Workers that may run a servicer at the same time (`max_workers`).
+    var running: Int
+    /// Workers more than that which may be held by a stream whose peer stalls.
+    var held: Int
+  }
+
+  private struct State {
+    var queue = CircularBuffer<PythonJob>()
+    var idle: [WorkerThread] = []
+    var awake: [WorkerThread] = []
+    var held = 0
+    var threads = 0
+    var isSpawning = false
+    var isTicking = false
+    var isStopping = false
+    var lastTaken = NIODeadline.uptimeNanoseconds(0)
+    var retirements = 0
+    var retirePeriod = WorkerPool.shortestRetirePeriod
+    var lastRetired = NIODeadline.uptimeNanoseconds(0)
+  }
+
+  /// How often waiting calls make the pool look at its workers.
+  private static let tick = TimeAmount.microseconds(200)
+  /// A queue that nobody takes from for so long gets one more worker, whatever the others do: as
+  /// long calls share the interpreter in grpcio too.
+  private static let patience = TimeAmount.milliseconds(10)
+  private static let shortestRetirePeriod = TimeAmount.milliseconds(20)
+  private static let longestRetirePeriod = TimeAmount.seconds(1)
+
+  let limits: Limits
+  private let control: ControlThread
+  private let state = Mutex(State())
+
+  init(limits: Limits, control: ControlThread) {
+    self.limits = limits
+    self.control = control
+  }
+
+  // MARK: The event loop's side
+
+  /// Queues a call. Called on its event loop.
+  func submit(_ job: PythonJob) {
+    var wakeUp = WakeUp.none
+    let shouldTick = self.state.withLock { state -> Bool in
+      state.queue.append(job)
+      let isAlone = state.awake.isEmpty
+      if isAlone { wakeUp = self.wakeOne(&state) }
+      // A single call for a worker that was just woken needs no looking after.
+      guard !state.isTicking, !isAlone || state.queue.count > 1 else { return false }
+      state.isTicking = true
+      return true
+    }
+    self.perform(wakeUp)
+    if shouldTick { self.scheduleTick(on: job.call.eventLoop) }
+  }
+
+  private func scheduleTick(on eventLoop: any EventLoop) {
+    eventLoop.scheduleTask(in: Self.tick) { self.tick(on: eventLoop) }
+  }
+
+  private func tick(on eventLoop: any EventLoop) {
+    let awake = self.state.withLock { state -> [WorkerThread]? in
+      guard !state.queue.isEmpty, !state.isStopping else {
+        state.isTicking = false
+        return nil
+      }
+      return state.awake
+    }
+    guard let awake else { return }
+    let areBlocked = awake.allSatisfy { $0.isAsleep ?? false }
+    var wakeUp = WakeUp.none
+    let now = NIODeadline.now()
+    self.state.withLock { state in
+      guard !state.queue.isEmpty else { return }
+      if areBlocked || now - state.lastTaken > Self.patience {
+        wakeUp = self.wakeOne(&state)
+        if case .none = wakeUp {} else if now - state.lastRetired < .milliseconds(5) {
+          state.retirePeriod = min(state.retirePeriod * 2, Self.longestRetirePeriod)
+        }
+      } else if state.awake.count > 1, state.retirements == 0,
+        now - state.lastRetired > state.retirePeriod
+      {
+        state.retirements = 1
+        state.lastRetired = now
+      }
+    }
+    self.perform(wakeUp)
+    self.scheduleTick(on: eventLoop)
+  }
+
+  // MARK: Waking
+
+  private enum WakeUp {
+    case none
+    case unpark(WorkerThread)
+    case spawn
+  }
+
+  private func wakeOne(_ state: inout State) -> WakeUp {
+    guard state.awake.count < self.limits.running, !state.isStopping else { return .none }
+    if let worker = state.idle.popLast() {
+      state.awake.append(worker)
+      return .unpark(worker)
+    }
+    guard !state.isSpawning,
+      state.threads < self.limits.running + min(state.held, self.limits.held)
+    else { return .none }
+    state.isSpawning = true
+    state.threads += 1
+    return .spawn
+  }
+
+  private func perform(_ wakeUp: WakeUp) {
+    switch wakeUp {
+    case .none: break
+    case .unpark(let worker): worker.parker.unpark()
+    case .spawn: self.control.submit(.spawnWorker)
+    }
+  }
+
+  // MARK: The workers' side, with the GIL held
+
+  /// Begins the life of a worker thread, whose threads the control thread started.
+  func enter(_ worker: WorkerThread) {
+    self.state.withLock { state in
+      state.isSpawning = false
+      state.awake.append(worker)
+    }
+  }
+
+  /// The thread that was to be started could not be.
+  func spawnFailed() {
+    self.state.withLock { state in
+      state.isSpawning = false
+      state.threads -= 1
+    }
+  }
+
+  /// The next call to run; waits for it without the GIL. `nil` ends the thread.
+  func next(_ worker: WorkerThread) -> PythonJob? {
+    while true {
+      var wakeUp = WakeUp.none
+      let (job, isOver) = self.state.withLock { state -> (PythonJob?, Bool) in
+        if state.isStopping, state.queue.isEmpty {
+          Self.remove(worker, &state)
+          state.threads -= 1
+          return (nil, true)
+        }
+        let isSuperfluous = state.awake.count > self.limits.running
+        let mayRetire = state.retirements > 0 && state.awake.count > 1
+        if !isSuperfluous, !mayRetire, let job = state.queue.popFirst() {
+          state.lastTaken = .now()
+          return (job, false)
+        }
+        if mayRetire { state.retirements = 0 }
+        Self.remove(worker, &state)
+        state.idle.append(worker)
+        // Whoever goes to sleep makes sure that calls do not wait for nobody.
+        if state.awake.isEmpty, !state.queue.isEmpty { wakeUp = self.wakeOne(&state) }
+        return (nil, false)
+      }
+      if let job { return job }
+      if isOver { return nil }
+      self.perform(wakeUp)
+      Python.detached { worker.parker.park() }
+    }
+  }
+
+  private static func remove(_ worker: WorkerThread, _ state: inout State) {
+    if let index = state.awake.firstIndex(where: { $0 === worker }) {
+      state.awake.swapAt(index, state.awake.count - 1)
+      state.awake.removeLast()
+    }
+  }
+
+  /// Sleeps on `parker`, in the middle of a call, without the GIL. While it does, the worker does
+  /// not count, and another one takes what waits.
+  func hold(_ worker: WorkerThread, on parker: Parker) {
+    let wakeUp = self.state.withLock { state -> WakeUp in
+      Self.remove(worker, &state)
+      state.held += 1
+      return state.queue.isEmpty ? .none : self.wakeOne(&state)
+    }
+    self.perform(wakeUp)
+    Python.detached { parker.park() }
+    self.state.withLock { state in
+      state.held -= 1
+      state.awake.append(worker)
+    }
+  }
+
+  // MARK: Life and statistics
+
+  /// Ends every worker once the queue is empty. May be called from any thread.
+  func stop() {
+    let idle = self.state.withLock { state -> [WorkerThread] in
+      state.isStopping = true
+      defer { state.idle = [] }
+      // Woken, they count as awake until they notice.
+      state.awake.append(contentsOf: state.idle)
+      return state.idle
+    }
+    for worker in idle { worker.parker.unpark() }
+  }
+
+  var threadCount: Int { self.state.withLock { $0.threads } }
+
+  var statistics: (queued: Int, awake: Int, idle: Int, held: Int, threads: Int) {
+    self.state.withLock { state in
+      (state.queue.count, state.awake.count, state.idle.count, state.held, state.threads)
+    }
+  }
+}

@@ -1,0 +1,363 @@
+package import GRPCEngineWire
+package import NIOCore
+internal import NIOHPACK
+package import NIOHTTP2
+internal import NIOSSL
+internal import NIOTLS
+
+/// One server connection: a table of streams over `NIOHTTP2Handler`, which sits before it.
+///
+/// It adds what that handler leaves to its user: stream dispatch, receive windows, the end of the
+/// connection after an error, keepalive, age and drain. Everything runs on the event loop.
+package final class ConnectionHandler: ChannelInboundHandler {
+  package typealias InboundIn = HTTP2Frame
+  package typealias OutboundOut = HTTP2Frame
+
+  package let configuration: TransportConfiguration
+  package let eventLoop: any EventLoop
+  private let acceptor: any StreamAcceptor
+  private let registry: ConnectionRegistry
+  private let isSecure: Bool
+
+  private var context: ChannelHandlerContext?
+  private var streams: [HTTP2StreamID: ServerStream] = [:]
+  private var lastStreamID = HTTP2StreamID.rootStream
+  private var lifecycle: ConnectionLifecycle
+  private var timer: Scheduled<Void>?
+  private var timerDeadline: NIODeadline?
+  private var isReading = false
+  private var hasUnflushedWrites = false
+  private var isFlushScheduled = false
+  private var hasFailed = false
+  package private(set) lazy var peer: Peer = self.makePeer()
+  /// Whatever the acceptor keeps for a connection; the transport does not look at it.
+  package var attachment: AnyObject?
+
+  /// RFC 9113 section 6.9.2: every connection starts with this window, whatever SETTINGS say.
+  private static let initialConnectionWindow = 65_535
+  private static let drainPing = HTTP2PingData(withInteger: 0x6472_6169_6e00_0001)
+  private static let keepalivePing = HTTP2PingData(withInteger: 0x6b65_6570_616c_6976)
+
+  package init(
+    configuration: TransportConfiguration,
+    acceptor: any StreamAcceptor,
+    registry: ConnectionRegistry,
+    isSecure: Bool,
+    eventLoop: any EventLoop
+  ) {
+    self.configuration = configuration
+    self.acceptor = acceptor
+    self.registry = registry
+    self.isSecure = isSecure
+    self.eventLoop = eventLoop
+    self.lifecycle = ConnectionLifecycle(
+      configuration: configuration, now: .now(), ageSpread: Double.random(in: -1...1)
+    )
+  }
+
+  // MARK: Channel events
+
+  package func handlerAdded(context: ChannelHandlerContext) {
+    self.context = context
+    if context.channel.isActive { self.start() }
+  }
+
+  package func channelActive(context: ChannelHandlerContext) {
+    self.start()
+    context.fireChannelActive()
+  }
+
+  private func start() {
+    guard self.registry.insert(self) else {
+      self.context?.close(promise: nil)
+      return
+    }
+    self.scheduleTimer()
+  }
+
+  package func channelInactive(context: ChannelHandlerContext) {
+    self.timer?.cancel()
+    self.registry.remove(self)
+    let streams = self.streams
+    self.streams = [:]
+    for stream in streams.values { stream.connectionLost() }
+    context.fireChannelInactive()
+    self.context = nil
+  }
+
+  package func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+    self.isReading = true
+    let frame = self.unwrapInboundIn(data)
+    switch frame.payload {
+    case .headers(let payload):
+      if let stream = self.streams[frame.streamID] {
+        // NIOHTTP2 lets a second HEADERS pass only when it ends the stream.
+        stream.receivedTrailers()
+      } else {
+        self.openStream(frame.streamID, payload.headers, endStream: payload.endStream)
+      }
+    case .data(let payload):
+      guard let stream = self.streams[frame.streamID],
+        case .byteBuffer(let bytes) = payload.data
+      else { return }
+      let padding = payload.paddingBytes.map { $0 + 1 } ?? 0
+      stream.receivedData(
+        bytes,
+        flowControlledLength: bytes.readableBytes + padding,
+        endStream: payload.endStream
+      )
+    case .settings:
+      self.established()
+    case .ping(let data, let ack):
+      self.receivedPing(data, ack: ack)
+    case .rstStream, .goAway, .windowUpdate, .priority, .pushPromise, .alternativeService, .origin:
+      break
+    }
+  }
+
+  package func channelReadComplete(context: ChannelHandlerContext) {
+    self.isReading = false
+    self.lifecycle.read(now: .now())
+    self.flush()
+    context.fireChannelReadComplete()
+  }
+
+  package func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
+    switch event {
+    case let event as StreamClosedEvent:
+      self.streamClosed(event)
+    case let event as NIOHTTP2WindowUpdatedEvent:
+      if event.streamID == .rootStream { self.keepConnectionWindowOpen(event.inboundWindowSize) }
+    case let event as TLSUserEvent:
+      if case .handshakeCompleted(let negotiated) = event, negotiated != "h2" {
+        // gRPC over TLS needs ALPN "h2" (RFC 9113 section 3.2).
+        context.close(promise: nil)
+      }
+    default:
+      break
+    }
+    context.fireUserInboundEventTriggered(event)
+  }
+
+  package func errorCaught(context: ChannelHandlerContext, error: any Error) {
+    // NIOHTTP2 reports errors of one stream here too; those it has answered with RST_STREAM.
+    // An error of the connection it answers with GOAWAY, and leaves the closing to us.
+    if self.hasFailed || !(error is any NIOHTTP2Error) {
+      self.closeAfterError(context: context)
+    }
+  }
+
+  package func channelWritabilityChanged(context: ChannelHandlerContext) {
+    context.fireChannelWritabilityChanged()
+  }
+
+  /// Lets the peer read the GOAWAY: a socket that is closed with bytes unread is reset instead.
+  private func closeAfterError(context: ChannelHandlerContext) {
+    guard context.channel.isActive else { return }
+    context.close(mode: .output, promise: nil)
+    let bound = NIOLoopBound(context, eventLoop: self.eventLoop)
+    self.eventLoop.scheduleTask(in: .milliseconds(500)) { bound.value.close(promise: nil) }
+  }
+
+  private func makePeer() -> Peer {
+    guard let context = self.context else {
+      return Peer(address: nil, localAddress: nil, isSecure: self.isSecure, certificates: [])
+    }
+    var certificates: [NIOSSLCertificate] = []
+    if self.isSecure,
+      let handler = try? context.pipeline.syncOperations.handler(type: NIOSSLServerHandler.self),
+      let certificate = handler.peerCertificate
+    {
+      certificates.append(certificate)
+    }
+    return Peer(
+      address: context.remoteAddress,
+      localAddress: context.localAddress,
+      isSecure: self.isSecure,
+      certificates: certificates
+    )
+  }
+
+  // MARK: Streams
+
+  private func openStream(_ id: HTTP2StreamID, _ headers: HPACKHeaders, endStream: Bool) {
+    self.lastStreamID = max(self.lastStreamID, id)
+    guard self.lifecycle.acceptsStreams else {
+      // RFC 9113 section 8.7: REFUSED_STREAM says that nothing was done, so a retry is safe.
+      self.send(.rstStream(.refusedStream), on: id, promise: nil)
+      return
+    }
+    let stream = ServerStream(id: id, connection: self, endStream: endStream)
+    self.streams[id] = stream
+    self.lifecycle.streamOpened()
+    do {
+      let head = try RequestHead(headers, maxSize: self.configuration.http2.maxHeaderListSize)
+      if let receiver = self.acceptor.accept(stream, head: head) { stream.attach(receiver) }
+    } catch {
+      stream.sendEnd(messages: nil, trailers: error.headers)
+    }
+  }
+
+  private func streamClosed(_ event: StreamClosedEvent) {
+    guard let stream = self.streams.removeValue(forKey: event.streamID) else { return }
+    stream.closed(reason: event.reason)
+    self.perform(self.lifecycle.streamClosed(now: .now()))
+    if self.configuration.maxConnectionIdle != nil { self.scheduleTimer() }
+  }
+
+  /// The connection's window never limits one stream for another's sake: streams have their own.
+  private func keepConnectionWindowOpen(_ remaining: Int?) {
+    guard let remaining else { return }
+    let target = self.configuration.http2.connectionWindowSize
+    if remaining < target / 2 {
+      self.sendWindowUpdate(.rootStream, increment: target - remaining)
+      if !self.isReading { self.flushSoon() }
+    }
+  }
+
+  // MARK: Frames out
+
+  func send(
+    _ payload: HTTP2Frame.FramePayload, on id: HTTP2StreamID, promise: EventLoopPromise<Void>?
+  ) {
+    guard let context = self.context else {
+      promise?.fail(ChannelError.ioOnClosedChannel)
+      return
+    }
+    self.hasUnflushedWrites = true
+    self.lifecycle.sent()
+    context.write(self.wrapOutboundOut(HTTP2Frame(streamID: id, payload: payload)), promise: promise)
+  }
+
+  func sendWindowUpdate(_ id: HTTP2StreamID, increment: Int) {
+    guard let context = self.context else { return }
+    self.hasUnflushedWrites = true
+    let frame = HTTP2Frame(streamID: id, payload: .windowUpdate(windowSizeIncrement: increment))
+    context.write(self.wrapOutboundOut(frame), promise: nil)
+  }
+
+  /// Flushes what was written, at once outside a read burst; inside one, its end does.
+  package func flush() {
+    guard self.hasUnflushedWrites, !self.isReading else { return }
+    self.hasUnflushedWrites = false
+    self.context?.flush()
+  }
+
+  /// Flushes at the end of this turn of the event loop: for writes made inside a callback of the
+  /// pipeline, which must not flush again.
+  package func flushSoon() {
+    guard !self.isFlushScheduled else { return }
+    self.isFlushScheduled = true
+    self.eventLoop.assumeIsolated().execute {
+      self.isFlushScheduled = false
+      self.flush()
+    }
+  }
+
+  // MARK: Life cycle
+
+  private func established() {
+    guard self.lifecycle.established() else { return }
+    let increment = self.configuration.http2.connectionWindowSize - Self.initialConnectionWindow
+    if increment > 0 { self.sendWindowUpdate(.rootStream, increment: increment) }
+    self.scheduleTimer()
+    if self.registry.isDraining { self.drain() }
+  }
+
+  private func receivedPing(_ data: HTTP2PingData, ack: Bool) {
+    guard ack else {
+      self.perform(self.lifecycle.receivedPing(now: .now()))
+      return
+    }
+    if data == Self.drainPing { self.perform(self.lifecycle.drainPingAnswered()) }
+  }
+
+  /// Lets calls in flight end and refuses new ones, then closes.
+  package func drain() {
+    self.perform(self.lifecycle.drain(now: .now()))
+    self.scheduleTimer()
+  }
+
+  /// Ends every call with `status` and closes the connection.
+  package func cancel(_ status: Status) {
+    for stream in self.streams.values { stream.receiver?.cancelled(status) }
+    self.closeSoon()
+  }
+
+  private func perform(_ action: ConnectionLifecycle.Action) {
+    switch action {
+    case .none:
+      return
+    case .beginDrain:
+      self.sendGoAway(.maxID, .noError)
+      self.send(.ping(Self.drainPing, ack: false), on: .rootStream, promise: nil)
+    case .finishDrain(let closing):
+      self.sendGoAway(self.lastStreamID, .noError)
+      if closing { self.closeSoon() }
+    case .sendKeepalivePing:
+      self.send(.ping(Self.keepalivePing, ack: false), on: .rootStream, promise: nil)
+    case .refusePings:
+      self.sendGoAway(self.lastStreamID, .enhanceYourCalm, debugData: "too_many_pings")
+      self.closeSoon()
+    case .close:
+      self.closeSoon()
+    }
+    if !self.isReading { self.flush() }
+  }
+
+  private func sendGoAway(_ last: HTTP2StreamID, _ code: HTTP2ErrorCode, debugData: String? = nil) {
+    self.send(
+      .goAway(lastStreamID: last, errorCode: code, opaqueData: debugData.map(ByteBuffer.init)),
+      on: .rootStream,
+      promise: nil
+    )
+  }
+
+  /// Closes once what this turn of the event loop writes has been flushed.
+  private func closeSoon() {
+    self.eventLoop.assumeIsolated().execute {
+      self.isReading = false
+      self.flush()
+      self.context?.close(promise: nil)
+    }
+  }
+
+  private func scheduleTimer() {
+    guard let deadline = self.lifecycle.nextDeadline else { return }
+    if let current = self.timerDeadline, current <= deadline { return }
+    self.timer?.cancel()
+    self.timerDeadline = deadline
+    self.timer = self.eventLoop.assumeIsolated().scheduleTask(deadline: deadline) {
+      self.timerDeadline = nil
+      self.perform(self.lifecycle.timerFired(now: .now()))
+      self.scheduleTimer()
+    }
+  }
+}
+
+extension ConnectionHandler: NIOHTTP2FrameDelegate {
+  /// Notes the GOAWAY by which NIOHTTP2 says that the connection has failed.
+  package func wroteFrame(_ frame: HTTP2Frame) {
+    if case .goAway(_, let code, _) = frame.payload, code != .noError { self.hasFailed = true }
+  }
+}
+
+extension RequestHead.Rejection {
+  /// The whole answer, as one header block.
+  var headers: HPACKHeaders {
+    switch self {
+    case .http(let status):
+      return [":status": status]
+    case .grpc(let status, let advertisesEncodings):
+      var headers: HPACKHeaders = [":status": "200", "content-type": "application/grpc"]
+      if advertisesEncodings {
+        headers.add(name: "grpc-accept-encoding", value: CompressionAlgorithm.acceptEncoding)
+      }
+      headers.add(name: "grpc-status", value: String(status.code.rawValue))
+      if !status.details.isEmpty {
+        headers.add(name: "grpc-message", value: PercentEncoding.encode(status.details))
+      }
+      return headers
+    }
+  }
+}

@@ -1,0 +1,199 @@
+package import NIOCore
+
+/// When a connection is pinged, drained and closed.
+///
+/// A value without I/O: every input returns what the handler has to do. Times are passed in, so
+/// tests need no clock.
+///
+/// States: *open* → *draining* (first GOAWAY sent, its ping not yet answered) → *drained* (last
+/// stream id announced; closes with the last stream) → *closed*. The two GOAWAYs are those of
+/// RFC 9113 section 6.8: the first warns, so that no stream in flight is lost.
+package struct ConnectionLifecycle {
+  package enum Action: Hashable, Sendable {
+    case none
+    /// GOAWAY with the greatest stream id, then a ping whose answer proves that it was read.
+    case beginDrain
+    /// GOAWAY with the last accepted stream id; then close when `closing` is true.
+    case finishDrain(closing: Bool)
+    case sendKeepalivePing
+    /// GOAWAY ENHANCE_YOUR_CALM with `too_many_pings`, then close.
+    case refusePings
+    case close
+  }
+
+  private enum State { case open, draining, drained, closed }
+
+  private let configuration: TransportConfiguration
+  private var state = State.open
+  private var openStreams = 0
+
+  private let handshakeDeadline: NIODeadline
+  private var isEstablished = false
+  private let ageDeadline: NIODeadline?
+  private var graceDeadline: NIODeadline?
+  private var drainDeadline: NIODeadline?
+  private var idleSince: NIODeadline
+  private var lastRead: NIODeadline
+  private var pingSent: NIODeadline?
+
+  private var lastPeerPing: NIODeadline?
+  private var sentSinceLastPeerPing = false
+  private var pingStrikes = 0
+
+  /// - Parameter ageSpread: a number from -1 to 1 that moves the age limit by up to 10 %.
+  package init(configuration: TransportConfiguration, now: NIODeadline, ageSpread: Double) {
+    self.configuration = configuration
+    self.handshakeDeadline = now + configuration.handshakeTimeout
+    self.ageDeadline = configuration.maxConnectionAge.map { age in
+      now + .nanoseconds(Int64(Double(age.nanoseconds) * (1 + 0.1 * ageSpread)))
+    }
+    self.idleSince = now
+    self.lastRead = now
+  }
+
+  /// Whether a new stream is still served.
+  package var acceptsStreams: Bool { self.state == .open || self.state == .draining }
+
+  /// The peer's SETTINGS came.
+  ///
+  /// - Returns: whether they are its first, which complete the handshake.
+  package mutating func established() -> Bool {
+    defer { self.isEstablished = true }
+    return !self.isEstablished
+  }
+
+  package mutating func read(now: NIODeadline) {
+    self.lastRead = now
+    self.pingSent = nil
+  }
+
+  /// Headers or data went out; a peer may ping once more after that without a strike.
+  package mutating func sent() { self.sentSinceLastPeerPing = true }
+
+  package mutating func streamOpened() { self.openStreams += 1 }
+
+  package mutating func streamClosed(now: NIODeadline) -> Action {
+    self.openStreams -= 1
+    guard self.openStreams == 0 else { return .none }
+    self.idleSince = now
+    if self.state == .drained {
+      self.state = .closed
+      return .close
+    }
+    return .none
+  }
+
+  /// Drains the connection: calls in flight go on, new ones go elsewhere.
+  package mutating func drain(now: NIODeadline) -> Action {
+    guard self.state == .open else { return .none }
+    guard self.isEstablished else {
+      self.state = .closed
+      return .close
+    }
+    self.state = .draining
+    // A peer that never answers the ping must not keep the drain from ending.
+    self.drainDeadline = now + .seconds(2)
+    return .beginDrain
+  }
+
+  package mutating func drainPingAnswered() -> Action {
+    guard self.state == .draining else { return .none }
+    self.drainDeadline = nil
+    if self.openStreams == 0 {
+      self.state = .closed
+      return .finishDrain(closing: true)
+    }
+    self.state = .drained
+    return .finishDrain(closing: false)
+  }
+
+  /// A ping of the peer. gRFC A8 (client-side keepalive): pings that come sooner than allowed,
+  /// with nothing sent in between, are strikes.
+  package mutating func receivedPing(now: NIODeadline) -> Action {
+    let keepalive = self.configuration.keepalive
+    guard keepalive.maxPingStrikes > 0 else { return .none }
+    defer {
+      self.lastPeerPing = now
+      self.sentSinceLastPeerPing = false
+    }
+    if self.sentSinceLastPeerPing {
+      self.pingStrikes = 0
+      return .none
+    }
+    let idleInterval = keepalive.permitWithoutCalls ? keepalive.minReceivedPingInterval : .hours(2)
+    let allowed = self.openStreams == 0 ? idleInterval : keepalive.minReceivedPingInterval
+    if let last = self.lastPeerPing, now - last < allowed {
+      self.pingStrikes += 1
+      if self.pingStrikes > keepalive.maxPingStrikes {
+        self.state = .closed
+        return .refusePings
+      }
+    }
+    return .none
+  }
+
+  /// The time at which `timerFired` has to be called next.
+  package var nextDeadline: NIODeadline? {
+    var next: NIODeadline?
+    func consider(_ deadline: NIODeadline?) {
+      guard let deadline else { return }
+      next = next.map { min($0, deadline) } ?? deadline
+    }
+    guard self.state != .closed else { return nil }
+    if !self.isEstablished { consider(self.handshakeDeadline) }
+    consider(self.drainDeadline)
+    consider(self.graceDeadline)
+    if self.state == .open {
+      consider(self.ageDeadline)
+      if self.openStreams == 0 {
+        consider(self.configuration.maxConnectionIdle.map { self.idleSince + $0 })
+      }
+    }
+    consider(self.keepaliveDeadline)
+    return next
+  }
+
+  private var keepaliveDeadline: NIODeadline? {
+    let keepalive = self.configuration.keepalive
+    guard self.isEstablished, let interval = keepalive.interval else { return nil }
+    if let pingSent = self.pingSent { return pingSent + keepalive.timeout }
+    return self.lastRead + interval
+  }
+
+  package mutating func timerFired(now: NIODeadline) -> Action {
+    switch self.state {
+    case .closed:
+      return .none
+    case .open, .draining, .drained:
+      break
+    }
+    if !self.isEstablished, now >= self.handshakeDeadline { return self.close() }
+    if let deadline = self.drainDeadline, now >= deadline { return self.drainPingAnswered() }
+    if let deadline = self.graceDeadline, now >= deadline { return self.close() }
+    if self.state == .open {
+      if let deadline = self.ageDeadline, now >= deadline {
+        self.graceDeadline = self.configuration.maxConnectionAgeGrace.map { now + $0 }
+        return self.drain(now: now)
+      }
+      if self.openStreams == 0, let idle = self.configuration.maxConnectionIdle,
+        now >= self.idleSince + idle
+      {
+        return self.drain(now: now)
+      }
+    }
+    if let deadline = self.keepaliveDeadline, now >= deadline {
+      if self.pingSent != nil { return self.close() }
+      if self.openStreams > 0 || self.configuration.keepalive.permitWithoutCalls {
+        self.pingSent = now
+        return .sendKeepalivePing
+      }
+      self.lastRead = now
+    }
+    return .none
+  }
+
+  private mutating func close() -> Action {
+    self.state = .closed
+    return .close
+  }
+}

@@ -1,0 +1,46 @@
+/// An address that `add_insecure_port` and `add_secure_port` take, in gRPC's naming
+/// (https://github.com/grpc/grpc/blob/master/doc/naming.md).
+package enum ListenAddress: Hashable, Sendable {
+  /// Host and port; an empty host, `*`, `[::]` and `0.0.0.0` mean every address.
+  case host(String, port: Int)
+  case unix(path: String)
+  case abstractUnix(name: String)
+
+  package struct Malformed: Error { package let message: String }
+
+  package init(_ text: String) throws(Malformed) {
+    if text.hasPrefix("unix-abstract:") {
+      self = .abstractUnix(name: String(text.dropFirst("unix-abstract:".count)))
+      return
+    }
+    if text.hasPrefix("unix:") {
+      var path = text.dropFirst("unix:".count)
+      if path.hasPrefix("//") { path = path.dropFirst(2) }
+      guard !path.isEmpty else { throw Malformed(message: "'\(text)' names no socket path") }
+      self = .unix(path: String(path))
+      return
+    }
+    var rest = text[...]
+    for scheme in ["ipv4:", "ipv6:", "dns:///", "dns:"] where rest.hasPrefix(scheme) {
+      rest = rest.dropFirst(scheme.count)
+      break
+    }
+    guard let colon = rest.lastIndex(of: ":"), let port = Int(rest[rest.index(after: colon)...]),
+      (0...65_535).contains(port)
+    else {
+      throw Malformed(message: "'\(text)' has no port from 0 to 65535; write it as host:port")
+    }
+    var host = rest[..<colon]
+    if host.hasPrefix("["), host.hasSuffix("]") {
+      host = host.dropFirst().dropLast()
+    } else if host.contains(":") {
+      throw Malformed(message: "'\(text)' needs brackets around its IPv6 address: [::1]:50051")
+    }
+    self = .host(String(host), port: port)
+  }
+
+  /// Whether the host stands for every address of the machine.
+  package static func isWildcard(_ host: String) -> Bool {
+    host.isEmpty || host == "*" || host == "::" || host == "0.0.0.0"
+  }
+}

@@ -1,0 +1,109 @@
+package import NIOCore
+package import NIOHTTP2
+internal import NIOPosix
+internal import NIOSSL
+
+/// Accepts connections on a bound socket, until it is closed.
+package final class Listener: Sendable {
+  private let channel: any Channel
+  private let socket: BoundSocket
+
+  private init(channel: any Channel, socket: BoundSocket) {
+    self.channel = channel
+    self.socket = socket
+  }
+
+  /// Begins to accept. Blocks for a moment, so it is not for event loops.
+  ///
+  /// - Parameters:
+  ///   - credentials: what a secure port shows; `nil` for plaintext with prior knowledge
+  ///     (RFC 9113 section 3.3).
+  ///   - group: the event loops over which connections are spread.
+  package static func start(
+    _ socket: BoundSocket,
+    credentials: ServerCredentials?,
+    configuration: TransportConfiguration,
+    acceptor: any StreamAcceptor,
+    registry: ConnectionRegistry,
+    group: any EventLoopGroup
+  ) throws -> Listener {
+    var bootstrap = ServerBootstrap(group: group)
+      .serverChannelOption(.backlog, value: configuration.backlog)
+      // Reads of up to 64 KiB: a burst of calls is then one read, one batch and one flush.
+      .childChannelOption(
+        .recvAllocator,
+        value: AdaptiveRecvByteBufferAllocator(minimum: 2048, initial: 8192, maximum: 65_536)
+      )
+      .childChannelInitializer { channel in
+        channel.eventLoop.makeCompletedFuture {
+          try Self.configure(
+            channel, credentials: credentials, configuration: configuration, acceptor: acceptor,
+            registry: registry
+          )
+        }
+      }
+    if socket.isTCP {
+      // Unix domain sockets refuse the options of TCP.
+      bootstrap = bootstrap.childChannelOption(.socketOption(.tcp_nodelay), value: 1)
+    }
+    let channel = try bootstrap.withBoundSocket(socket.descriptor).wait()
+    return Listener(channel: channel, socket: socket)
+  }
+
+  private static func configure(
+    _ channel: any Channel,
+    credentials: ServerCredentials?,
+    configuration: TransportConfiguration,
+    acceptor: any StreamAcceptor,
+    registry: ConnectionRegistry
+  ) throws {
+    let pipeline = channel.pipeline.syncOperations
+    if let credentials {
+      try pipeline.addHandler(NIOSSLServerHandler(context: credentials.context))
+    }
+    let connection = ConnectionHandler(
+      configuration: configuration,
+      acceptor: acceptor,
+      registry: registry,
+      isSecure: credentials != nil,
+      eventLoop: channel.eventLoop
+    )
+    try pipeline.addHandler(Self.http2Handler(configuration.http2, delegate: connection))
+    try pipeline.addHandler(connection)
+  }
+
+  /// The HTTP/2 layer with the limits that it keeps itself.
+  package static func http2Handler(
+    _ configuration: TransportConfiguration.HTTP2, delegate: ConnectionHandler
+  ) -> NIOHTTP2Handler {
+    var connection = NIOHTTP2Handler.ConnectionConfiguration()
+    connection.initialSettings = [
+      HTTP2Setting(parameter: .maxConcurrentStreams, value: configuration.maxConcurrentStreams),
+      HTTP2Setting(parameter: .maxHeaderListSize, value: configuration.hardMaxHeaderListSize),
+      HTTP2Setting(parameter: .initialWindowSize, value: configuration.streamWindowSize),
+      HTTP2Setting(parameter: .maxFrameSize, value: configuration.maxFrameSize),
+    ]
+    // grpc's clients ping up to ten times a second to measure bandwidth; floods are far above that.
+    connection.controlFrameRateLimit.maximumCount = 1000
+    // Bounds against floods, far above what a clumsy but honest peer needs.
+    connection.maximumSequentialEmptyDataFrames = 1000
+    connection.maximumSequentialContinuationFrames = 64
+    var stream = NIOHTTP2Handler.StreamConfiguration()
+    // Calls that run out of time are reset by their client: a busy one does that often.
+    stream.streamResetFrameRateLimit.maximumCount = 1000
+    stream.streamResetFrameRateLimit.windowLength = .seconds(5)
+    return NIOHTTP2Handler(
+      mode: .server,
+      frameDelegate: delegate,
+      connectionConfiguration: connection,
+      streamConfiguration: stream
+    )
+  }
+
+  /// Stops accepting and gives the address back; connections stay. Blocks for a moment, so it is
+  /// not for event loops.
+  package func close() {
+    try? self.channel.close().wait()
+    self.socket.removeFile()
+  }
+}

@@ -1,0 +1,168 @@
+internal import GRPCEngineWire
+package import NIOCore
+package import NIOHPACK
+package import NIOHTTP2
+
+/// One HTTP/2 stream of a server connection, from its headers to its last frame.
+///
+/// There is no channel per stream: the connection keeps a table of these, and everything here
+/// runs on the connection's event loop.
+///
+/// The two directions end independently. Towards the peer: nothing sent → headers sent → ended.
+/// From the peer: open → ended, or cut off, when the answer was complete before the question.
+package final class ServerStream {
+  private enum Outbound { case idle, headersSent, ended }
+
+  package let id: HTTP2StreamID
+  package let connection: ConnectionHandler
+  package private(set) var receiver: (any StreamReceiver)?
+
+  private var decoder: MessageDecoder
+  private var window: ReceiveWindow
+  private var outbound = Outbound.idle
+  private var inboundEnded: Bool
+  /// The answer has left for the socket, trailers and all.
+  private var answerWritten = false
+  /// Whether messages given to `sendMessages` have not left for the socket.
+  package private(set) var isWriting = false
+
+  init(id: HTTP2StreamID, connection: ConnectionHandler, endStream: Bool) {
+    self.id = id
+    self.connection = connection
+    self.decoder = MessageDecoder(maximumLength: connection.configuration.maxReceiveMessageLength)
+    self.window = ReceiveWindow(target: connection.configuration.http2.streamWindowSize)
+    self.inboundEnded = endStream
+  }
+
+  package var eventLoop: any EventLoop { self.connection.eventLoop }
+  package var peer: Peer { self.connection.peer }
+
+  // MARK: From the peer
+
+  func attach(_ receiver: any StreamReceiver) {
+    self.receiver = receiver
+    if self.inboundEnded { receiver.receivedEnd() }
+  }
+
+  func receivedData(_ data: ByteBuffer, flowControlledLength: Int, endStream: Bool) {
+    self.window.received(flowControlledLength)
+    guard !self.inboundEnded, let receiver = self.receiver else { return }
+    self.decoder.append(data)
+    do {
+      while let message = try self.decoder.next() {
+        self.window.delivered(message.payload.readableBytes + MessageFramer.prefixLength)
+        receiver.received(message)
+      }
+    } catch {
+      self.inboundEnded = true
+      receiver.receivedInvalidMessage(error.status)
+      return
+    }
+    if endStream {
+      self.inboundEnded = true
+      if self.decoder.hasPartialMessage {
+        receiver.receivedInvalidMessage(
+          Status(code: .internalError, details: "Incomplete message at the end of the stream")
+        )
+      } else {
+        receiver.receivedEnd()
+      }
+    } else {
+      self.grantWindow()
+    }
+  }
+
+  /// Trailers of the peer; gRPC gives them no meaning beyond the end of the stream.
+  func receivedTrailers() {
+    self.receivedData(ByteBuffer(), flowControlledLength: 0, endStream: true)
+  }
+
+  /// The HTTP/2 layer has closed the stream.
+  func closed(reason: HTTP2ErrorCode?) {
+    self.outbound = .ended
+    self.inboundEnded = true
+    guard let receiver = self.receiver else { return }
+    self.receiver = nil
+    if reason == nil || self.answerWritten {
+      receiver.finished()
+    } else {
+      receiver.failed(.reset(reason ?? .cancel))
+    }
+  }
+
+  func connectionLost() {
+    self.outbound = .ended
+    self.inboundEnded = true
+    guard let receiver = self.receiver else { return }
+    self.receiver = nil
+    if self.answerWritten { receiver.finished() } else { receiver.failed(.connectionLost) }
+  }
+
+  // MARK: To the peer
+
+  /// The application took messages of `length` bytes, prefixes included: lets the peer send more.
+  package func consumed(_ length: Int) {
+    self.window.consumed(length)
+    if !self.inboundEnded { self.grantWindow() }
+  }
+
+  private func grantWindow() {
+    let increment = self.window.grant(
+      partial: self.decoder.bufferedBytes,
+      missing: self.decoder.missingBytes ?? 0
+    )
+    if increment > 0 { self.connection.sendWindowUpdate(self.id, increment: increment) }
+  }
+
+  /// Sends the response headers (initial metadata). Ignored once the stream has ended.
+  package func sendHeaders(_ headers: HPACKHeaders) {
+    guard self.outbound == .idle else { return }
+    self.outbound = .headersSent
+    self.connection.send(.headers(.init(headers: headers)), on: self.id, promise: nil)
+  }
+
+  /// Sends length-prefixed messages. `receiver.becameWritable()` follows when they have left.
+  package func sendMessages(_ messages: ByteBuffer) {
+    guard self.outbound == .headersSent else { return }
+    self.isWriting = true
+    let promise = self.eventLoop.makePromise(of: Void.self)
+    promise.futureResult.assumeIsolated().whenComplete { result in
+      self.isWriting = false
+      if case .success = result { self.receiver?.becameWritable() }
+    }
+    self.connection.send(.data(.init(data: .byteBuffer(messages))), on: self.id, promise: promise)
+  }
+
+  /// Ends the answer: the last messages, if any, and the trailers. Headers that were sent before
+  /// make these trailers, otherwise they are a trailers-only answer.
+  package func sendEnd(messages: ByteBuffer?, trailers: HPACKHeaders) {
+    guard self.outbound != .ended else { return }
+    if let messages, messages.readableBytes > 0, self.outbound == .headersSent {
+      self.connection.send(.data(.init(data: .byteBuffer(messages))), on: self.id, promise: nil)
+    }
+    self.outbound = .ended
+    let frame = HTTP2Frame.FramePayload.headers(.init(headers: trailers, endStream: true))
+    if self.inboundEnded {
+      self.connection.send(frame, on: self.id, promise: nil)
+      return
+    }
+    // RFC 9113 section 8.1: an answer that is complete before its request asks the peer to stop
+    // with RST_STREAM(NO_ERROR), yet only once the answer itself is out: a reset drops what waits.
+    let promise = self.eventLoop.makePromise(of: Void.self)
+    promise.futureResult.assumeIsolated().whenSuccess {
+      self.answerWritten = true
+      if !self.inboundEnded {
+        self.connection.send(.rstStream(.noError), on: self.id, promise: nil)
+        self.connection.flushSoon()
+      }
+    }
+    self.connection.send(frame, on: self.id, promise: promise)
+  }
+
+  /// Ends the stream without an answer.
+  package func reset(_ code: HTTP2ErrorCode) {
+    guard !(self.outbound == .ended && self.inboundEnded) else { return }
+    self.outbound = .ended
+    self.connection.send(.rstStream(code), on: self.id, promise: nil)
+  }
+}

@@ -1,0 +1,19 @@
+package import NIOCore
+
+/// Writes the prefix of a *Length-Prefixed-Message*
+/// ([PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests)).
+package enum MessageFramer {
+  /// The prefix's size in bytes: a flag and a 32-bit length.
+  package static let prefixLength = 5
+
+  /// - Parameter length: the message's size in bytes, after compression; at most `UInt32.max`, which
+  ///   is all that the wire can say.
+  package static func writePrefix(
+    compressed: Bool,
+    length: Int,
+    into buffer: inout ByteBuffer
+  ) {
+    assert((0...Int(UInt32.max)).contains(length))
+    buffer.writeMultipleIntegers(UInt8(compressed ? 1 : 0), UInt32(clamping: length))
+  }
+}

@@ -1,0 +1,9 @@
+extension String {
+  /// Runs `body` on the string's UTF-8 bytes, without copying them when they lie in one piece, as
+  /// those of every native Swift string do.
+  @inline(__always)
+  func withUTF8Bytes<Result>(_ body: (UnsafeBufferPointer<UInt8>) -> Result) -> Result {
+    if let result = utf8.withContiguousStorageIfAvailable(body) { return result }
+    return Array(utf8).withUnsafeBufferPointer(body)
+  }
+}

@@ -1,0 +1,55 @@
+#if canImport(Glibc)
+  internal import Glibc
+#elseif canImport(Musl)
+  internal import Musl
+#endif
+
+/// Lets one thread sleep until another wakes it.
+///
+/// A wake-up that comes first is kept, so none is lost. Reusable: `park` takes the wake-up.
+package final class Parker: @unchecked Sendable {
+  // Safe to share: `isSignalled` is touched under `mutex` only, and both outlive every user.
+  private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
+  private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+  private var isSignalled = false
+
+  package init() {
+    pthread_mutex_init(self.mutex, nil)
+    pthread_cond_init(self.condition, nil)
+  }
+
+  deinit {
+    pthread_cond_destroy(self.condition)
+    pthread_mutex_destroy(self.mutex)
+    self.condition.deallocate()
+    self.mutex.deallocate()
+  }
+
+  /// Sleeps until `unpark`. The caller must not hold the GIL.
+  package func park() {
+    pthread_mutex_lock(self.mutex)
+    while !self.isSignalled { pthread_cond_wait(self.condition, self.mutex) }
+    self.isSignalled = false
+    pthread_mutex_unlock(self.mutex)
+  }
+
+  /// Takes a wake-up that is there already, without sleeping.
+  ///
+  /// - Returns: whether there was one.
+  package func tryPark() -> Bool {
+    pthread_mutex_lock(self.mutex)
+    defer {
+      self.isSignalled = false
+      pthread_mutex_unlock(self.mutex)
+    }
+    return self.isSignalled
+  }
+
+  /// Wakes the sleeper, or keeps the wake-up for it. May be called from any thread.
+  package func unpark() {
+    pthread_mutex_lock(self.mutex)
+    self.isSignalled = true
+    pthread_mutex_unlock(self.mutex)
+    pthread_cond_signal(self.condition)
+  }
+}

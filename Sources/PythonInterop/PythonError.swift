@@ -1,0 +1,55 @@
+internal import CPythonABI
+
+/// An exception, taken from the interpreter or put there.
+package struct PythonError: ~Copyable {
+  /// The exception instance, with its traceback.
+  package let value: PythonReference
+
+  /// Takes the exception that is set; `nil` when none is.
+  package static func fetch() -> PythonError? {
+    var type: PythonPointer?
+    var value: PythonPointer?
+    var traceback: PythonPointer?
+    PyErr_Fetch(&type, &value, &traceback)
+    PyErr_NormalizeException(&type, &value, &traceback)
+    if let traceback, let value { PyException_SetTraceback(value, traceback) }
+    if let traceback { py_decref(traceback) }
+    if let type { py_decref(type) }
+    guard let value = PythonReference(owning: value) else { return nil }
+    return PythonError(value: value)
+  }
+
+  package func matches(_ type: PythonPointer) -> Bool {
+    PyErr_GivenExceptionMatches(self.value.pointer, type) != 0
+  }
+
+  /// Sets an exception; the caller then returns `nil` (or -1) to the interpreter.
+  package static func raise(_ type: PythonPointer, _ message: String) {
+    PyErr_SetString(type, message)
+  }
+
+  /// `ValueError`, `TypeError`, `RuntimeError` and `OSError`.
+  package static func raiseValueError(_ message: String) {
+    PyErr_SetString(py_value_error(), message)
+  }
+  package static func raiseTypeError(_ message: String) {
+    PyErr_SetString(py_type_error(), message)
+  }
+  package static func raiseRuntimeError(_ message: String) {
+    PyErr_SetString(py_runtime_error(), message)
+  }
+  /// `OSError(errno, message)`, which Python turns into its subclass for that errno.
+  package static func raiseOSError(errno code: CInt, _ message: String) {
+    guard let text = PythonReference(owning: PythonString.make(message)),
+      let number = PythonReference(owning: PyLong_FromLong(Int(code))),
+      let type = py_os_error(),
+      let error = PythonReference(owning: py_call2(type, number.pointer, text.pointer))
+    else { return }
+    PyErr_SetObject(type, error.pointer)
+  }
+
+  /// Reports the exception that is set to `sys.unraisablehook`, where nobody could catch it.
+  package static func reportUnraisable(_ context: PythonPointer) {
+    PyErr_WriteUnraisable(context)
+  }
+}

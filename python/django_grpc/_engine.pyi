@@ -1,0 +1,129 @@
+"""The native module: what the Swift engine offers to `django_grpc.engine`.
+
+Private. Nothing but `django_grpc.engine` imports it; everything here may change.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, final
+
+import grpc
+
+def configure(bindings: Mapping[str, object]) -> None:
+    """Give the engine the Python objects that it needs; called once, at import."""
+
+def make_server(configuration: Mapping[str, int], /) -> Server:
+    """Make a server.
+
+    Args:
+        configuration: The engine's own setting names to whole numbers, times in milliseconds.
+
+    Raises:
+        ValueError: A setting that the engine does not know.
+    """
+
+def make_server_credentials(
+    key_pairs: Sequence[tuple[bytes, bytes]],
+    root_certificates: bytes | None,
+    require_client_auth: bool,
+) -> ServerCredentials:
+    """Make credentials of PEM bytes.
+
+    Raises:
+        ValueError: Text that is no key or certificate, or a key that does not fit.
+    """
+
+def _run_call(context: ServicerContext, /) -> None: ...
+@final
+class ServerCredentials:
+    """What `make_server_credentials` made; opaque."""
+
+@final
+class ServicerContext(grpc.ServicerContext):
+    """A call, as its servicer sees it; a virtual subclass of `grpc.ServicerContext`."""
+
+    def invocation_metadata(self) -> tuple[Any, ...]: ...
+    def peer(self) -> str: ...
+    def peer_identities(self) -> list[bytes] | None: ...
+    def peer_identity_key(self) -> str | None: ...
+    def auth_context(self) -> dict[str, list[bytes]]: ...
+    def set_compression(self, compression: grpc.Compression) -> None: ...
+    def send_initial_metadata(self, initial_metadata: Iterable[Any]) -> None: ...
+    def set_trailing_metadata(self, trailing_metadata: Iterable[Any]) -> None: ...
+    def trailing_metadata(self) -> Any: ...
+    def abort(self, code: grpc.StatusCode, details: str) -> Any: ...
+    def abort_with_status(self, status: grpc.Status) -> Any: ...
+    def set_code(self, code: grpc.StatusCode) -> None: ...
+    def set_details(self, details: str) -> None: ...
+    def code(self) -> grpc.StatusCode | None: ...
+    def details(self) -> bytes | None: ...
+    def disable_next_message_compression(self) -> None: ...
+    def is_active(self) -> bool: ...
+    def time_remaining(self) -> float: ...
+    def cancel(self) -> None: ...
+    def add_callback(self, callback: Callable[[], None]) -> bool: ...
+
+@final
+class RequestIterator:
+    """Iterates over the requests of a call; waits for each without the GIL."""
+
+    def __iter__(self) -> RequestIterator: ...
+    def __next__(self) -> Any: ...
+
+@final
+class Server:
+    """The engine's server; `django_grpc.engine` dresses it as a `grpc.Server`."""
+
+    def add_method(self, path: str, handler: grpc.RpcMethodHandler) -> None:
+        """Register a method that always runs the same handler."""
+
+    def add_resolved_method(self, path: str, request_streaming: bool) -> None:
+        """Register a path whose handler the resolver gives, call by call."""
+
+    def set_resolver(
+        self,
+        resolver: Callable[[str, tuple[Any, ...]], grpc.RpcMethodHandler | None],
+        fallback: bool,
+    ) -> None:
+        """Set who gives the handlers that have to be asked for.
+
+        Args:
+            resolver: Gets path and invocation metadata, on the call's worker.
+            fallback: Whether it is asked for paths that nobody registered too.
+        """
+
+    def add_port(self, address: str, credentials: ServerCredentials | None) -> int:
+        """Bind an address and return its port, 1 for a Unix domain socket.
+
+        Raises:
+            OSError: The address is taken, or may not be bound.
+            ValueError: The address is malformed, or the server has been started.
+        """
+
+    def start(self) -> None:
+        """Start the event loops and accept connections."""
+
+    def drain(self, when_stopped: Callable[[], object], /) -> None:
+        """Refuse new calls.
+
+        Args:
+            when_stopped: Called on the control thread when the last connection is gone.
+        """
+
+    def cancel_all_calls(self) -> None:
+        """End every call with UNAVAILABLE and close every connection."""
+
+    def run_worker(self) -> None:
+        """Be a worker thread, until `stop_threads`."""
+
+    def run_control(self, spawn_worker: Callable[[], object], /) -> None:
+        """Be the control thread, until `stop_threads`.
+
+        Args:
+            spawn_worker: Starts a thread whose body is `run_worker`.
+        """
+
+    def stop_threads(self) -> None:
+        """End the worker threads, once their queue is empty, and the control thread."""
+
+    def statistics(self) -> dict[str, int]:
+        """Return figures of calls, connections and workers."""

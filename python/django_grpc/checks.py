@@ -1,0 +1,82 @@
+"""`manage.py check`: the mistakes in `settings.GRPCSERVER`, before a server is started.
+
+Ids, all with the label ``django_grpc``:
+
+* E001 not a dictionary; E002 an unknown key;
+* E003 ``servicers``, E004 ``interceptors``, E005 ``maximum_concurrent_rpcs``, E006 ``options``,
+  E007 ``credentials``, E008 ``async``, E009 ``reflection``, E010 ``max_workers``, E011 ``grace``,
+  E012 ``host``: a value that can't be;
+* E013 a servicer or an interceptor that can't be imported; E014 one that can't be called;
+* W001 no servicers; W002 a file of ``credentials`` that can't be read.
+
+W002 is a warning because keys are often mounted at run time only, and checks also run while an
+image is built.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning
+
+from django_grpc import conf
+
+
+def check_configuration(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check `settings.GRPCSERVER`; registered by the application when Django starts."""
+    config, problems = conf.parse(getattr(settings, conf.SETTING, None))
+    if config is None:
+        return [_error(problem) for problem in problems]
+    return [
+        *_check_imports("servicers", config.servicers),
+        *_check_imports("interceptors", config.interceptors),
+        *_check_servicers(config.servicers),
+        *_check_files(config.credentials),
+    ]
+
+
+def _error(problem: conf.Problem) -> Error:
+    return Error(problem.message, hint=problem.hint, id=f"django_grpc.{problem.code}")
+
+
+def _check_imports(key: str, paths: tuple[str, ...]) -> list[CheckMessage]:
+    messages: list[CheckMessage] = []
+    for path in paths:
+        try:
+            conf.import_configured(key, path)
+        except conf.InvalidSetting as error:
+            messages.append(_error(error.problem))
+    return messages
+
+
+def _check_servicers(paths: tuple[str, ...]) -> list[CheckMessage]:
+    if paths:
+        return []
+    return [
+        Warning(
+            f"{conf.SETTING} names no servicers, so a server would answer no call.",
+            hint=f"Write {conf.SETTING} = {{'servicers': ['myproject.servicers.grpc_hook']}}.",
+            id="django_grpc.W001",
+        )
+    ]
+
+
+def _check_files(credentials: conf.Credentials | None) -> list[CheckMessage]:
+    if credentials is None:
+        return []
+    messages: list[CheckMessage] = []
+    for path in credentials.paths():
+        try:
+            open(path, "rb").close()
+        except OSError as error:
+            messages.append(
+                Warning(
+                    f"{conf.SETTING}['credentials']: '{path}' can't be read: {error.strerror}.",
+                    hint="The server won't start without it.",
+                    id="django_grpc.W002",
+                )
+            )
+    return messages

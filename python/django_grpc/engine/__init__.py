@@ -1,0 +1,81 @@
+"""The gRPC server of django-grpc, without Django.
+
+`server` has the signature and the semantics of `grpc.server`, and what it returns is a
+`grpc.Server`; underneath is an engine in Swift. Servicers, interceptors and generated
+`*_pb2_grpc.py` modules work as they are.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import grpc
+
+from django_grpc.engine._bindings import AbortError, Metadatum
+from django_grpc.engine.credentials import ServerCredentials, ssl_server_credentials
+from django_grpc.engine.options import ChannelArgument, configuration
+from django_grpc.engine.sync import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "AbortError",
+    "Metadatum",
+    "Server",
+    "ServerCredentials",
+    "server",
+    "ssl_server_credentials",
+]
+
+
+def server(
+    thread_pool: Executor | None = None,
+    handlers: Sequence[grpc.GenericRpcHandler] | None = None,
+    interceptors: Sequence[grpc.ServerInterceptor] | None = None,
+    options: Sequence[ChannelArgument] | None = None,
+    maximum_concurrent_rpcs: int | None = None,
+    compression: grpc.Compression | None = None,
+    xds: bool = False,
+) -> Server:
+    """Create a server, as `grpc.server` does.
+
+    Args:
+        thread_pool: Says by its size how many servicers may run at the same time. The engine runs
+            them on threads of its own, which keep their thread-locals (Django's database
+            connections) from call to call; the pool's threads are not used. `None` means the size
+            that `ThreadPoolExecutor()` would have.
+        handlers: Generic handlers, asked in order for methods that are not registered.
+        interceptors: Called for each call, the first one outermost.
+        options: `grpc.*` channel arguments; see `django_grpc.engine.options`. One that has no
+            meaning here is a warning that names it.
+        maximum_concurrent_rpcs: Calls beyond it are answered RESOURCE_EXHAUSTED.
+        compression: How responses are compressed, unless a call says otherwise.
+        xds: Not supported.
+
+    Returns:
+        A server that is not started; `add_insecure_port` or `add_secure_port`, then `start` it.
+
+    Raises:
+        ValueError: `xds` is true, or an option has a value of the wrong type.
+    """
+    if xds:
+        raise ValueError("django_grpc.engine.server() does not support xds=True.")
+    settings = configuration(options or ())
+    settings["max_workers"] = _pool_size(thread_pool)
+    if maximum_concurrent_rpcs is not None:
+        settings["maximum_concurrent_rpcs"] = maximum_concurrent_rpcs
+    if compression is not None:
+        settings["compression"] = int(compression)
+    return Server(settings, handlers or (), interceptors or ())
+
+
+def _pool_size(pool: Executor | None) -> int:
+    # An executor has no public size; every one of the standard library keeps it here.
+    size = getattr(pool or ThreadPoolExecutor(), "_max_workers", None)
+    if not isinstance(size, int):
+        raise ValueError(  # noqa: TRY004 - grpcio raises ValueError for what it cannot use
+            f"thread_pool must be a ThreadPoolExecutor, so that its size is known; got {pool!r}."
+        )
+    return size

@@ -1,0 +1,52 @@
+"""The Python objects that the native engine needs, given to it once, at import."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from typing import NamedTuple
+
+import grpc
+
+from django_grpc import _engine
+
+logger = logging.getLogger("django_grpc")
+
+
+class AbortError(Exception):
+    """What `ServicerContext.abort` raises to leave the servicer.
+
+    grpcio raises a bare `Exception` there, so code that catches that works as before.
+    """
+
+
+class Metadatum(NamedTuple):
+    """One item of metadata; `value` is `bytes` where `key` ends in `-bin`."""
+
+    key: str
+    value: str | bytes
+
+
+def _log_exception(message: str, exception: BaseException) -> None:
+    logger.error(message, exc_info=exception)
+
+
+def _log_error(message: str) -> None:
+    logger.error(message)
+
+
+_engine.configure(
+    {
+        "status_codes": {code: code.value[0] for code in grpc.StatusCode},
+        "unknown_code": grpc.StatusCode.UNKNOWN,
+        "rpc_error": grpc.RpcError,
+        "abort_error": AbortError,
+        "metadatum": Metadatum,
+        "copy_context": contextvars.copy_context,
+        "log_exception": _log_exception,
+        "log_error": _log_error,
+    }
+)
+
+# isinstance(context, grpc.ServicerContext) holds, although a C type cannot inherit from an ABC.
+grpc.ServicerContext.register(_engine.ServicerContext)

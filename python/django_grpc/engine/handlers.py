@@ -1,0 +1,120 @@
+"""Who serves which method: registered handlers, generic handlers and interceptors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from django_grpc import _engine
+
+#: What generated code makes; it answers by path alone, so it can be looked through in advance.
+_DictionaryHandler = type(grpc.method_handlers_generic_handler("", {}))
+
+
+class HandlerCallDetails(NamedTuple):
+    """A call, as interceptors and generic handlers see it; a `grpc.HandlerCallDetails`."""
+
+    method: str
+    invocation_metadata: tuple[Any, ...]
+
+
+grpc.HandlerCallDetails.register(HandlerCallDetails)
+
+
+class HandlerTable:
+    """The handlers of a server.
+
+    What does not change from call to call is looked up once, when the server starts: a method
+    whose handler is known runs without any Python of ours. Only interceptors, and generic handlers
+    that have to be asked, cost a look-up for each call.
+    """
+
+    def __init__(self, interceptors: Sequence[grpc.ServerInterceptor]) -> None:
+        """Create an empty table.
+
+        Raises:
+            ValueError: Something among the interceptors is none.
+        """
+        for interceptor in interceptors:
+            if not hasattr(interceptor, "intercept_service"):
+                raise ValueError(f"{interceptor!r} is no grpc.ServerInterceptor.")
+        self._interceptors = tuple(interceptors)
+        self._registered: dict[str, grpc.RpcMethodHandler] = {}
+        self._generic: list[grpc.GenericRpcHandler] = []
+
+    def add_generic(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Add generic handlers.
+
+        Raises:
+            AttributeError: One has no `service` method, as grpcio says it.
+        """
+        handlers = tuple(handlers)
+        for handler in handlers:
+            if getattr(handler, "service", None) is None:
+                raise AttributeError(
+                    f'"{handler}" must conform to grpc.GenericRpcHandler type but does not have '
+                    f'"service" method!'
+                )
+        self._generic.extend(handlers)
+
+    def add_registered(
+        self, service_name: str, handlers: Mapping[str, grpc.RpcMethodHandler]
+    ) -> None:
+        """Register handlers by method name."""
+        for method, handler in handlers.items():
+            self._registered[f"/{service_name}/{method}"] = handler
+
+    def known(self) -> dict[str, grpc.RpcMethodHandler]:
+        """Return every handler that is known by path; registered ones go before generic ones."""
+        known: dict[str, grpc.RpcMethodHandler] = {}
+        for handler in reversed(self._generic):
+            if _is_dictionary(handler):
+                # There is no public way to list them.
+                known.update(handler._method_handlers)
+        return known | self._registered
+
+    def resolve(self, path: str, metadata: tuple[Any, ...]) -> grpc.RpcMethodHandler | None:
+        """Find the handler of one call, through the interceptors."""
+        return self._continue(0, HandlerCallDetails(path, metadata))
+
+    def _continue(self, index: int, details: Any) -> grpc.RpcMethodHandler | None:
+        if index == len(self._interceptors):
+            return self._look_up(details)
+        continuation: Callable[[Any], grpc.RpcMethodHandler | None] = (
+            lambda next_details: self._continue(index + 1, next_details)
+        )
+        return self._interceptors[index].intercept_service(continuation, details)
+
+    def _look_up(self, details: Any) -> grpc.RpcMethodHandler | None:
+        handler = self._registered.get(details.method)
+        if handler is not None:
+            return handler
+        for generic in self._generic:
+            handler = generic.service(details)
+            if handler is not None:
+                return handler
+        return None
+
+    def install(self, native: _engine.Server) -> None:
+        """Tell the engine what it has to know."""
+        must_ask = any(not _is_dictionary(handler) for handler in self._generic)
+        # With a generic handler of the user's before it, a dictionary does not speak first.
+        asked_first: set[str] = set()
+        known = self.known()
+        if must_ask:
+            asked_first = known.keys() - self._registered.keys()
+        for path, handler in known.items():
+            if self._interceptors or path in asked_first:
+                native.add_resolved_method(path, bool(handler.request_streaming))
+            else:
+                native.add_method(path, handler)
+        # grpcio's interceptors see calls of unknown methods too.
+        native.set_resolver(self.resolve, must_ask or bool(self._interceptors))
+
+
+def _is_dictionary(handler: grpc.GenericRpcHandler) -> bool:
+    return type(handler) is _DictionaryHandler

@@ -1,0 +1,110 @@
+"""gRPC's channel arguments, mapped to the engine's settings.
+
+The names are those of gRPC core
+(https://grpc.github.io/grpc/core/group__grpc__arg__keys.html); -1 and the greatest int mean "no
+limit" there, and here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+logger = logging.getLogger("django_grpc")
+
+ChannelArgument = tuple[str, Any]
+
+_INT_MAX = 2**31 - 1
+
+
+class Mapping(NamedTuple):
+    """How a channel argument becomes a setting."""
+
+    setting: str
+    #: Whether -1 or the greatest int takes the limit away by leaving the setting out.
+    is_limit: bool = False
+
+
+CHANNEL_ARGUMENTS: dict[str, Mapping] = {
+    "grpc.max_receive_message_length": Mapping("max_receive_message_length"),
+    "grpc.max_send_message_length": Mapping("max_send_message_length"),
+    "grpc.max_concurrent_streams": Mapping("max_concurrent_streams", is_limit=True),
+    "grpc.max_metadata_size": Mapping("max_metadata_size"),
+    "grpc.absolute_max_metadata_size": Mapping("max_metadata_size"),
+    "grpc.keepalive_time_ms": Mapping("keepalive_time_ms"),
+    "grpc.keepalive_timeout_ms": Mapping("keepalive_timeout_ms"),
+    "grpc.http2.ping_timeout_ms": Mapping("keepalive_timeout_ms"),
+    "grpc.keepalive_permit_without_calls": Mapping("keepalive_permit_without_calls"),
+    "grpc.http2.min_ping_interval_without_data_ms": Mapping("min_recv_ping_interval_ms"),
+    "grpc.http2.min_recv_ping_interval_without_data_ms": Mapping("min_recv_ping_interval_ms"),
+    "grpc.http2.max_ping_strikes": Mapping("max_ping_strikes"),
+    "grpc.http2.lookahead_bytes": Mapping("stream_window_size"),
+    "grpc.http2.max_frame_size": Mapping("max_frame_size"),
+    "grpc.max_connection_idle_ms": Mapping("max_connection_idle_ms", is_limit=True),
+    "grpc.max_connection_age_ms": Mapping("max_connection_age_ms", is_limit=True),
+    "grpc.max_connection_age_grace_ms": Mapping("max_connection_age_grace_ms", is_limit=True),
+    "grpc.server_handshake_timeout_ms": Mapping("handshake_timeout_ms"),
+    "grpc.so_reuseport": Mapping("reuse_port"),
+    "grpc.default_compression_algorithm": Mapping("compression"),
+    "django_grpc.max_held_workers": Mapping("max_held_workers"),
+    "django_grpc.event_loop_threads": Mapping("event_loop_threads"),
+    "django_grpc.send_buffer_size": Mapping("send_buffer_size"),
+    "django_grpc.connection_window_size": Mapping("connection_window_size"),
+}
+
+#: Arguments that change nothing here because the engine always behaves as they ask.
+WITHOUT_EFFECT = frozenset(
+    {
+        "grpc.so_reuseaddr",
+        "grpc.http2.bdp_probe",
+        "grpc.http2.max_pings_without_data",
+    }
+)
+
+
+def configuration(options: Iterable[ChannelArgument]) -> dict[str, int]:
+    """Map channel arguments to the engine's settings.
+
+    Args:
+        options: Pairs of name and value; of a name that comes twice the first one counts, as in
+            gRPC core.
+
+    Returns:
+        Setting names to whole numbers. An argument that the engine does not know is left out, with
+        a warning that names it.
+
+    Raises:
+        ValueError: An option is no pair, or its value no whole number.
+    """
+    settings: dict[str, int] = {}
+    seen: set[str] = set()
+    for option in options:
+        try:
+            name, value = option
+        except (TypeError, ValueError):
+            raise ValueError(f"A server option must be a (name, value) pair, not {option!r}.") from None
+        if name in WITHOUT_EFFECT or name in seen:
+            continue
+        seen.add(name)
+        mapping = CHANNEL_ARGUMENTS.get(name)
+        if mapping is None:
+            _warn(name)
+            continue
+        if not isinstance(value, int):
+            raise ValueError(  # noqa: TRY004 - grpcio raises ValueError for options
+                f"The server option {name!r} needs a whole number, not {value!r}."
+            )
+        if mapping.is_limit and (value < 0 or value >= _INT_MAX):
+            continue
+        settings[mapping.setting] = int(value)
+    return settings
+
+
+def _warn(name: object) -> None:
+    nearest = difflib.get_close_matches(str(name), CHANNEL_ARGUMENTS, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    logger.warning("The server option %r is not supported and has no effect.%s", name, hint)

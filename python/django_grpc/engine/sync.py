@@ -1,0 +1,233 @@
+"""The engine as a `grpc.Server`."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from django_grpc import _engine
+from django_grpc.engine.credentials import ServerCredentials
+from django_grpc.engine.handlers import HandlerTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+logger = logging.getLogger("django_grpc")
+
+#: How long the interpreter's end waits for servicers that are still running, in seconds.
+_EXIT_TIMEOUT = 5.0
+
+
+class Server(grpc.Server):
+    """A `grpc.Server` with grpcio's semantics.
+
+    Methods may be called from any thread. Ports are bound when they are added, but no thread is
+    started before `start`, so a process may fork in between.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, int],
+        handlers: Sequence[grpc.GenericRpcHandler],
+        interceptors: Sequence[grpc.ServerInterceptor],
+    ) -> None:
+        """Create a server; `django_grpc.engine.server` is the public way."""
+        self._native = _engine.make_server(settings)
+        self._handlers = HandlerTable(interceptors)
+        self._threads = _Threads(self._native)
+        self._lock = threading.Lock()
+        self._is_started = False
+        self._stopped = threading.Event()
+        self._is_stopping = False
+        if handlers:
+            self.add_generic_rpc_handlers(handlers)
+
+    def add_generic_rpc_handlers(
+        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
+    ) -> None:
+        """Add handlers that are asked, in order, for methods that are not registered."""
+        self._handlers.add_generic(tuple(generic_rpc_handlers))
+        if self._is_started:
+            self._handlers.install(self._native)
+
+    def add_registered_method_handlers(
+        self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler]
+    ) -> None:
+        """Register a service's methods; they go before generic handlers."""
+        if self._is_started:
+            logger.warning("Cannot register method handlers once server has started")
+            return
+        self._handlers.add_registered(service_name, method_handlers)
+
+    def method_handlers(self) -> dict[str, grpc.RpcMethodHandler]:
+        """Return the method handlers that are known by path, `/package.Service/Method`.
+
+        Those of a generic handler that only answers when it is asked are not among them.
+        """
+        return self._handlers.known()
+
+    def add_insecure_port(self, address: str) -> int:
+        """Bind `address` for plaintext and return its port.
+
+        Raises:
+            RuntimeError: The address cannot be bound; its cause is the `OSError`.
+        """
+        return self._add_port(address, None)
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        """Bind `address` for TLS and return its port.
+
+        Raises:
+            TypeError: The credentials are not those of `django_grpc.engine`.
+            RuntimeError: The address cannot be bound; its cause is the `OSError`.
+        """
+        if not isinstance(server_credentials, ServerCredentials):
+            raise TypeError(
+                "add_secure_port() needs credentials made by "
+                "django_grpc.engine.ssl_server_credentials(); those of grpc keep their keys where "
+                "only grpc can read them."
+            )
+        return self._add_port(address, server_credentials.native)
+
+    def _add_port(self, address: str | bytes, credentials: _engine.ServerCredentials | None) -> int:
+        text = address.decode() if isinstance(address, bytes) else address
+        try:
+            return self._native.add_port(text, credentials)
+        except OSError as error:
+            # grpcio's exception and wording, with the reason that it leaves out.
+            reason = error.strerror or error
+            raise RuntimeError(f"Failed to bind to address {text}: {reason}") from error
+        except ValueError as error:
+            raise RuntimeError(f"Failed to bind to address {text}: {error}") from error
+
+    def start(self) -> None:
+        """Start serving.
+
+        Raises:
+            ValueError: The server has been started before.
+        """
+        with self._lock:
+            if self._is_started:
+                raise ValueError("Cannot start already-started server!")
+            self._is_started = True
+            self._handlers.install(self._native)
+            self._threads.start()
+            self._native.start()
+            _running.add(self)
+
+    def stop(self, grace: float | None) -> threading.Event:
+        """Refuse new calls at once, and end those in flight after `grace` seconds.
+
+        Args:
+            grace: Seconds that calls in flight are given; `None` ends them now, and waits for it.
+
+        Returns:
+            An event that is set when everything has ended.
+        """
+        with self._lock:
+            if not self._is_started or self._stopped.is_set():
+                self._stopped.set()
+                self._native.drain(_nothing)
+                return self._stopped
+            is_first = not self._is_stopping
+            self._is_stopping = True
+        if is_first:
+            self._native.drain(self._on_stopped)
+        if grace is None:
+            self._native.cancel_all_calls()
+            self._stopped.wait()
+        else:
+            _AfterGrace(self._native, self._stopped, grace).start()
+        return self._stopped
+
+    def wait_for_termination(self, timeout: float | None = None) -> bool:
+        """Wait until the server has stopped.
+
+        Returns:
+            True when `timeout` seconds passed first, as grpcio has it.
+        """
+        return not self._stopped.wait(timeout)
+
+    def statistics(self) -> dict[str, int]:
+        """Return figures of calls, connections and workers."""
+        return self._native.statistics()
+
+    def _on_stopped(self) -> None:
+        self._stopped.set()
+        self._native.stop_threads()
+        _running.discard(self)
+
+    def __del__(self) -> None:
+        """Stop a server that nobody refers to any more, as grpcio does."""
+        native = getattr(self, "_native", None)
+        if native is not None and not self._stopped.is_set():
+            native.drain(native.stop_threads)
+            native.cancel_all_calls()
+
+    def _stop_at_exit(self) -> None:
+        """Join the threads before the interpreter goes away under them."""
+        deadline = time.monotonic() + _EXIT_TIMEOUT
+        self._native.drain(self._on_stopped)
+        self._native.cancel_all_calls()
+        self._stopped.wait(_EXIT_TIMEOUT)
+        self._threads.join(deadline)
+
+
+class _Threads:
+    """The Python threads of a server: its workers, and one for everything else.
+
+    They are daemons, as the threads of grpcio's server are: a servicer that never returns must not
+    keep the process alive.
+    """
+
+    def __init__(self, native: _engine.Server) -> None:
+        self._native = native
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        self._start("grpc-control", self._native.run_control, self._spawn_worker)
+
+    def _spawn_worker(self) -> None:
+        self._start(f"grpc-worker-{len(self._threads)}", self._native.run_worker)
+
+    def _start(self, name: str, target: Any, *arguments: Any) -> None:
+        thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def join(self, deadline: float) -> None:
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+class _AfterGrace(threading.Thread):
+    """Ends every call once a time of grace is over."""
+
+    def __init__(self, native: _engine.Server, stopped: threading.Event, grace: float) -> None:
+        super().__init__(name="grpc-grace", daemon=True)
+        self._native = native
+        self._stopped = stopped
+        self._grace = grace
+
+    def run(self) -> None:
+        if not self._stopped.wait(self._grace):
+            self._native.cancel_all_calls()
+
+
+def _nothing() -> None:
+    pass
+
+
+_running: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_servers() -> None:
+    for server in list(_running):
+        server._stop_at_exit()

@@ -1,0 +1,5 @@
+"""Helpers for servicers."""
+
+from .ratelimit import ratelimit
+
+__all__ = ["ratelimit"]

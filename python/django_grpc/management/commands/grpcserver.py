@@ -1,0 +1,285 @@
+"""`manage.py grpcserver`."""
+
+import asyncio
+import dataclasses
+import datetime
+import errno
+import logging
+import math
+import threading
+import time
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError, connections
+
+from django_grpc import conf, utils
+from django_grpc.management import reloading
+from django_grpc.management.shutdown import ShutdownRequest, end_process_soon
+from django_grpc.signals import grpc_shutdown
+
+logger = logging.getLogger("django_grpc")
+
+# What an errno says of an address that can't be bound.
+_BIND_ERRORS = {
+    errno.EACCES: "this user has no permission for it",
+    errno.EADDRINUSE: "it is already in use",
+    errno.EADDRNOTAVAIL: "it is not an address of this machine",
+}
+
+# What ends the wait when the server was stopped by something else than this command.
+_STOPPED = "stopped"
+
+# The seconds that a changed file waits for calls in flight.
+_RELOAD_GRACE = 1.0
+
+
+class Command(BaseCommand):
+    """Serve the project's gRPC servicers until SIGTERM or SIGINT.
+
+    A subclass may override `get_config`, `get_server`, `on_listening` and `on_shutdown`.
+    """
+
+    help = "Run gRPC server"
+
+    # They are run by serve(), which --autoreload starts again and again.
+    requires_system_checks: list[str] = []  # noqa: RUF012 - as Django declares it
+
+    # Whether a drain ended with calls that had to be cut.
+    _has_cut_calls = False
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the options."""
+        parser.add_argument(
+            "addrport",
+            nargs="?",
+            help="Optional port number, or address:port, or unix:PATH; it stands above --host "
+            "and --port.",
+        )
+        parser.add_argument("--max_workers", type=int, help="Number of workers")
+        parser.add_argument("--port", type=int, default=50051, help="Port number to listen")
+        parser.add_argument(
+            "--host", help="Address to listen on, or unix:PATH. Default: every address."
+        )
+        parser.add_argument(
+            "--grace",
+            type=float,
+            help="Seconds that calls in flight get to end in at shutdown. Default: 30.",
+        )
+        parser.add_argument(
+            "--autoreload",
+            action="store_true",
+            default=False,
+            help="Start again when a source file changes (for development).",
+        )
+        parser.add_argument(
+            "--list-handlers",
+            action="store_true",
+            default=False,
+            help="Print all registered endpoints",
+        )
+        parser.add_argument(
+            "--skip-checks", action="store_true", default=False, help="Skip system checks."
+        )
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Run as the process's command: the process ends even if a call that was cut goes on."""
+        status: object = 0
+        try:
+            super().run_from_argv(argv)
+        except SystemExit as leaving:
+            status = leaving.code
+            raise
+        finally:
+            if self._has_cut_calls:
+                end_process_soon(status if isinstance(status, int) else 1)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Serve, with or without the reloader."""
+        if not options["autoreload"]:
+            with ShutdownRequest() as shutdown:
+                self.serve(shutdown, **options)
+        elif reloading.is_child():
+            self.stdout.write("ATTENTION! Autoreload is enabled!")
+            reloading.run_child(lambda shutdown: self._serve_reloaded(shutdown, **options))
+        else:
+            reloading.run_parent()
+
+    def _serve_reloaded(self, shutdown: ShutdownRequest, **options: Any) -> None:
+        try:
+            self.serve(shutdown, **options)
+        except CommandError as error:
+            self.stderr.write(f"{type(error).__name__}: {error}")
+            self.stderr.flush()
+            if isinstance(error.__cause__, OSError | RuntimeError):
+                end_process_soon(1, seconds=0)  # the address can't be bound: no file mends that
+            elif isinstance(cause := _root_cause(error), ImportError):
+                raise cause from None  # Django watches the file that the traceback ends in
+
+    def serve(self, shutdown: ShutdownRequest, **options: Any) -> None:
+        """Serve until a shutdown is requested, then drain.
+
+        Raises:
+            CommandError: A mistake of the user's.
+        """
+        self.stdout.write(f"gRPC server starting at {datetime.datetime.now()}")
+        try:
+            config = self.get_config(**options)
+            # One sentence, where the system checks would print a report.
+            for key, paths in (
+                ("servicers", config.servicers),
+                ("interceptors", config.interceptors),
+            ):
+                for path in paths:
+                    conf.import_configured(key, path)
+            if not options["skip_checks"]:
+                self.check()
+            self._check_migrations()
+            if config.is_async:
+                asyncio.run(self._serve_async(shutdown, config, **options))
+            else:
+                self._serve(shutdown, config, **options)
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from error
+
+    def _serve(
+        self, shutdown: ShutdownRequest, config: conf.ServerConfig, **options: Any
+    ) -> None:
+        server = self.get_server(config)
+        address = self._bind(server, config, **options)
+        server.start()
+        self.on_listening(server, config, address, **options)
+
+        def follow_server() -> None:  # in case that a servicer stops it
+            server.wait_for_termination()
+            shutdown.request(_STOPPED)
+
+        threading.Thread(target=follow_server, name="grpcserver-follow", daemon=True).start()
+        grace = self._get_grace(shutdown.wait(), config)
+        begun = time.monotonic()
+        server.stop(grace).wait()
+        self._has_cut_calls = time.monotonic() - begun >= grace
+        self.on_shutdown()
+
+    async def _serve_async(
+        self, shutdown: ShutdownRequest, config: conf.ServerConfig, **options: Any
+    ) -> None:
+        server = self.get_server(config)
+        address = self._bind(server, config, **options)
+        await server.start()
+        self.on_listening(server, config, address, **options)
+        grace = self._get_grace(await asyncio.to_thread(shutdown.wait), config)
+        begun = time.monotonic()
+        await server.stop(grace)
+        self._has_cut_calls = time.monotonic() - begun >= grace
+        # Receivers may be ordinary functions that use the ORM, which a loop's thread may not.
+        await asyncio.to_thread(self.on_shutdown)
+
+    def get_config(self, **options: Any) -> conf.ServerConfig:
+        """Read the settings, with the options in place of theirs.
+
+        Raises:
+            ImproperlyConfigured: The settings have a mistake.
+            CommandError: An option has.
+        """
+        config = conf.load()
+        max_workers, grace = options["max_workers"], options["grace"]
+        if max_workers is not None:
+            if max_workers < 1:
+                raise CommandError(f"--max_workers must be 1 or more, not {max_workers}.")
+            config = dataclasses.replace(config, max_workers=max_workers)
+        if grace is not None:
+            if not (math.isfinite(grace) and grace >= 0):
+                raise CommandError(f"--grace must be a number of seconds, 0 or more, not {grace}.")
+            config = dataclasses.replace(config, grace=grace)
+        if options["host"]:
+            config = dataclasses.replace(config, host=options["host"])
+        return config
+
+    def get_server(self, config: conf.ServerConfig) -> Any:
+        """Make the server, with its servicers and without a port."""
+        return utils.build_server(config)
+
+    def on_listening(
+        self, server: Any, config: conf.ServerConfig, address: str, **options: Any
+    ) -> None:
+        """Say that the server is up."""
+        port = address.rpartition(":")[2] if not address.startswith("unix") else address
+        self.stdout.write(f"gRPC server is listening port {port}")
+        self.stdout.write(f"Address {address}, {config.max_workers} workers. Quit with CONTROL-C.")
+        if options["list_handlers"]:
+            self.stdout.write("Registered handlers:")
+            for handler in utils.extract_handlers(server):
+                self.stdout.write(f"* {handler}")
+        self.stdout.flush()
+
+    def on_shutdown(self) -> None:
+        """Tell the project, once the server has drained."""
+        try:
+            grpc_shutdown.send(None)
+        except Exception as error:
+            # The process ends all the same, and as well as it can.
+            logger.exception("A receiver of grpc_shutdown failed")
+            self.stderr.write(f"Error during graceful shutdown: {error}")
+        self.stdout.write("Graceful shutdown completed")
+
+    def _get_grace(self, reason: str, config: conf.ServerConfig) -> float:
+        grace = config.grace
+        if reason == reloading.RELOAD:
+            grace = min(grace, _RELOAD_GRACE)
+        elif reason != _STOPPED:
+            self.stdout.write(
+                f"Received {reason}. Starting graceful shutdown, "
+                f"calls in flight have {grace:g} s to end..."
+            )
+            self.stdout.flush()
+        return grace
+
+    def _check_migrations(self) -> None:
+        try:
+            self.check_migrations()
+        except DatabaseError as error:
+            # A gRPC server may well come up before its database.
+            self.stdout.write(self.style.WARNING(f"The migrations can't be checked: {error}"))
+        for connection in connections.all(initialized_only=True):
+            if not connection.in_atomic_block:  # a test's transaction
+                connection.close()
+
+    def _bind(self, server: Any, config: conf.ServerConfig, **options: Any) -> str:
+        host, port = _parse_address(config.host, options["port"], options["addrport"])
+        address = utils.format_address(host, port)
+        try:
+            bound = utils.bind(server, config, port, host=host)
+        except OSError as error:
+            reason = _BIND_ERRORS.get(error.errno or 0, error.strerror or str(error))
+            raise CommandError(f"The server can't listen on {address}: {reason}.") from error
+        except RuntimeError as error:
+            if not str(error).startswith("Failed to bind"):  # grpcio's words
+                raise
+            raise CommandError(
+                f"The server can't listen on {address}: "
+                "it is already in use, or not an address of this machine."
+            ) from error
+        return address if address.startswith("unix") else utils.format_address(host, bound)
+
+
+def _parse_address(host: str, port: int, addrport: str | None) -> tuple[str, int]:
+    if addrport and addrport.startswith(("unix:", "unix-abstract:")):
+        return addrport, 0
+    if addrport:
+        given_host, _, given_port = addrport.rpartition(":")
+        if not given_port.isdecimal() or (":" in given_host and not given_host.startswith("[")):
+            raise CommandError(
+                f"{addrport!r} is not a port number, an address:port pair or a unix:PATH."
+            )
+        host, port = given_host or host, int(given_port)
+    if not 0 <= port <= 65535:
+        raise CommandError(f"{port} is not a port number: it must be at most 65535.")
+    return host, port
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,0 +1,114 @@
+"""`grpcserver --autoreload`: Django's reloader, with a server that drains when it is told to stop.
+
+As with `runserver` there are two processes. The child serves on a thread and watches the files on
+its main thread; when one changes it exits with status 3 and is started again. Django's own parent
+kills the child outright when it is told to stop, so the parent here is ours.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+from django.utils import autoreload
+
+from django_grpc.management.shutdown import ShutdownRequest
+
+# What a request says when a file has changed: nobody wants to wait for a drain then.
+RELOAD = "reload"
+_RELOAD_STATUS = 3  # of a process that Django's reloader ends
+
+
+def is_child() -> bool:
+    """Whether this process is the one that serves."""
+    return os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) == "true"
+
+
+def run_child(serve: Callable[[ShutdownRequest], None]) -> None:
+    """Serve on a thread, and watch the files until one changes or a signal comes.
+
+    Args:
+        serve: Serves until the request that it is given; what it raises is printed, and it is
+            called again, in a new process, when a file has changed.
+
+    Raises:
+        SystemExit: With status 3 when a file has changed, 0 on SIGTERM.
+    """
+    shutdown = ShutdownRequest()
+    has_begun = threading.Event()
+    has_ended = threading.Event()
+
+    def run() -> None:
+        has_begun.set()
+        try:
+            autoreload.raise_last_exception()
+            serve(shutdown)
+        finally:
+            has_ended.set()
+
+    reason = signal.SIGTERM.name
+    try:
+        autoreload.run_with_reloader(run)
+        reason = signal.SIGINT.name  # it swallows KeyboardInterrupt
+    except SystemExit as leaving:
+        if leaving.code == _RELOAD_STATUS:
+            reason = RELOAD
+        raise
+    finally:
+        with shutdown:
+            shutdown.request(reason)
+            if has_begun.is_set():
+                has_ended.wait()
+
+
+def run_parent() -> None:
+    """Start the child, again whenever it asks for it, and pass on what it is told.
+
+    Raises:
+        SystemExit: With the child's status.
+    """
+    parent = _Parent()
+    previous = {
+        number: signal.signal(number, parent.pass_on) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        sys.exit(parent.run())
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Parent:
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._is_stopping = False
+
+    def run(self) -> int:
+        environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
+        arguments = autoreload.get_child_arguments()
+        while not self._is_stopping:
+            self._child = subprocess.Popen(  # noqa: S603 - our own command line
+                arguments, env=environment, close_fds=False
+            )
+            status = self._child.wait()
+            if self._is_stopping and status in (_RELOAD_STATUS, -signal.SIGTERM, -signal.SIGINT):
+                return 0  # it was told before it could listen
+            if status != _RELOAD_STATUS:
+                return 128 - status if status < 0 else status
+        return 0
+
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._is_stopping = True
+        # The terminal sends ^C to both processes, and a second one would end the child at once.
+        if self._child is not None and not (number == signal.SIGINT and _is_in_foreground()):
+            self._child.send_signal(number)
+
+
+def _is_in_foreground() -> bool:
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (AttributeError, OSError, ValueError):  # no terminal, or no standard input at all
+        return False

@@ -1,0 +1,294 @@
+"""Plans: how each field of one message class is filled from one model class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import models
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.message_factory import GetMessageClass
+
+from .errors import SerializationError
+from .model_fields import Kind, Source, find_source, is_plain
+from .schema import is_map, is_repeated, map_entry, message_type
+from .values import Converter, as_list, key_converter, to_string, value_converter
+
+#: Makes a message of a class from an instance; the last argument is the serializers to look in.
+Nest = Callable[[Any, Any, Sequence[Any]], Any]
+#: Reads one message field: from an instance, with the serializers and the serializer of the call.
+Reader = Callable[[Any, Sequence[Any], Any], Any]
+#: Makes a message from an instance, with the serializers and the serializer of the call.
+Build = Callable[[Any, Sequence[Any], Any], Any]
+
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldPlan:
+    """How one message field is filled.
+
+    Attributes:
+        name: The message field's name.
+        attribute: The attribute whose value goes through `convert`; None where `read` is used.
+        convert: The attribute's converter; it is never given None.
+        plain: Whether the attribute may be tried without its converter first.
+        read: Reads and converts what is more than an attribute.
+    """
+
+    name: str
+    attribute: str | None = None
+    convert: Converter | None = None
+    plain: bool = False
+    read: Reader | None = None
+
+    def value(
+        self,
+        field: FieldDescriptor,
+        instance: Any,
+        serializers: Sequence[Any],
+        serializer: Any,
+    ) -> Any:
+        """Return what the message's constructor takes for this field alone."""
+        if self.read is not None:
+            return self.read(instance, serializers, serializer)
+        value = read_attribute(field, instance, self.attribute or self.name)
+        if value is None or self.convert is None:
+            return value
+        return converted(field, instance, self.convert, value)
+
+
+def message_name(field: FieldDescriptor) -> str:
+    """Return a message field's full name, as errors show it."""
+    return str(field.full_name)
+
+
+def misfit(field: FieldDescriptor, instance: Any, reason: object) -> SerializationError:
+    """Return the error for a value that does not fit its message field."""
+    model = type(instance).__name__
+    return SerializationError(f"{message_name(field)} cannot take {model}.{field.name}: {reason}")
+
+
+def no_such_field(field: FieldDescriptor, model: type) -> SerializationError:
+    """Return the error for a message field that the model has nothing for."""
+    return SerializationError(
+        f"{message_name(field)} has no counterpart in {model.__name__}: the model has no field, "
+        f"property or annotation {field.name!r}; add get_{field.name}(instance) to a serializer "
+        f"of {model.__name__}, or rename one of the two"
+    )
+
+
+def read_attribute(field: FieldDescriptor, instance: Any, attribute: str) -> Any:
+    """Return an attribute's value, or say that there is none."""
+    try:
+        return getattr(instance, attribute)
+    except AttributeError as error:
+        if error.obj is instance and error.name == attribute:
+            raise no_such_field(field, instance.__class__) from error
+        raise
+
+
+def plan_field(
+    field: FieldDescriptor,
+    instance: Any,
+    method: str | None,
+    nest: Nest,
+    nest_many: Callable[[FieldDescriptor, Any, Sequence[Any]], Any],
+) -> FieldPlan:
+    """Decide how a message field is filled from instances of the class of `instance`.
+
+    Args:
+        field: The message field.
+        instance: The first instance; annotations show on it only.
+        method: The name of the serializer's method for this field, None without one.
+        nest: Serializes a related object.
+        nest_many: Serializes the objects of a to-many relation.
+
+    Raises:
+        SerializationError: The class has nothing for the field, or nothing that fits.
+    """
+    model = instance.__class__
+    if method is not None:
+        return FieldPlan(name=field.name, read=_method_reader(field, method, nest))
+    source = find_source(model, field.name)
+    if source is None:
+        value = getattr(instance, field.name, _MISSING)
+        if value is _MISSING:
+            raise no_such_field(field, model)
+        if callable(value) and not isinstance(value, models.Manager):
+            raise misfit(field, instance, "a method is not called without being asked to")
+        source = Source(Kind.VALUE, field.name)
+    if source.kind is Kind.MANY:
+        return _plan_many(field, instance, source, nest_many)
+    if source.kind is Kind.ONE:
+        return _plan_one(field, instance, source, nest)
+    return _plan_value(field, instance, source, nest)
+
+
+def _plan_value(field: FieldDescriptor, instance: Any, source: Source, nest: Nest) -> FieldPlan:
+    attribute = source.attribute
+    choices = getattr(source.field, "flatchoices", None) or ()
+    if not is_repeated(field) and is_plain(field, source.field):
+        convert = value_converter(field, choices)
+        return FieldPlan(name=field.name, attribute=attribute, convert=convert, plain=True)
+    is_json = isinstance(source.field, models.JSONField)
+    convert = _whole_converter(field, choices)
+    if is_json and convert is to_string:
+        convert = partial(json.dumps, cls=source.field.encoder or DjangoJSONEncoder)
+    if convert is not None:
+        return FieldPlan(name=field.name, attribute=attribute, convert=convert)
+    convert_with = _nesting_converter(field, nest, is_json)
+
+    def read(instance: Any, serializers: Sequence[Any], serializer: Any) -> Any:
+        value = getattr(instance, attribute)
+        if value is None:
+            return None
+        return converted(field, instance, lambda it: convert_with(it, serializers), value)
+
+    return FieldPlan(name=field.name, read=read)
+
+
+def _plan_one(field: FieldDescriptor, instance: Any, source: Source, nest: Nest) -> FieldPlan:
+    if is_repeated(field):
+        raise misfit(field, instance, "one object does not fill a repeated field")
+    attribute = source.attribute
+    convert = value_converter(field)
+    if convert is not None and source.key is not None:
+        # The column has it: the related object need not be loaded.
+        plain = is_plain(field, source.field)
+        return FieldPlan(name=field.name, attribute=source.key, convert=convert, plain=plain)
+    message_class = None if convert else GetMessageClass(message_type(field))
+
+    def read(instance: Any, serializers: Sequence[Any], serializer: Any) -> Any:
+        # Without a related object Django raises an error that is an AttributeError too.
+        related = getattr(instance, attribute, None)
+        if related is None:
+            return None
+        if convert is not None:
+            return converted(field, instance, convert, related.pk)
+        return nest(message_class, related, serializers)
+
+    return FieldPlan(name=field.name, read=read)
+
+
+def _plan_many(
+    field: FieldDescriptor,
+    instance: Any,
+    source: Source,
+    nest_many: Callable[[FieldDescriptor, Any, Sequence[Any]], Any],
+) -> FieldPlan:
+    if not is_repeated(field) or is_map(field):
+        raise misfit(field, instance, "a to-many relation fills a repeated field only")
+    attribute = source.attribute
+    convert = value_converter(field)
+
+    def read(instance: Any, serializers: Sequence[Any], serializer: Any) -> Any:
+        if instance.pk is None:
+            # Nothing can be related to what is not saved; Django's manager refuses to be made.
+            return None
+        manager = getattr(instance, attribute)
+        # all() answers from prefetch_related where that was done.
+        if convert is None:
+            return nest_many(field, manager.all(), serializers)
+        keys = (related.pk for related in manager.all())
+        return converted(field, instance, lambda values: [convert(key) for key in values], keys)
+
+    return FieldPlan(name=field.name, read=read)
+
+
+def _method_reader(field: FieldDescriptor, method: str, nest: Nest) -> Reader:
+    convert = _whole_converter(field)
+    convert_with = None if convert else _nesting_converter(field, nest, is_json=False)
+
+    def read(instance: Any, serializers: Sequence[Any], serializer: Any) -> Any:
+        value = getattr(serializer, method)(instance)
+        if value is None:
+            return None
+        if convert_with is not None:
+            return converted(field, instance, lambda it: convert_with(it, serializers), value)
+        return converted(field, instance, convert, value)
+
+    return read
+
+
+def converted(field: FieldDescriptor, instance: Any, convert: Any, value: Any) -> Any:
+    """Convert a value, or say which field it does not fit."""
+    try:
+        return convert(value)
+    except SerializationError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise misfit(field, instance, error) from error
+
+
+def _whole_converter(field: FieldDescriptor, choices: Any = ()) -> Converter | None:
+    """Return the converter of all that a field holds, None where that holds other messages."""
+    if not is_repeated(field):
+        return value_converter(field, choices)
+    if not is_map(field):
+        element = value_converter(field, choices)
+        return element and _list_converter(element)
+    element = value_converter(map_entry(field)[1])
+    return element and _map_converter(field, element)
+
+
+def _list_converter(element: Converter) -> Converter:
+    return lambda value: [element(item) for item in as_list(value)]
+
+
+def _map_converter(field: FieldDescriptor, element: Converter) -> Converter:
+    key = key_converter(field)
+
+    def convert(value: Any) -> dict[Any, Any]:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"it holds a dict, not {type(value).__name__}")
+        return {key(name): element(item) for name, item in value.items()}
+
+    return convert
+
+
+def _nesting_converter(
+    field: FieldDescriptor, nest: Nest, is_json: bool
+) -> Callable[[Any, Sequence[Any]], Any]:
+    """Return the converter of values that are, or hold, messages of the user's own.
+
+    A model instance is serialized; a dict from a JSON field is read as protobuf's own JSON, any
+    other dict as keyword arguments of the message.
+    """
+    in_map = is_map(field)
+    target: Any = map_entry(field)[1] if in_map else field
+    message_class = GetMessageClass(target.message_type)
+
+    def element(value: Any, serializers: Sequence[Any]) -> Any:
+        if hasattr(value, "DESCRIPTOR"):
+            return value
+        if isinstance(value, Mapping):
+            if not is_json:
+                return message_class(**value)
+            try:
+                return ParseDict(dict(value), message_class())
+            except ParseError as error:
+                raise ValueError(f"its JSON is no {target.message_type.name}: {error}") from error
+        if isinstance(value, (str, bytes, int, float)):
+            raise TypeError(f"it holds {target.message_type.name}, not {type(value).__name__}")
+        return nest(message_class, value, serializers)
+
+    if in_map:
+        # Constructors take messages by key in some runtimes only as messages, never as dicts.
+        return lambda value, serializers: _map_converter(
+            field, lambda item: element(item, serializers)
+        )(value)
+    if is_repeated(field):
+        return lambda value, serializers: [
+            element(item, serializers) for item in as_list(_queryset(value))
+        ]
+    return element
+
+
+def _queryset(value: Any) -> Any:
+    return value.all() if isinstance(value, models.Manager) else value

@@ -1,0 +1,116 @@
+"""A Django signal that is sent twice for every call, and so must cost next to nothing."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import django.core.cache
+import django.db
+from asgiref.sync import iscoroutinefunction
+from django.dispatch import Signal
+
+from django_grpc.signals import hygiene
+
+Receiver = Callable[..., Any]
+
+# Django's stock receivers by identity, as a receiver need not be hashable, and the function that
+# does the same without arguments.
+_STOCK: dict[int, Callable[[], None]] = {
+    id(django.db.reset_queries): hygiene.reset_queries,
+    id(django.db.close_old_connections): hygiene.close_old_connections,
+    id(django.core.cache.close_caches): hygiene.close_used_caches,
+}
+
+
+class _Plan(NamedTuple):
+    """What sending to the receivers of one signal comes down to.
+
+    A plan is good for one ``Signal.receivers`` list in one length, so that code which exchanges
+    the list (factory_boy's ``mute_signals`` does) or lets it grow is honoured unasked.
+    """
+
+    receivers: list[Any]
+    length: int
+    # When all are stock: what to run, and the answer. None otherwise, as for every other receiver a
+    # plan must hold no more than Django's own reference.
+    stock: tuple[Callable[[], None], ...] | None
+    stock_responses: tuple[tuple[Receiver, None], ...]
+    # Otherwise each of them: a stock receiver and what to run for it, or a reference and None.
+    steps: tuple[tuple[Any, Callable[[], None] | None], ...]
+    # Coroutine functions are Django's to run.
+    left_to_django: bool
+
+
+class CallSignal(Signal):
+    """A ``django.dispatch.Signal`` whose ``send(None, ...)`` looks its receivers up only once.
+
+    Everything else is Django's, and so are the semantics of ``send``.
+    """
+
+    _plan: _Plan | None = None
+
+    def connect(self, *args: Any, **kwargs: Any) -> None:
+        """Connect a receiver as ``Signal.connect`` does."""
+        super().connect(*args, **kwargs)
+        self._plan = None
+
+    def disconnect(self, *args: Any, **kwargs: Any) -> bool:
+        """Disconnect a receiver as ``Signal.disconnect`` does."""
+        disconnected = super().disconnect(*args, **kwargs)
+        self._plan = None
+        return disconnected
+
+    def send(self, sender: Any, **named: Any) -> list[tuple[Receiver, Any]]:
+        """Call the receivers in order; the first exception ends it and propagates."""
+        plan = self._plan
+        receivers = self.receivers
+        if plan is None or plan.receivers is not receivers or plan.length != len(receivers):
+            plan = self._make_plan()
+        if plan.stock is not None:
+            for run in plan.stock:
+                run()
+            return list(plan.stock_responses)
+        if sender is not None or plan.left_to_django:
+            return super().send(sender, **named)
+        responses: list[tuple[Receiver, Any]] = []
+        # As in Django, who is alive is settled before the first receiver runs.
+        for receiver, run in [
+            (reference, run) if run is not None else (_receiver(reference), None)
+            for reference, run in plan.steps
+        ]:
+            if run is not None:
+                responses.append((receiver, run()))
+            elif receiver is not None:
+                responses.append((receiver, receiver(signal=self, sender=None, **named)))
+        return responses
+
+    def _make_plan(self) -> _Plan:
+        # Under the lock that guards the list: a plan of an older list is then in its place before
+        # connect() or disconnect() throws it away.
+        with self.lock:
+            receivers = self.receivers
+            references = [
+                reference
+                for (_, sender_id), reference, *_ in receivers
+                if sender_id == id(None)  # those for a certain sender don't hear sender None
+            ]
+            live = [_receiver(reference) for reference in references]
+            stock = [_STOCK.get(id(receiver)) for receiver in live]
+            only_stock = None not in stock and len(references) == len(receivers)
+            self._plan = plan = _Plan(
+                receivers=receivers,
+                length=len(receivers),
+                stock=tuple(run for run in stock if run is not None) if only_stock else None,
+                stock_responses=tuple((it, None) for it in live) if only_stock else (),
+                steps=tuple(
+                    (reference, None) if run is None else (receiver, run)
+                    for reference, receiver, run in zip(references, live, stock, strict=True)
+                ),
+                left_to_django=any(iscoroutinefunction(receiver) for receiver in live),
+            )
+        return plan
+
+
+def _receiver(reference: Any) -> Receiver | None:
+    """The receiver itself, or None when it was referenced weakly and has gone."""
+    return reference() if isinstance(reference, weakref.ReferenceType) else reference

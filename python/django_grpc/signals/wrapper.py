@@ -1,0 +1,231 @@
+"""Servicers' methods, with the signals of a call's life sent around them."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import grpc
+
+from django_grpc.engine import AbortError
+from django_grpc.signals import (
+    grpc_got_request_exception,
+    grpc_request_finished,
+    grpc_request_started,
+)
+from django_grpc.signals.hygiene import close_old_connections
+
+Behavior = Callable[..., Any]
+
+# A handler that is made anew for every call (a proxy's, say) is wrapped anew; the cache that spares
+# all the others must not grow with it.
+_WRAPPED_HANDLERS = 1024
+
+
+class SignalWrapper:
+    """What a servicer hook gets as its ``server``: handlers registered through it send signals.
+
+    It has the interface of `grpc.Server`: the two registering methods wrap what they are given,
+    everything else is the server's own. Whatever can be decided once is decided at registration,
+    on the thread that registers.
+
+    Attributes:
+        server: The wrapped server, a `grpc.Server` or an object with its methods.
+    """
+
+    # The fields of grpc.RpcMethodHandler that can hold the method.
+    METHOD_PROPERTIES = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+
+    def __init__(self, server: Any) -> None:
+        self.server = server
+        # Generated code registers one handler in both ways: it is wrapped once.
+        self._wrap = functools.lru_cache(maxsize=_WRAPPED_HANDLERS)(wrap_method_handler)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.server, name)
+
+    def add_generic_rpc_handlers(
+        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
+    ) -> None:
+        """Register generic handlers; the handlers that they find are wrapped as they find them."""
+        self.server.add_generic_rpc_handlers(
+            tuple(
+                _wrap_generic_handler(handler, self._wrap_found) for handler in generic_rpc_handlers
+            )
+        )
+
+    def add_registered_method_handlers(
+        self, service_name: str, method_handlers: dict[str, grpc.RpcMethodHandler]
+    ) -> None:
+        """Register the handlers of one service, by the names of its methods."""
+        self.server.add_registered_method_handlers(
+            service_name,
+            {name: self._wrap_found(handler) for name, handler in method_handlers.items()},
+        )
+
+    def _wrap_found(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        try:
+            return self._wrap(handler)
+        except TypeError:  # a method that is an object without a hash
+            return wrap_method_handler(handler)
+
+
+class _SignalGenericHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """A user's generic handler whose finds are wrapped."""
+
+    def __init__(
+        self,
+        inner: grpc.GenericRpcHandler,
+        wrap: Callable[[grpc.RpcMethodHandler], grpc.RpcMethodHandler],
+    ) -> None:
+        self._inner = inner
+        self._wrap = wrap
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler | None:
+        handler = self._inner.service(handler_call_details)
+        return None if handler is None else self._wrap(handler)
+
+
+class _SignalServiceHandler(_SignalGenericHandler, grpc.ServiceRpcHandler):  # type: ignore[misc]
+    """The same for one service, which the server may ask for its name."""
+
+    def service_name(self) -> str:
+        name: str = self._inner.service_name()
+        return name
+
+
+def _wrap_generic_handler(
+    handler: grpc.GenericRpcHandler,
+    wrap: Callable[[grpc.RpcMethodHandler], grpc.RpcMethodHandler],
+) -> grpc.GenericRpcHandler:
+    if isinstance(handler, grpc.ServiceRpcHandler):
+        return _SignalServiceHandler(handler, wrap)
+    if isinstance(handler, grpc.GenericRpcHandler):
+        return _SignalGenericHandler(handler, wrap)
+    return handler  # not one at all: the server says so in its own words
+
+
+def wrap_method_handler(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    """Return a handler like the given one whose method sends the signals.
+
+    Args:
+        handler: What `grpc.unary_unary_rpc_method_handler` and its like return.
+
+    Returns:
+        A new handler; its method has the given one as ``__wrapped__``.
+    """
+    streams = bool(handler.request_streaming), bool(handler.response_streaming)
+    field, make_handler, wrap = _KINDS[streams]
+    behavior: Behavior = getattr(handler, field)
+    if getattr(behavior, "experimental_non_blocking", False):
+        wrap = _non_blocking
+    wrapped: grpc.RpcMethodHandler = make_handler(
+        _like(behavior, wrap(behavior)),
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+    return wrapped
+
+
+def _like(behavior: Behavior, wrapper: Behavior) -> Behavior:
+    """Give the wrapper what a server, a reader or a tool looks for on the method."""
+    functools.update_wrapper(wrapper, behavior)
+    for name in ("experimental_non_blocking", "experimental_thread_pool"):
+        if hasattr(behavior, name):  # on a class, where update_wrapper doesn't look
+            setattr(wrapper, name, getattr(behavior, name))
+    return wrapper
+
+
+def _is_servicers_own(exception: Exception, context: grpc.ServicerContext) -> bool:
+    """Whether the servicer failed, rather than answered or lost its peer.
+
+    `context.abort` raises AbortError. Iterating over the requests of a call that has ended raises a
+    bare `grpc.RpcError`; what a client stub raises inside a servicer is always a subclass.
+    """
+    if isinstance(exception, AbortError):
+        return False
+    return type(exception) is not grpc.RpcError or context.is_active()
+
+
+# The signals are looked up by name in every call, and so is their send: tests replace either with a
+# mock. For methods that take a stream, `request` is the iterator of messages.
+
+
+def _unary_response(behavior: Behavior) -> Behavior:
+    def call(request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            grpc_request_started.send(None, request=request, context=context)
+            try:
+                return behavior(request, context)
+            except Exception as exception:
+                if _is_servicers_own(exception, context):
+                    grpc_got_request_exception.send(
+                        None, request=request, context=context, exception=exception
+                    )
+                raise
+        finally:
+            grpc_request_finished.send(None, request=request, context=context)
+
+    return call
+
+
+def _stream_response(behavior: Behavior) -> Behavior:
+    def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        try:
+            grpc_request_started.send(None, request=request, context=context)
+            try:
+                # Closing this generator closes the servicer's, so that its `finally` blocks have
+                # run before the call is called finished.
+                yield from behavior(request, context)
+            except Exception as exception:
+                if _is_servicers_own(exception, context):
+                    grpc_got_request_exception.send(
+                        None, request=request, context=context, exception=exception
+                    )
+                raise
+        finally:
+            grpc_request_finished.send(None, request=request, context=context)
+
+    return call
+
+
+def _non_blocking(behavior: Behavior) -> Behavior:
+    """Wrap a method that answers through a callback, from whatever thread, after it has returned.
+
+    grpcio's health servicer has one (Watch). Its call ends when the RPC does.
+    """
+
+    def call(
+        request: Any, context: grpc.ServicerContext, send_response_callback: Callable[[Any], None]
+    ) -> None:
+        def finish() -> None:
+            grpc_request_finished.send(None, request=request, context=context)
+
+        try:
+            grpc_request_started.send(None, request=request, context=context)
+            behavior(request, context, send_response_callback)
+        except BaseException as exception:
+            try:
+                if isinstance(exception, Exception) and _is_servicers_own(exception, context):
+                    grpc_got_request_exception.send(
+                        None, request=request, context=context, exception=exception
+                    )
+            finally:
+                finish()
+            raise
+        # The receivers of `finished` will run elsewhere: this thread's connections are seen to now.
+        close_old_connections()
+        if not context.add_callback(finish):
+            finish()
+
+    return call
+
+
+# (takes a stream, answers with a stream) -> field, public constructor, wrapper
+_KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., Any], Callable[[Behavior], Behavior]]] = {
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler, _unary_response),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler, _stream_response),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler, _unary_response),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler, _stream_response),
+}

@@ -1,0 +1,216 @@
+"""Making a server from `settings.GRPCSERVER`."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from django.core.exceptions import ImproperlyConfigured
+
+from django_grpc import conf, engine
+from django_grpc.descriptions import describe
+from django_grpc.signals.wrapper import SignalWrapper
+
+logger = logging.getLogger(__name__)
+
+
+def create_server(
+    max_workers: int | None,
+    port: int | str,
+    interceptors: Iterable[Any] | None = None,
+    *,
+    host: str | None = None,
+) -> Any:
+    """Make a server as `settings.GRPCSERVER` says, bound and ready for its `start()`.
+
+    With ``'async': True`` it is to be called on a running event loop.
+
+    Args:
+        max_workers: Threads that run calls. None: the setting's ``max_workers``.
+        port: TCP port; 0 lets the system choose, and then `bind` is the way to learn which.
+        interceptors: More interceptors, or dotted paths of their classes, to run inside those of
+            the setting.
+        host: Address to listen on, ``unix:PATH`` without regard to the port. None: the setting's
+            ``host``, by default every address.
+
+    Returns:
+        What `django_grpc.engine.server` returns, or `django_grpc.engine.aio.server`.
+
+    Raises:
+        ImproperlyConfigured: The setting has a mistake.
+        OSError, RuntimeError: The address can't be bound; which, is for the engine to say.
+    """
+    config = conf.load()
+    server = build_server(config, max_workers=max_workers, interceptors=interceptors)
+    bind(server, config, port, host=host)
+    return server
+
+
+def build_server(
+    config: conf.ServerConfig,
+    *,
+    max_workers: int | None = None,
+    interceptors: Iterable[Any] | None = None,
+) -> Any:
+    """Make a server with its servicers and without a port. See `create_server`."""
+    pool = ThreadPoolExecutor(
+        max_workers=config.max_workers if max_workers is None else max_workers,
+        thread_name_prefix="grpc-worker",
+    )
+    arguments: dict[str, Any] = {
+        "interceptors": [*load_interceptors(config.interceptors), *load_interceptors(interceptors)],
+        "options": list(config.options),
+        "maximum_concurrent_rpcs": config.maximum_concurrent_rpcs,
+    }
+    if config.is_async:
+        server = _aio().server(migration_thread_pool=pool, **arguments)
+    else:
+        server = engine.server(pool, **arguments)
+    add_servicers(server, config.servicers)
+    if config.reflection:
+        enable_reflection(server)
+    return server
+
+
+def _aio() -> Any:
+    try:
+        from django_grpc.engine import aio
+    except ImportError as error:
+        raise ImproperlyConfigured(
+            f"{conf.SETTING}['async'] is True, and the engine of this version has no asyncio "
+            "server: leave the key out."
+        ) from error
+    return aio
+
+
+def bind(
+    server: Any, config: conf.ServerConfig, port: int | str, *, host: str | None = None
+) -> int:
+    """Have a server listen, with TLS if the settings have credentials.
+
+    Args:
+        server: A server that hasn't started.
+        config: For the credentials and the host.
+        port: TCP port; 0 lets the system choose.
+        host: As for `create_server`.
+
+    Returns:
+        The port that was bound; for a Unix socket whatever the engine returns.
+
+    Raises:
+        ImproperlyConfigured: A file of the credentials can't be read.
+        OSError, RuntimeError: The address can't be bound.
+    """
+    address = format_address(config.host if host is None else host, port)
+    bound: int
+    if config.credentials is None:
+        bound = server.add_insecure_port(address)
+    else:
+        bound = server.add_secure_port(address, load_credentials(config.credentials))
+    return bound
+
+
+def format_address(host: str, port: int | str) -> str:
+    """Join a host and a port as gRPC writes addresses: ``[::1]:50051``, ``unix:/run/app.sock``."""
+    if host.startswith(("unix:", "unix-abstract:")):
+        return host
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    return f"{host}:{port}"
+
+
+def load_credentials(credentials: conf.Credentials) -> grpc.ServerCredentials:
+    """Read the files of the ``credentials`` setting.
+
+    Raises:
+        ImproperlyConfigured: A file can't be read, or the engine can't use what it holds.
+    """
+    root_certificates = credentials.root_certificates
+    arguments = (
+        [
+            (_read(pair.private_key), _read(pair.certificate_chain))
+            for pair in credentials.key_pairs
+        ],
+        None if root_certificates is None else _read(root_certificates),
+        credentials.require_client_auth,
+    )
+    try:
+        return engine.ssl_server_credentials(*arguments)
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"{conf.SETTING}['credentials'] can't be used: {error}"
+        ) from error
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ImproperlyConfigured(
+            f"{conf.SETTING}['credentials']: '{path}' can't be read: {error.strerror}."
+        ) from error
+
+
+def add_servicers(server: Any, servicers_list: Sequence[str]) -> None:
+    """Call the hooks that register servicers, with a server that adds the signals.
+
+    Args:
+        server: A server that hasn't started.
+        servicers_list: Dotted paths of functions that take the server.
+
+    Raises:
+        ImproperlyConfigured: A path can't be imported.
+    """
+    if not servicers_list:
+        logger.warning(
+            "%s names no servicers: the server will answer no call. Did you forget its "
+            "'servicers' list?",
+            conf.SETTING,
+        )
+    wrapper = SignalWrapper(server)
+    for path in servicers_list:
+        logger.debug("Adding the servicers of %s", path)
+        conf.import_configured("servicers", path)(wrapper)
+
+
+def load_interceptors(strings: Iterable[Any] | None) -> list[Any]:
+    """Make the interceptors that dotted paths name, in order.
+
+    Args:
+        strings: Dotted paths of classes, called without arguments; what is not a string is taken
+            for an interceptor and passed on.
+
+    Raises:
+        ImproperlyConfigured: A path can't be imported.
+    """
+    return [
+        conf.import_configured("interceptors", it)() if isinstance(it, str) else it
+        for it in strings or ()
+    ]
+
+
+def extract_handlers(server: Any) -> Iterator[str]:
+    """Describe every method of a server, one line each, sorted by path.
+
+    `django_grpc.descriptions.describe` gives the same as objects.
+    """
+    for description in describe(server):
+        yield str(description)
+
+
+def enable_reflection(server: Any) -> None:
+    """Let clients ask a server for its services, through the reflection services v1 and v1alpha.
+
+    Call it when all servicers have been added: those that come later are not listed.
+
+    Args:
+        server: A server that hasn't started.
+
+    Raises:
+        ImproperlyConfigured: The package grpcio-reflection is missing.
+    """
+    from django_grpc import reflection
+
+    reflection.register(server, {path.split("/")[1] for path in server.method_handlers()})

@@ -1,0 +1,78 @@
+"""`manage.py grpcserver` in a process of its own."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class GRPCServerForTests:
+    """A server that runs a project's `manage.py grpcserver`.
+
+        server = GRPCServerForTests("manage.py", {"--max_workers": 2, "--autoreload": ""})
+        server.start()
+        channel = grpc.insecure_channel(server.addr())
+        ...
+        server.stop()
+
+    It has a database connection of its own, and so sees nothing of a test's transaction; for that
+    there is `django_grpc_testtools.testcases.GRPCTestCase`. Needs the package mirakuru.
+
+    Args:
+        manage_py: Path of the project's `manage.py`.
+        params: Flags of the command and their values; "" for a flag without one. The default of
+            `--port` is a free port.
+
+    Attributes:
+        port: The port.
+        process: The executor of mirakuru.
+
+    Raises:
+        ImportError: mirakuru is not installed.
+    """
+
+    def __init__(self, manage_py: str, params: Mapping[str, Any] | None = None) -> None:
+        try:
+            from mirakuru import TCPExecutor
+        except ImportError as error:
+            raise ImportError(
+                "GRPCServerForTests needs the package mirakuru: pip install mirakuru"
+            ) from error
+        params = dict(params or {})
+        self.port = params.setdefault("--port", free_port())
+        self.manage_py = manage_py
+        self.process = TCPExecutor(
+            [sys.executable, str(manage_py), "grpcserver", *self.flat_params(params)],
+            host="localhost",
+            port=int(self.port),
+        )
+
+    @classmethod
+    def flat_params(cls, dict_: Mapping[str, Any]) -> Iterator[str]:
+        """Return flags and values as a command line has them."""
+        for flag, value in dict_.items():
+            yield str(flag)
+            if str(value) != "":
+                yield str(value)
+
+    def addr(self) -> str:
+        """Return the address for a channel."""
+        return f"localhost:{self.port}"
+
+    def start(self) -> None:
+        """Start the process; return when it accepts connections."""
+        self.process.start()
+
+    def stop(self) -> None:
+        """Stop the process; return when it has ended."""
+        self.process.stop()

@@ -1,0 +1,530 @@
+"""Ports, start, stop and the end of a server."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pathlib
+import socket
+import tempfile
+import threading
+import weakref
+from concurrent import futures
+
+import grpc
+import pytest
+
+from .support import (
+    OURS,
+    PATIENCE,
+    SERVICE,
+    create_server,
+    echo,
+    eventually,
+    failure,
+    of_kind,
+    ours_only,
+    service,
+    unary_unary,
+)
+
+
+def echo_handlers():
+    return (service({"Echo": unary_unary(echo)}),)
+
+
+def answers(target):
+    """Whether an Echo at `target` answers."""
+    with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        return channel.unary_unary(f"/{SERVICE}/Echo")(b"x", timeout=PATIENCE) == b"x"
+
+
+def refuses(port):
+    """Whether nobody listens on a port of 127.0.0.1."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+    except OSError:
+        return True
+    return False
+
+
+def test_server_is_a_grpc_server(serve):
+    """isinstance checks hold."""
+    assert isinstance(serve.bare(), grpc.Server)
+
+
+# Ports
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("127.0.0.1:0", "127.0.0.1:{}"),
+        ("0.0.0.0:0", "127.0.0.1:{}"),
+        ("[::]:0", "127.0.0.1:{}"),
+        ("[::]:0", "[::1]:{}"),
+        ("[::1]:0", "[::1]:{}"),
+        ("localhost:0", "localhost:{}"),
+    ],
+)
+def test_port_0_gives_the_port_it_got(serve, address, target):
+    """`add_insecure_port` returns the port that is bound, for every way to write an address."""
+    server = serve.bare(handlers=echo_handlers())
+    port = server.add_insecure_port(address)
+    assert port > 0
+    server.start()
+    assert answers(target.format(port))
+
+
+def test_port_that_is_named_is_bound(serve):
+    """A port that is given is the one that is returned."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        wanted = probe.getsockname()[1]
+    server = serve.bare(handlers=echo_handlers())
+    assert server.add_insecure_port(f"127.0.0.1:{wanted}") == wanted
+    server.start()
+    assert answers(f"127.0.0.1:{wanted}")
+
+
+@pytest.mark.parametrize("form", ["unix:{}", "unix://{}"])
+def test_unix_socket(serve, form):
+    """`unix:` addresses are served; their port is 1."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "socket")
+        server = serve.bare(handlers=echo_handlers())
+        assert server.add_insecure_port(form.format(path)) == 1
+        server.start()
+        assert answers(f"unix:{path}")
+        assert path.is_socket()
+
+
+def test_abstract_unix_socket(serve):
+    """`unix-abstract:` addresses are served."""
+    name = f"engine-test-{os.getpid()}"
+    server = serve.bare(handlers=echo_handlers())
+    assert server.add_insecure_port(f"unix-abstract:{name}") == 1
+    server.start()
+    assert answers(f"unix-abstract:{name}")
+
+
+def test_stale_unix_socket_is_replaced(serve):
+    """The socket file that a killed server left is no obstacle."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "socket")
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(path))
+        server = serve.bare(handlers=echo_handlers())
+        server.add_insecure_port(f"unix:{path}")
+        server.start()
+        assert answers(f"unix:{path}")
+
+
+def test_several_ports(serve):
+    """One server serves on all its ports."""
+    server = serve.bare(handlers=echo_handlers())
+    ports = [server.add_insecure_port("127.0.0.1:0") for _ in range(3)]
+    assert len(set(ports)) == 3
+    server.start()
+    assert all(answers(f"127.0.0.1:{port}") for port in ports)
+
+
+def test_taken_port_raises(serve):
+    """A port that another socket has is a RuntimeError that names the address."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(RuntimeError, match=f"Failed to bind to address {address}"):
+            serve.bare().add_insecure_port(address)
+
+
+def test_port_of_another_server_without_reuseport_raises(serve):
+    """With `grpc.so_reuseport` off two servers can't share a port."""
+    options = [("grpc.so_reuseport", 0)]
+    port = serve.bare(options=options).add_insecure_port("127.0.0.1:0")
+    with pytest.raises(RuntimeError, match="Failed to bind to address"):
+        serve.bare(options=options).add_insecure_port(f"127.0.0.1:{port}")
+
+
+def test_two_servers_share_a_port_with_reuseport(serve):
+    """With `grpc.so_reuseport` on they do."""
+    options = [("grpc.so_reuseport", 1)]
+    first, second = (serve.bare(options=options, handlers=echo_handlers()) for _ in range(2))
+    port = first.add_insecure_port("127.0.0.1:0")
+    assert second.add_insecure_port(f"127.0.0.1:{port}") == port
+    first.start()
+    second.start()
+    assert answers(f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "nonsense",
+        "127.0.0.1:notaport",
+        pytest.param("127.0.0.1:99999", marks=ours_only("grpcio binds port 99999 - 65536")),
+        "no.such.host.invalid:0",
+        "256.1.1.1:0",
+    ],
+)
+def test_address_that_is_none_raises(serve, address):
+    """An address that can't be bound is a RuntimeError that names it."""
+    with pytest.raises(RuntimeError, match="Failed to bind to address"):
+        serve.bare().add_insecure_port(address)
+
+
+def test_port_may_be_added_to_a_running_server(serve):
+    """grpcio takes a port after the start; it need not answer there, but must not crash."""
+    served = serve()
+    try:
+        served.server.add_insecure_port("127.0.0.1:0")
+    except (RuntimeError, ValueError):
+        pass
+    served.assert_healthy()
+
+
+# Start
+
+
+def test_start_twice_raises(serve):
+    """A server starts once."""
+    served = serve()
+    with pytest.raises(ValueError, match="Cannot start already-started server!"):
+        served.server.start()
+    served.assert_healthy()
+
+
+def test_server_without_ports_starts_and_stops(serve):
+    """A server need not listen anywhere."""
+    server = serve.bare()
+    server.start()
+    assert server.stop(None).wait(PATIENCE)
+
+
+def test_bound_port_answers_only_once_started(serve):
+    """A call to a server that is bound but not started waits for the start."""
+    server = serve.bare(handlers=echo_handlers())
+    port = server.add_insecure_port("127.0.0.1:0")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary(f"/{SERVICE}/Echo").future(
+            b"x", timeout=PATIENCE, wait_for_ready=True
+        )
+        assert not call.done()
+        server.start()
+        assert call.result() == b"x"
+
+
+@ours_only("grpcio's core starts threads of its own at import")
+def test_no_thread_starts_before_the_server_does(serve):
+    """Before `start` a process may fork: creating and binding a server starts no thread."""
+    before = set(os.listdir("/proc/self/task"))
+    server = create_server(futures.ThreadPoolExecutor(4))
+    server.add_insecure_port("127.0.0.1:0")
+    assert set(os.listdir("/proc/self/task")) <= before
+    server.stop(None)
+
+
+@ours_only("grpcio demands a pool")
+def test_thread_pool_may_be_left_out():
+    """Without a pool the engine has its own default of workers."""
+    server = create_server(handlers=echo_handlers())
+    try:
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        assert answers(f"127.0.0.1:{port}")
+    finally:
+        server.stop(None)
+
+
+# Stop
+
+
+def test_stop_before_start(serve):
+    """Stopping a server that never started gives an event that is set."""
+    server = serve.bare()
+    server.add_insecure_port("127.0.0.1:0")
+    assert server.stop(None).is_set()
+    assert server.stop(5).is_set()
+
+
+def test_stop_twice(serve):
+    """A second stop gives an event that is, or comes, set, too."""
+    served = serve()
+    assert served.server.stop(None).wait(PATIENCE)
+    assert served.server.stop(None).wait(PATIENCE)
+    assert served.server.stop(1).wait(PATIENCE)
+
+
+@pytest.mark.parametrize("grace", [None, 0, 5])
+def test_stop_of_an_idle_server_is_done_at_once(serve, grace):
+    """Without calls in flight no grace is waited for, though clients keep their connections."""
+    served = serve()
+    served.unary_unary("Echo")(b"", timeout=PATIENCE)
+    assert served.server.stop(grace).wait(PATIENCE / 4)
+    assert eventually(lambda: refuses(served.port))
+
+
+@ours_only("grpcio waits for peers that do not hang up upon GOAWAY")
+def test_stop_does_not_wait_for_idle_connections(serve):
+    """A peer that keeps its connection open, without calls, is hung up on."""
+    served = serve()
+    connection = served.raw()
+    assert connection.round_trip()
+    assert served.server.stop(60).wait(PATIENCE / 4)
+    connection.pump_to_end()
+
+
+def test_stop_gives_a_threading_event(serve):
+    """What `stop` returns is a `threading.Event`, waited for with or without a timeout."""
+    assert isinstance(serve().server.stop(None), threading.Event)
+
+
+def test_stop_frees_the_port(serve):
+    """Once stopped the port can be bound again."""
+    served = serve(options=[("grpc.so_reuseport", 0)])
+    served.server.stop(None).wait(PATIENCE)
+    again = serve.bare(options=[("grpc.so_reuseport", 0)], handlers=echo_handlers())
+    assert again.add_insecure_port(f"127.0.0.1:{served.port}") == served.port
+    again.start()
+    assert answers(f"127.0.0.1:{served.port}")
+
+
+def blocking(gate):
+    """A method that waits, with the gates of its start, its end and its cancellation."""
+    entered, release, cancelled = gate(), gate(), gate()
+
+    def block(request, context):
+        context.add_callback(lambda: context.code() is None and cancelled.set())
+        entered.set()
+        release.pass_through()
+        return request
+
+    return {"Block": unary_unary(block), "Echo": unary_unary(echo)}, entered, release, cancelled
+
+
+def test_stop_with_grace_lets_calls_end(serve, gate):
+    """Calls in flight are answered within the grace; the event comes with the last of them."""
+    methods, entered, release, _ = blocking(gate)
+    served = serve(methods)
+    call = served.unary_unary("Block").future(b"in flight", timeout=PATIENCE)
+    entered.pass_through()
+    stopped = served.server.stop(60)
+    assert not stopped.wait(0.2)
+    release.set()
+    assert call.result() == b"in flight"
+    assert stopped.wait(PATIENCE)
+
+
+def test_stop_with_grace_refuses_new_calls(serve, gate):
+    """While calls end, new connections are refused and new calls fail with UNAVAILABLE."""
+    methods, entered, release, _ = blocking(gate)
+    served = serve(methods)
+    call = served.unary_unary("Block").future(b"in flight", timeout=PATIENCE)
+    entered.pass_through()
+    stopped = served.server.stop(60)
+    assert eventually(lambda: refuses(served.port))
+    error = failure(lambda: served.unary_unary("Echo")(b"", timeout=PATIENCE))
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    release.set()
+    assert call.result() == b"in flight"
+    assert stopped.wait(PATIENCE)
+
+
+def test_stop_with_grace_sends_goaway(serve, gate):
+    """Clients are told by GOAWAY with NO_ERROR; their calls in flight go on."""
+    methods, entered, release, _ = blocking(gate)
+    served = serve(methods)
+    connection = served.raw()
+    stream = connection.open(f"/{SERVICE}/Block")
+    connection.send_message(stream, b"in flight", end_stream=True)
+    entered.pass_through()
+    stopped = served.server.stop(60)
+    connection.pump(lambda: connection.goaway is not None)
+    assert connection.goaway is not None
+    assert connection.goaway.error_code == 0
+    release.set()
+    assert connection.response(stream).messages == [b"in flight"]
+    connection.pump_to_end()
+    assert stopped.wait(PATIENCE)
+
+
+def test_stop_cuts_calls_after_the_grace(serve, gate):
+    """Calls that outlast the grace are cancelled, and the client sees it."""
+    methods, entered, release, _ = blocking(gate)
+    served = serve(methods)
+    call = served.unary_unary("Block").future(b"", timeout=PATIENCE)
+    entered.pass_through()
+    stopped = served.server.stop(0.2)
+    error = failure(call.result)
+    assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    release.set()
+    assert stopped.wait(PATIENCE)
+
+
+def test_stop_without_grace_cuts_calls(serve, gate):
+    """`stop(None)` cancels what is in flight; servicers see it."""
+    entered, cancelled, done = gate(), gate(), gate()
+    active = []
+
+    def body(context):
+        context.add_callback(cancelled.set)
+        entered.set()
+        cancelled.pass_through()
+        active.append(context.is_active())
+        done.set()
+
+    served = serve({"Block": of_kind("unary_unary", body)})
+    call = served.unary_unary("Block").future(b"", timeout=PATIENCE)
+    entered.pass_through()
+    stopped = served.server.stop(None)
+    error = failure(call.result)
+    assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    done.pass_through()
+    assert active == [False]
+    assert stopped.wait(PATIENCE)
+
+
+def test_second_stop_may_shorten_the_grace(serve, gate):
+    """`stop(None)` after `stop(60)` ends the calls now."""
+    methods, entered, release, _ = blocking(gate)
+    served = serve(methods)
+    call = served.unary_unary("Block").future(b"", timeout=PATIENCE)
+    entered.pass_through()
+    first = served.server.stop(60)
+    stopper = threading.Thread(target=served.server.stop, args=(None,))
+    stopper.start()
+    error = failure(call.result)
+    assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    release.set()
+    assert first.wait(PATIENCE)
+    stopper.join(PATIENCE)
+    assert not stopper.is_alive()
+
+
+# wait_for_termination
+
+
+def test_wait_for_termination_times_out(serve):
+    """It returns True when the time is up and the server still runs."""
+    assert serve().server.wait_for_termination(timeout=0.05) is True
+
+
+def test_wait_for_termination_of_a_stopped_server(serve):
+    """It returns False once the server has stopped."""
+    served = serve()
+    served.server.stop(None).wait(PATIENCE)
+    assert served.server.wait_for_termination(timeout=PATIENCE) is False
+    assert served.server.wait_for_termination() is False
+
+
+def test_wait_for_termination_is_released_by_stop(serve):
+    """A thread that waits goes on when another stops the server."""
+    served = serve()
+    with futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(served.server.wait_for_termination)
+        served.server.stop(None)
+        assert waiting.result(PATIENCE) is False
+
+
+# The end
+
+
+def test_collected_server_stops(serve):
+    """A server that nobody holds any more gives its port back."""
+    pool = futures.ThreadPoolExecutor(2)
+    server = create_server(pool, handlers=echo_handlers())
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    assert answers(f"127.0.0.1:{port}")
+    alive = weakref.ref(server)
+    del server
+    gc.collect()
+    assert alive() is None
+    assert eventually(lambda: refuses(port))
+    pool.shutdown(wait=False)
+
+
+def test_collected_server_lets_its_handlers_go(serve):
+    """Stopping and dropping a server frees the servicers."""
+
+    class Servicer:
+        def echo(self, request, _context):
+            return request
+
+    servicer = Servicer()
+    alive = weakref.ref(servicer)
+    pool = futures.ThreadPoolExecutor(2)
+    server = create_server(pool, handlers=[service({"Echo": unary_unary(servicer.echo)})])
+    del servicer
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    assert answers(f"127.0.0.1:{port}")
+    server.stop(None).wait(PATIENCE)
+    pool.shutdown()
+    del server, pool
+    assert eventually(lambda: gc.collect() >= 0 and alive() is None)
+
+
+@ours_only("grpcio keeps the port of such a server for ever")
+def test_server_that_never_started_is_collected(serve):
+    """A server may be dropped before its start, its port bound or not."""
+    pool = futures.ThreadPoolExecutor(2)
+    server = create_server(pool)
+    port = server.add_insecure_port("127.0.0.1:0")
+    alive = weakref.ref(server)
+    del server
+    gc.collect()
+    assert alive() is None
+    assert eventually(lambda: refuses(port))
+    pool.shutdown(wait=False)
+
+
+def test_servers_come_and_go_without_a_trace(serve):
+    """20 servers, one after the other, leave no thread and no descriptor behind."""
+
+    def live_once():
+        pool = futures.ThreadPoolExecutor(2)
+        server = create_server(pool, handlers=echo_handlers())
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        assert answers(f"127.0.0.1:{port}")
+        server.stop(None).wait(PATIENCE)
+        pool.shutdown()
+
+    def held():
+        return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+    for _ in range(3):
+        live_once()
+    assert eventually(lambda: gc.collect() >= 0)
+    threads, descriptors = held()
+    for _ in range(20):
+        live_once()
+    # grpcio's core, the client's here, keeps some threads and descriptors in reserve.
+    slack = 8
+    assert eventually(lambda: held()[0] <= threads + slack and held()[1] <= descriptors + slack)
+
+
+def test_two_servers_in_one_process(serve):
+    """Servers side by side do not know of each other."""
+    first = serve({"Echo": unary_unary(lambda _r, _c: b"first")})
+    second = serve({"Echo": unary_unary(lambda _r, _c: b"second")})
+    assert first.unary_unary("Echo")(b"", timeout=PATIENCE) == b"first"
+    first.server.stop(None).wait(PATIENCE)
+    assert second.unary_unary("Echo")(b"", timeout=PATIENCE) == b"second"
+
+
+def test_handler_may_stop_its_own_server(serve, gate):
+    """A servicer that stops the server with grace, as admin methods do, is still answered."""
+    events = []
+    served = serve({"Stop": unary_unary(lambda r, _c: events.append(served.server.stop(60)) or r)})
+    assert served.unary_unary("Stop")(b"bye", timeout=PATIENCE) == b"bye"
+    assert events[0].wait(PATIENCE)
+    assert served.server.wait_for_termination(timeout=PATIENCE) is False
+
+
+def test_the_suite_tests_what_it_says():
+    """Which server is under test is no accident."""
+    module = type(create_server(futures.ThreadPoolExecutor(1))).__module__
+    assert module.startswith("django_grpc" if OURS else "grpc")

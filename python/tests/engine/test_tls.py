@@ -1,0 +1,337 @@
+"""TLS and client certificates."""
+
+from __future__ import annotations
+
+import ssl
+
+import grpc
+import pytest
+
+from .certificates import Authority
+from .support import (
+    PATIENCE,
+    SERVICE,
+    echo,
+    failure,
+    ours_only,
+    ssl_server_credentials,
+    stream_stream,
+    unary_unary,
+)
+
+ECHO = f"/{SERVICE}/Echo"
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return Authority()
+
+
+@pytest.fixture(scope="module")
+def server_pair(authority):
+    return authority.issue("localhost", dns=("localhost",), addresses=("127.0.0.1",))
+
+
+@pytest.fixture
+def auth_contexts():
+    """What servicers saw of their peers: (identities, key, auth context)."""
+    return []
+
+
+@pytest.fixture
+def secure(serve, server_pair, auth_contexts):
+    """Start a server with TLS whose Echo records who called."""
+
+    def start(root_certificates=None, require_client_auth=False):
+        def record(request, context):
+            auth_contexts.append(
+                (context.peer_identities(), context.peer_identity_key(), context.auth_context())
+            )
+            return request
+
+        credentials = ssl_server_credentials(
+            [(server_pair.private_key, server_pair.certificate)],
+            root_certificates,
+            require_client_auth,
+        )
+        return serve({"Echo": unary_unary(record)}, credentials=credentials)
+
+    return start
+
+
+def call(served, authority, pair=None):
+    """Echo over a new channel, with a client certificate if there is a `pair`."""
+    credentials = grpc.ssl_channel_credentials(
+        authority.certificate,
+        pair and pair.private_key,
+        pair and pair.certificate,
+    )
+    method = served.unary_unary("Echo", served.channel(credentials=credentials))
+    return method(b"x", timeout=PATIENCE)
+
+
+def context_for(authority, *alpn):
+    """A client's `ssl.SSLContext`."""
+    context = ssl.create_default_context(cadata=authority.certificate.decode())
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    return context
+
+
+def test_calls_over_tls(secure, authority):
+    """A client that trusts the authority is served."""
+    assert call(secure(), authority) == b"x"
+
+
+def test_streams_and_large_messages_over_tls(serve, authority, server_pair):
+    """Megabytes flow both ways through TLS."""
+    credentials = ssl_server_credentials([(server_pair.private_key, server_pair.certificate)])
+    served = serve(
+        {"Talk": stream_stream(lambda requests, _context: requests)}, credentials=credentials
+    )
+    channel = served.channel(credentials=grpc.ssl_channel_credentials(authority.certificate))
+    payloads = [bytes([n]) * 1_000_000 for n in range(10)]
+    answers = served.stream_stream("Talk", channel)(iter(payloads), timeout=PATIENCE)
+    assert list(answers) == payloads
+
+
+def test_peer_is_the_address_over_tls_too(serve, authority, server_pair):
+    """peer() names the address, as without TLS."""
+    seen = []
+    credentials = ssl_server_credentials([(server_pair.private_key, server_pair.certificate)])
+    served = serve(
+        {"Echo": unary_unary(lambda r, c: seen.append(c.peer()) or r)}, credentials=credentials
+    )
+    call(served, authority)
+    assert seen[0].startswith("ipv4:127.0.0.1:")
+
+
+def test_auth_context_without_a_client_certificate(secure, authority, auth_contexts):
+    """Without a client certificate there is TLS, and nobody known."""
+    call(secure(), authority)
+    ((identities, key, auth),) = auth_contexts
+    assert (identities, key) == (None, None)
+    assert auth["transport_security_type"] == [b"ssl"]
+    assert auth["security_level"] == [b"TSI_PRIVACY_AND_INTEGRITY"]
+    assert not [name for name in auth if name.startswith(("x509", "peer"))]
+
+
+def test_identity_of_a_certificate_without_alternative_names(secure, authority, auth_contexts):
+    """Such a client is known by its common name."""
+    pair = authority.issue("alice")
+    assert call(secure(authority.certificate, True), authority, pair) == b"x"
+    ((identities, key, auth),) = auth_contexts
+    assert (identities, key) == ([b"alice"], "x509_common_name")
+    assert auth["x509_common_name"] == [b"alice"]
+    assert auth["x509_subject"] == [b"CN=alice"]
+    assert auth["x509_pem_cert"] == [pair.certificate]
+
+
+def test_identity_of_a_certificate_with_alternative_names(secure, authority, auth_contexts):
+    """A client with alternative names is known by them, in the order of the certificate."""
+    pair = authority.issue(
+        "bob",
+        dns=("bob.example", "b.example"),
+        uris=("spiffe://domain/bob",),
+        emails=("bob@example.org",),
+        addresses=("10.0.0.1",),
+    )
+    call(secure(authority.certificate, True), authority, pair)
+    ((identities, key, auth),) = auth_contexts
+    names = [
+        b"bob.example",
+        b"b.example",
+        b"spiffe://domain/bob",
+        b"bob@example.org",
+        b"10.0.0.1",
+    ]
+    assert (list(identities), key) == (names, "x509_subject_alternative_name")
+    assert auth["x509_subject_alternative_name"] == names
+    assert auth["x509_common_name"] == [b"bob"]
+    assert auth["peer_dns"] == [b"bob.example", b"b.example"]
+    assert auth["peer_uri"] == [b"spiffe://domain/bob"]
+    assert auth["peer_spiffe_id"] == [b"spiffe://domain/bob"]
+    assert auth["peer_email"] == [b"bob@example.org"]
+    assert auth["peer_ip"] == [b"10.0.0.1"]
+
+
+def test_client_without_a_certificate_is_refused_where_one_is_required(
+    secure, authority, auth_contexts
+):
+    """No certificate, no call."""
+    served = secure(authority.certificate, True)
+    error = failure(lambda: call(served, authority))
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert auth_contexts == []
+    assert call(served, authority, authority.issue("alice")) == b"x"
+
+
+@pytest.mark.parametrize("fault", ["stranger", "expired"])
+def test_client_with_a_wrong_certificate_is_refused(secure, authority, auth_contexts, fault):
+    """A certificate of another authority, or one that has expired, is refused."""
+    if fault == "stranger":
+        pair = Authority("another authority").issue("alice")
+    else:
+        pair = authority.issue("alice", expired=True)
+    served = secure(authority.certificate, True)
+    error = failure(lambda: call(served, authority, pair))
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert auth_contexts == []
+    assert call(served, authority, authority.issue("bob")) == b"x"
+
+
+@pytest.mark.parametrize("with_certificate", [False, True])
+def test_client_certificate_may_be_left_out_where_none_is_required(
+    secure, authority, with_certificate
+):
+    """With root certificates but no requirement clients are served with one or without."""
+    pair = authority.issue("alice") if with_certificate else None
+    assert call(secure(authority.certificate, False), authority, pair) == b"x"
+
+
+def test_client_of_another_authority_does_not_trust_the_server(secure):
+    """The server's certificate is what the client checks."""
+    served = secure()
+    error = failure(lambda: call(served, Authority("another authority")))
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("protocols", [("h2",), ("http/1.1", "h2"), ("grpc-exp", "h2")])
+def test_h2_is_agreed_on_by_alpn(secure, authority, protocols):
+    """Of what a client offers h2 is chosen."""
+    connection = secure().raw(ssl_context=context_for(authority, *protocols))
+    assert connection.socket.selected_alpn_protocol() == "h2"
+    assert connection.call(ECHO, b"x").messages == [b"x"]
+
+
+@pytest.mark.parametrize("protocols", [("http/1.1",), ()], ids=["http/1.1", "none"])
+def test_client_that_does_not_offer_h2_is_refused(secure, authority, protocols):
+    """gRPC over TLS needs h2 (RFC 9113 section 3.2): other clients are hung up on."""
+    served = secure()
+    with pytest.raises((OSError, AssertionError)):
+        connection = served.raw(ssl_context=context_for(authority, *protocols))
+        assert connection.call(ECHO, b"x").messages == [b"x"]
+    assert call(served, authority) == b"x"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_tls_versions(secure, authority, version):
+    """TLS 1.2 and 1.3 are spoken."""
+    context = context_for(authority, "h2")
+    context.minimum_version = context.maximum_version = version
+    assert secure().raw(ssl_context=context).call(ECHO, b"x").messages == [b"x"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_old_tls_is_refused(secure, authority):
+    """TLS 1.1 is not spoken."""
+    context = context_for(authority, "h2")
+    context.minimum_version = ssl.TLSVersion.TLSv1_1
+    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    served = secure()
+    with pytest.raises(OSError, match="(?i)ssl|tls|reset|protocol"):
+        served.raw(ssl_context=context)
+    assert call(served, authority) == b"x"
+
+
+def test_plaintext_client_of_a_secure_port_is_hung_up_on(secure, authority):
+    """HTTP/2 without TLS on a port with TLS ends the connection, and no other."""
+    served = secure()
+    connection = served.raw()
+    connection.pump_to_end()
+    assert connection.closed
+    assert call(served, authority) == b"x"
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"])
+def test_handshakes_that_stop_halfway_harm_nobody(secure, authority, sent):
+    """30 clients that stop in the middle of the handshake leave others alone."""
+    served = secure()
+    for _ in range(30):
+        connection = served.raw(handshake=False)
+        connection.send_bytes(sent)
+    assert call(served, authority) == b"x"
+
+
+def test_secure_and_insecure_ports_of_one_server(serve, authority, server_pair):
+    """A server may have both."""
+    served = serve({"Echo": unary_unary(echo)})
+    server = serve.bare()
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE, {"Echo": unary_unary(echo)}),)
+    )
+    insecure = server.add_insecure_port("127.0.0.1:0")
+    credentials = ssl_server_credentials([(server_pair.private_key, server_pair.certificate)])
+    secured = server.add_secure_port("127.0.0.1:0", credentials)
+    assert insecure != secured
+    server.start()
+    root = grpc.ssl_channel_credentials(authority.certificate)
+    with grpc.insecure_channel(f"127.0.0.1:{insecure}") as channel:
+        assert channel.unary_unary(ECHO)(b"1", timeout=PATIENCE) == b"1"
+    with grpc.secure_channel(f"127.0.0.1:{secured}", root) as channel:
+        assert channel.unary_unary(ECHO)(b"2", timeout=PATIENCE) == b"2"
+    served.assert_healthy()
+
+
+def test_certificate_chain(serve, server_pair, authority):
+    """What follows the certificate in its PEM is sent as its chain."""
+    chain = server_pair.certificate + authority.certificate
+    credentials = ssl_server_credentials([(server_pair.private_key, chain)])
+    served = serve({"Echo": unary_unary(echo)}, credentials=credentials)
+    assert call(served, authority) == b"x"
+
+
+def test_credentials_need_a_key_pair():
+    """No key pair is a ValueError."""
+    with pytest.raises(ValueError, match="At least one private key-certificate chain pair"):
+        ssl_server_credentials([])
+
+
+def test_credentials_that_require_clients_need_roots(server_pair):
+    """To require client certificates without an authority to check them is a ValueError."""
+    with pytest.raises(ValueError, match="without providing root certificates"):
+        ssl_server_credentials(
+            [(server_pair.private_key, server_pair.certificate)], require_client_auth=True
+        )
+
+
+@pytest.mark.parametrize("fault", ["key", "certificate", "mismatch"])
+def test_unusable_key_pair_is_refused(serve, server_pair, authority, fault):
+    """PEM that is none, or a key of another certificate, is an error before the server starts."""
+    key, certificate = server_pair.private_key, server_pair.certificate
+    if fault == "key":
+        key = b"not PEM"
+    elif fault == "certificate":
+        certificate = b"not PEM"
+    else:
+        key = authority.issue("other").private_key
+
+    def bind():
+        credentials = ssl_server_credentials([(key, certificate)])
+        serve.bare().add_secure_port("127.0.0.1:0", credentials)
+
+    # grpcio: RuntimeError of add_secure_port, which does not say why.
+    with pytest.raises((RuntimeError, ValueError)):
+        bind()
+
+
+@ours_only("grpcio's credentials keep their PEM within its core, where we can't read it")
+@pytest.mark.parametrize("make", ["ssl", "insecure"])
+def test_credentials_of_grpcio_are_refused_with_a_pointer_to_ours(serve, server_pair, make):
+    """A TypeError names `django_grpc.engine.ssl_server_credentials`."""
+    if make == "ssl":
+        theirs = grpc.ssl_server_credentials([(server_pair.private_key, server_pair.certificate)])
+    else:
+        theirs = grpc.insecure_server_credentials()
+    with pytest.raises(TypeError, match=r"django_grpc\.engine\.ssl_server_credentials"):
+        serve.bare().add_secure_port("127.0.0.1:0", theirs)
+
+
+def test_taken_port_raises_for_tls_too(serve, server_pair):
+    """A secure port that is taken is a RuntimeError that names the address."""
+    options = [("grpc.so_reuseport", 0)]
+    credentials = ssl_server_credentials([(server_pair.private_key, server_pair.certificate)])
+    port = serve.bare(options=options).add_secure_port("127.0.0.1:0", credentials)
+    with pytest.raises(RuntimeError, match=f"Failed to bind to address 127.0.0.1:{port}"):
+        serve.bare(options=options).add_secure_port(f"127.0.0.1:{port}", credentials)

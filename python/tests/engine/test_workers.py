@@ -1,0 +1,423 @@
+"""Worker threads: how many, which, and what a call may count on while it has one."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+
+import grpc
+import pytest
+
+from .support import (
+    KINDS,
+    PATIENCE,
+    SERVICE,
+    echo,
+    eventually,
+    failure,
+    of_kind,
+    ours_only,
+    stream_stream,
+    stream_unary,
+    unary_stream,
+    unary_unary,
+)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_as_many_calls_block_at_once_as_there_are_workers(serve, workers):
+    """`max_workers` calls that all block wait for each other and so must run side by side."""
+    barrier = threading.Barrier(workers)
+
+    def meet(_request, _context):
+        barrier.wait(PATIENCE)
+        return b"met"
+
+    served = serve({"Meet": unary_unary(meet)}, workers=workers)
+    calls = [served.call("unary_unary", "Meet") for _ in range(workers * 3)]
+    assert [call.result() for call in calls] == [b"met"] * (workers * 3)
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])
+def test_no_more_calls_run_at_once_than_there_are_workers(serve, gate, kind):
+    """A call past `max_workers` waits while the servicers of those before it compute or block.
+
+    Only a stream that waits for its peer lends its place: see below.
+    """
+    entered = threading.Semaphore(0)
+    release = gate()
+
+    def body(_context):
+        entered.release()
+        release.pass_through()
+
+    served = serve({"Block": of_kind(kind, body)}, workers=2)
+    calls = [served.call(kind, "Block") for _ in range(3)]
+    assert entered.acquire(timeout=PATIENCE)
+    assert entered.acquire(timeout=PATIENCE)
+    assert not entered.acquire(timeout=0.3)
+    release.set()
+    for call in calls:
+        assert call.code() is grpc.StatusCode.OK if kind.endswith("unary") else list(call) == []
+    assert entered.acquire(timeout=PATIENCE)
+
+
+def test_queued_calls_run_in_the_order_of_their_arrival(serve, gate):
+    """With one worker calls of one connection run first come, first served."""
+    entered, release = gate(), gate()
+    order = []
+
+    def record(request, _context):
+        if request == b"0":
+            entered.set()
+            release.pass_through()
+        order.append(int(request))
+        return b""
+
+    served = serve({"Record": unary_unary(record)}, workers=1)
+    connection = served.raw()
+    streams = []
+    for number in range(50):
+        stream = connection.open(f"/{SERVICE}/Record")
+        connection.send_message(stream, b"%d" % number, end_stream=True)
+        streams.append(stream)
+        if number == 0:
+            entered.pass_through()
+    assert connection.round_trip()
+    release.set()
+    for stream in streams:
+        assert connection.response(stream).grpc_status == 0
+    assert order == list(range(50))
+
+
+# Calls that wait for their peer
+
+
+def stalled_server_streams(served, count, method="Endless"):
+    """`count` server streams whose client opens no window and reads nothing."""
+    connection = served.raw(opens_windows=False)
+    for _ in range(count):
+        stream = connection.open(f"/{SERVICE}/{method}")
+        connection.send_message(stream, b"", end_stream=True)
+    return connection
+
+
+@ours_only("grpcio's workers are held by stalled streams: two slow peers stop two workers")
+def test_held_streams_starve_nobody(serve, gate):
+    """With 2 workers, 50 stalled server streams and 50 idle client streams, a call is answered.
+
+    A stream that waits for its reader's window, or for its next request, lends its place to
+    another call.
+    """
+    started = threading.Semaphore(0)
+    released = gate()
+
+    def endless(_request, context):
+        started.release()
+        while context.is_active() and not released.is_set():
+            yield bytes(65_536)
+
+    def collect(requests, _context):
+        started.release()
+        return b"%d" % sum(1 for _ in requests)
+
+    served = serve(
+        {
+            "Endless": unary_stream(endless),
+            "Collect": stream_unary(collect),
+            "Echo": unary_unary(echo),
+        },
+        workers=2,
+    )
+    stalled = stalled_server_streams(served, 50)
+    idle = served.raw()
+    idle_streams = [idle.open(f"/{SERVICE}/Collect") for _ in range(50)]
+    assert stalled.round_trip()
+    assert idle.round_trip()
+    for _ in range(20):
+        served.assert_healthy()
+    for stream in idle_streams:
+        idle.send_message(stream, b"at last", end_stream=True)
+    for stream in idle_streams:
+        assert idle.response(stream).messages == [b"1"]
+    stalled.close()
+
+
+@ours_only("grpcio's workers are held by idle streams")
+def test_idle_bidirectional_streams_starve_nobody(serve):
+    """With 1 worker, 20 conversations in which nobody speaks, a call and a stream are served."""
+
+    def talk(requests, _context):
+        for request in requests:
+            yield request
+
+    served = serve({"Talk": stream_stream(talk), "Echo": unary_unary(echo)}, workers=1)
+    connection = served.raw()
+    streams = [connection.open(f"/{SERVICE}/Talk") for _ in range(20)]
+    assert connection.round_trip()
+    served.assert_healthy()
+    assert served.run("stream_stream", "Talk", b"a", b"b") == [b"a", b"b"]
+    for stream in streams:
+        connection.send_message(stream, b"hello", end_stream=True)
+    for stream in streams:
+        assert connection.response(stream).messages == [b"hello"]
+
+
+@ours_only("grpcio gives a call its worker as soon as its headers are in")
+def test_unary_requests_that_never_come_hold_no_worker(serve):
+    """20 unary calls whose message is still to come leave the only worker to others."""
+    served = serve(workers=1)
+    connection = served.raw()
+    streams = [connection.open(f"/{SERVICE}/Echo") for _ in range(20)]
+    assert connection.round_trip()
+    served.assert_healthy()
+    for stream in streams:
+        connection.send_message(stream, b"now", end_stream=True)
+    for stream in streams:
+        assert connection.response(stream).messages == [b"now"]
+
+
+# One call, one thread
+
+
+def test_a_stream_runs_on_one_thread_from_first_line_to_last(serve):
+    """A generator's body, pauses for a slow reader included, runs on one thread.
+
+    Transactions, server-side cursors and thread-locals live in it.
+    """
+    threads: dict[bytes, set[int]] = {}
+
+    def numbers(request, _context):
+        own = threads.setdefault(request, set())
+        own.add(threading.get_ident())
+        try:
+            for _ in range(30):
+                own.add(threading.get_ident())
+                yield bytes(30_000)
+        finally:
+            own.add(threading.get_ident())
+
+    served = serve({"Numbers": unary_stream(numbers)}, workers=4)
+    calls = [served.call("unary_stream", "Numbers", b"%d" % n) for n in range(12)]
+    for _ in range(30):
+        for call in calls:
+            assert len(next(call)) == 30_000
+    assert [list(call) for call in calls] == [[]] * 12
+    assert [len(own) for own in threads.values()] == [1] * 12
+
+
+def test_a_conversation_runs_on_one_thread(serve):
+    """A bidirectional stream that waits for requests comes back on the thread that it left."""
+    threads: dict[str, set[int]] = {}
+
+    def talk(requests, context):
+        own = threads.setdefault(context.peer(), set())
+        own.add(threading.get_ident())
+        for request in requests:
+            own.add(threading.get_ident())
+            yield request
+        own.add(threading.get_ident())
+
+    served = serve({"Talk": stream_stream(talk)}, workers=4)
+    connections = [served.raw() for _ in range(4)]
+    streams = [connection.open(f"/{SERVICE}/Talk") for connection in connections]
+    for turn in range(10):
+        for connection, stream in zip(connections, streams, strict=True):
+            connection.send_message(stream, b"%d" % turn)
+        for connection, stream in zip(connections, streams, strict=True):
+            answer = connection.streams[stream]
+            wanted = turn + 1
+            assert connection.pump(lambda a=answer, w=wanted: len(a.data) >= 6 * w)
+    for connection, stream in zip(connections, streams, strict=True):
+        connection.end(stream)
+        assert connection.response(stream).grpc_status == 0
+    assert [len(own) for own in threads.values()] == [1] * 4
+
+
+def test_no_other_call_runs_within_a_paused_generator(serve, gate):
+    """While a generator is paused its thread runs no other call: thread-locals do not leak."""
+    local = threading.local()
+    seen = []
+    served = None
+
+    def stream(_request, _context):
+        local.transaction = "open"
+        for _ in range(40):
+            yield bytes(30_000)
+            assert local.transaction == "open"
+        del local.transaction
+
+    def unary(_request, _context):
+        seen.append(getattr(local, "transaction", "none"))
+        return b""
+
+    served = serve({"Stream": unary_stream(stream), "Unary": unary_unary(unary)}, workers=4)
+    streams = [served.call("unary_stream", "Stream") for _ in range(3)]
+    for _ in range(40):
+        for each in streams:
+            next(each)
+        served.run("unary_unary", "Unary")
+    assert [list(each) for each in streams] == [[]] * 3
+    assert seen == ["none"] * 40
+
+
+def test_the_thread_of_a_call_persists(serve):
+    """Thread-locals of a worker last from call to call, as database connections do."""
+    local = threading.local()
+
+    def count(_request, _context):
+        local.count = getattr(local, "count", 0) + 1
+        return b"%d" % local.count
+
+    served = serve({"Count": unary_unary(count)}, workers=1)
+    answers = [served.run("unary_unary", "Count")[0] for _ in range(20)]
+    assert answers == [b"%d" % n for n in range(1, 21)]
+
+
+def test_workers_are_no_more_than_asked_for(serve):
+    """300 short calls, 50 at a time, run on at most `max_workers` threads."""
+    threads = set()
+    served = serve(
+        {"Call": unary_unary(lambda _r, _c: threads.add(threading.get_ident()) or b"")}, workers=3
+    )
+    for _ in range(6):
+        calls = [served.call("unary_unary", "Call") for _ in range(50)]
+        assert {call.result() for call in calls} == {b""}
+    assert 1 <= len(threads) <= 3
+
+
+def test_worker_is_a_thread_that_python_knows(serve):
+    """A worker appears in `threading`, as debuggers and `threading.local` cleanup need."""
+    seen = []
+
+    def body(_context):
+        thread = threading.current_thread()
+        seen.append((thread in threading.enumerate(), thread is threading.main_thread()))
+
+    served = serve({"Call": of_kind("unary_unary", body)})
+    served.run("unary_unary", "Call")
+    assert seen == [(True, False)]
+
+
+# Context variables
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_context_variables_do_not_leak_to_the_next_call(serve, kind):
+    """What a call sets in a ContextVar is gone in the next call on its thread."""
+    seen = []
+
+    def body(_context):
+        seen.append(variable.get())
+        variable.set("set by a call")
+        seen.append(variable.get())
+
+    served = serve({"Call": of_kind(kind, body)}, workers=1)
+    for _ in range(3):
+        served.run(kind, "Call")
+    assert seen == ["unset", "set by a call"] * 3
+
+
+def test_context_variables_last_for_the_whole_of_a_stream(serve):
+    """A generator finds its ContextVar again after each pause, other calls notwithstanding."""
+    seen = []
+
+    def stream(request, _context):
+        variable.set(request.decode())
+        for _ in range(5):
+            yield b""
+            seen.append((request.decode(), variable.get()))
+
+    served = serve({"Stream": unary_stream(stream)}, workers=2)
+    calls = [served.call("unary_stream", "Stream", name) for name in (b"a", b"b")]
+    for call in calls:
+        assert len(list(call)) == 5
+    assert sorted(seen) == [("a", "a")] * 5 + [("b", "b")] * 5
+
+
+# maximum_concurrent_rpcs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_calls_past_the_concurrency_limit_are_refused(serve, gate, kind):
+    """Past `maximum_concurrent_rpcs` a call gets RESOURCE_EXHAUSTED; later ones run again."""
+    entered = threading.Semaphore(0)
+    release = gate()
+
+    def body(_context):
+        entered.release()
+        release.pass_through()
+
+    served = serve(
+        {"Block": of_kind(kind, body), "Echo": unary_unary(echo)},
+        workers=2,
+        maximum_concurrent_rpcs=2,
+    )
+    held = [served.call(kind, "Block") for _ in range(2)]
+    assert entered.acquire(timeout=PATIENCE)
+    assert entered.acquire(timeout=PATIENCE)
+    error = failure(lambda: served.run(kind, "Block"))
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "Concurrent RPC limit exceeded!",
+    )
+    release.set()
+    for call in held:
+        if kind.endswith("unary"):
+            call.result()
+        else:
+            list(call)
+    # grpcio counts a call until its worker has left it, a moment after the answer.
+    assert eventually(lambda: _answers(served))
+
+
+def _answers(served):
+    try:
+        return served.unary_unary("Echo")(b"", timeout=PATIENCE) == b""
+    except grpc.RpcError:
+        return False
+
+
+def test_queued_calls_count_towards_the_concurrency_limit(serve, gate):
+    """Calls that wait for a worker are concurrent, too."""
+    entered, release = gate(), gate()
+
+    def block(_request, _context):
+        entered.set()
+        release.pass_through()
+        return b""
+
+    served = serve({"Block": unary_unary(block)}, workers=1, maximum_concurrent_rpcs=3)
+    connection = served.raw()
+    streams = []
+    for _ in range(5):
+        stream = connection.open(f"/{SERVICE}/Block")
+        connection.send_message(stream, b"", end_stream=True)
+        streams.append(stream)
+    entered.pass_through()
+    refused = [connection.response(stream).grpc_status for stream in streams[3:]]
+    assert refused == [8, 8]
+    release.set()
+    assert [connection.response(stream).grpc_status for stream in streams[:3]] == [0, 0, 0]
+
+
+# Pools of a behavior's own
+
+
+def test_behavior_may_bring_a_thread_pool_of_its_own(serve):
+    """`experimental_thread_pool` on a behavior is where its calls run (gRFC-less, as grpcio)."""
+    from concurrent import futures
+
+    seen = []
+
+    def body(_request, _context):
+        seen.append(threading.current_thread().name)
+        return b""
+
+    with futures.ThreadPoolExecutor(1, thread_name_prefix="of-its-own") as pool:
+        body.experimental_thread_pool = pool  # type: ignore[attr-defined]
+        served = serve({"Call": unary_unary(body)})
+        served.run("unary_unary", "Call")
+    assert seen[0].startswith("of-its-own")

@@ -1,0 +1,356 @@
+"""`manage.py grpcserver` as a process: what it prints, how it ends, what it says to mistakes."""
+
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import PATIENCE
+from sampleapp import helloworld_pb2, helloworld_pb2_grpc
+
+LISTENING = r"gRPC server is listening port (\d+)"
+
+
+class Process:
+    """A `grpcserver` with its own settings, whose output can be waited for."""
+
+    def __init__(self, folder, *arguments, setting, **environment):
+        path = os.pathsep.join(
+            str(it) for it in (folder, Path(__file__).parent, os.environ.get("PYTHONPATH", ""))
+        )
+        (folder / "process_settings.py").write_text(
+            f"from settings import *\n\nGRPCSERVER = {setting!r}\n"
+        )
+        self._lines = queue.SimpleQueue()
+        self.output = ""
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "django", "grpcserver", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "DJANGO_SETTINGS_MODULE": "process_settings",
+                **environment,
+            },
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def wait_for(self, pattern):
+        """Read until a line matches, and return the match."""
+        while (line := self._lines.get(timeout=PATIENCE)) is not None:
+            self.output += line
+            if match := re.search(pattern, line):
+                return match
+        pytest.fail(f"{pattern!r} is not in the output:\n{self.output}")
+
+    def send(self, number):
+        self._process.send_signal(number)
+
+    def wait(self):
+        """Wait for the end, and return the exit status."""
+        status = self._process.wait(PATIENCE)
+        while (line := self._lines.get(timeout=PATIENCE)) is not None:
+            self.output += line
+        return status
+
+    def end(self):
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        self._process.stdout.close()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start `grpcserver` processes; they are killed at the end of the test if they still run."""
+    processes = []
+
+    def start(*arguments, environment=None, **setting):
+        setting = {"servicers": ["sampleapp.servicer.grpc_hook"], "host": "127.0.0.1", **setting}
+        process = Process(tmp_path, *arguments, setting=setting, **(environment or {}))
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.end()
+
+
+def listening(process):
+    """Wait until it listens, and return a channel to it."""
+    port = process.wait_for(LISTENING).group(1)
+    return grpc.insecure_channel(f"127.0.0.1:{port}")
+
+
+def say_hello(channel, name="World"):
+    stub = helloworld_pb2_grpc.GreeterStub(channel)
+    request = helloworld_pb2.HelloRequest(name=name)
+    return stub.SayHello(request, timeout=PATIENCE, wait_for_ready=True).message
+
+
+def begin_sleep(channel, seconds):
+    """Begin a call that sleeps after its first reply, and return it when that is there."""
+    stub = helloworld_pb2_grpc.GreeterStub(channel)
+    request = helloworld_pb2.HelloRequest(name=f"sleeper {seconds}")
+    replies = stub.SayHelloStreamReply(request, timeout=PATIENCE)
+    next(replies)
+    return replies
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_server_answers_until_it_is_told_to_stop(number, start):
+    process = start("--port", "0")
+    with listening(process) as channel:
+        assert say_hello(channel) == "Hello, World!"
+        process.send(number)
+        assert process.wait() == 0
+    assert f"Received {number.name}." in process.output
+    assert process.output.endswith("Graceful shutdown completed\n")
+    assert "Traceback" not in process.output
+
+
+@pytest.fixture
+def shutdown_receiver(tmp_path):
+    """A hook for the servers whose project hears of the shutdown."""
+    (tmp_path / "shutdown_hook.py").write_text(
+        textwrap.dedent(
+            """
+            from django.dispatch import receiver
+            from django_grpc.signals import grpc_request_finished, grpc_shutdown
+            from sampleapp.servicer import grpc_hook
+
+            @receiver(grpc_request_finished)
+            def on_finished(**kwargs):
+                print("call finished", flush=True)
+
+            @receiver(grpc_shutdown)
+            def on_shutdown(**kwargs):
+                print("project shut down", flush=True)
+                if FAILS:
+                    raise ValueError("cannot let go")
+
+            FAILS = False
+
+            def failing_hook(server):
+                global FAILS
+                FAILS = True
+                grpc_hook(server)
+            """
+        )
+    )
+    return "shutdown_hook.grpc_hook"
+
+
+def test_call_in_flight_ends_before_the_project_hears_of_the_shutdown(start, shutdown_receiver):
+    process = start("--port", "0", servicers=[shutdown_receiver])
+    with listening(process) as channel:
+        call = begin_sleep(channel, 0.5)
+        process.send(signal.SIGTERM)
+        assert len(list(call)) == 2
+        assert process.wait() == 0
+    lines = process.output.splitlines()
+    assert [it for it in lines if it in ("call finished", "project shut down")] == [
+        "call finished",
+        "project shut down",
+    ]
+
+
+def test_new_connections_are_refused_while_the_server_drains(start):
+    process = start("--port", "0")
+    port = process.wait_for(LISTENING).group(1)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = begin_sleep(channel, 1)
+        process.send(signal.SIGTERM)
+        process.wait_for("Received SIGTERM")
+        is_refused = False  # the listener closes a little after that line
+        while not is_refused and not call.done():
+            try:
+                socket.create_connection(("127.0.0.1", int(port)), timeout=PATIENCE).close()
+            except ConnectionRefusedError:
+                is_refused = True
+        assert is_refused
+        assert len(list(call)) == 2, "the call in flight is not disturbed"
+        assert process.wait() == 0
+
+
+def test_receiver_of_the_shutdown_that_raises_is_reported(start, shutdown_receiver):
+    process = start("--port", "0", servicers=[shutdown_receiver.replace("grpc_hook", "failing_hook")])
+    with listening(process):
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
+    assert "Error during graceful shutdown: cannot let go" in process.output
+
+
+@pytest.mark.parametrize("by", ["flag", "setting"])
+def test_call_that_outlives_the_grace_is_cut(by, start):
+    if by == "flag":
+        process = start("--port", "0", "--grace", "0.2")
+    else:
+        process = start("--port", "0", grace=0.2)
+    with listening(process) as channel:
+        call = begin_sleep(channel, 100)
+        process.send(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call)
+        assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        assert process.wait() == 0, "though the call's thread sleeps on"
+
+
+def test_second_signal_ends_the_server_at_once(start):
+    process = start("--port", "0")
+    with listening(process) as channel:
+        begin_sleep(channel, 100)
+        process.send(signal.SIGTERM)
+        process.wait_for("Received SIGTERM")
+        process.send(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+    assert "Graceful shutdown completed" not in process.output
+
+
+def test_address_is_given_in_one_argument_as_to_runserver(start):
+    process = start("127.0.0.1:0", host="192.0.2.1")
+    with listening(process) as channel:
+        assert say_hello(channel) == "Hello, World!"
+
+
+def test_unix_socket_is_listened_on(start, tmp_path):
+    path = tmp_path / "grpc.sock"
+    process = start(f"unix:{path}")
+    process.wait_for("gRPC server is listening")
+    with grpc.insecure_channel(f"unix:{path}") as channel:
+        assert say_hello(channel) == "Hello, World!"
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+def test_handlers_are_listed_when_the_server_is_up(start):
+    process = start("--port", "0", "--list-handlers", reflection=True)
+    listening(process).close()
+    process.wait_for("Registered handlers:")
+    process.wait_for(r"\* /helloworld\.Greeter/SayHelloToEach: SayHelloToEach\(.*stream_stream")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+    assert "* /grpc.reflection.v1.ServerReflection/ServerReflectionInfo:" in process.output
+
+
+def test_unapplied_migrations_are_warned_about(start):
+    process = start("--port", "0")
+    process.wait_for("unapplied migration")
+    process.wait_for(LISTENING)
+
+
+def test_database_that_is_down_does_not_keep_the_server_from_starting(start, tmp_path):
+    (tmp_path / "settings_without_database.py").write_text(
+        "from process_settings import *\n"
+        "DATABASES = {'default': {'ENGINE': 'django.db.backends.sqlite3',"
+        " 'NAME': '/no/such/folder/db'}}\n"
+    )
+    process = start(
+        "--port", "0", environment={"DJANGO_SETTINGS_MODULE": "settings_without_database"}
+    )
+    process.wait_for("The migrations can't be checked")
+    with listening(process) as channel:
+        assert say_hello(channel) == "Hello, World!"
+
+
+def assert_refuses(process, *texts):
+    """It ends with status 1 and one sentence."""
+    assert process.wait() == 1
+    errors = [line for line in process.output.splitlines() if line.startswith("CommandError: ")]
+    assert len(errors) == 1, process.output
+    for text in texts:
+        assert text in errors[0]
+    assert "Traceback" not in process.output
+    assert process.output.endswith(errors[0] + "\n")
+
+
+@pytest.mark.parametrize(
+    ("setting", "texts"),
+    [
+        (
+            {"servicers": ["sampleapp.nowhere.grpc_hook"]},
+            ["GRPCSERVER['servicers']: 'sampleapp.nowhere.grpc_hook' can't be imported"],
+        ),
+        (
+            {"interceptors": ["sampleapp.servicer.Missing"]},
+            ["GRPCSERVER['interceptors']: 'sampleapp.servicer.Missing' can't be imported"],
+        ),
+        (
+            {"maximum_concurent_rpcs": 5},
+            ["no key 'maximum_concurent_rpcs'", "Did you mean 'maximum_concurrent_rpcs'?"],
+        ),
+        ({"max_workers": "many"}, ["GRPCSERVER['max_workers'] must be a whole number"]),
+        (
+            {"credentials": [{"private_key": "/no/key.pem", "certificate_chain": "/no/chain.pem"}]},
+            ["'/no/key.pem' can't be read: No such file or directory."],
+        ),
+    ],
+    ids=lambda it: next(iter(it)) if isinstance(it, dict) else "",
+)
+def test_mistake_in_the_settings_is_one_sentence(setting, texts, start):
+    assert_refuses(start("--port", "0", **setting), *texts)
+
+
+def test_port_that_is_taken_is_one_sentence(start):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = start("--port", str(port))
+        assert_refuses(process, f"127.0.0.1:{port}", "already in use")
+
+
+def test_second_server_on_a_port_is_refused(start):
+    first = start("--port", "0")
+    port = first.wait_for(LISTENING).group(1)
+    assert_refuses(start("--port", port), f"127.0.0.1:{port}", "already in use")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--port", "70000"], "70000 is not a port number"),
+        (["localhost"], "'localhost' is not a port number, an address:port pair or a unix:PATH."),
+        (["::1:50051"], "'::1:50051' is not a port number"),
+        (["--max_workers", "0"], "--max_workers must be 1 or more, not 0."),
+        (["--grace", "-1"], "--grace must be a number of seconds, 0 or more, not -1"),
+    ],
+)
+def test_mistake_in_an_argument_is_one_sentence(arguments, text, start):
+    assert_refuses(start(*arguments), text)
+
+
+def test_system_check_errors_keep_the_server_from_starting(start, tmp_path):
+    (tmp_path / "settings_with_error.py").write_text(
+        "from process_settings import *\nCACHES = {}\n"
+    )
+    environment = {"DJANGO_SETTINGS_MODULE": "settings_with_error"}
+    process = start("--port", "0", environment=environment)
+    assert process.wait() == 1
+    assert "SystemCheckError" in process.output
+    process = start("--port", "0", "--skip-checks", environment=environment)
+    process.wait_for(LISTENING)
+
+
+def test_server_without_servicers_starts_and_says_so(start):
+    process = start("--port", "0", servicers=[])
+    process.wait_for("names no servicers")
+    process.wait_for(LISTENING)

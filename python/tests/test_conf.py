@@ -1,0 +1,194 @@
+"""Reading settings.GRPCSERVER."""
+
+import concurrent.futures
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from django_grpc import conf
+
+KEY_PAIR = {"private_key": "key.pem", "certificate_chain": "chain.pem"}
+
+
+def load(**keys):
+    with override_settings(GRPCSERVER=keys):
+        return conf.load()
+
+
+@pytest.mark.parametrize("setting", [{}, None])
+def test_every_key_has_a_default(setting):
+    with override_settings(GRPCSERVER=setting):
+        config = conf.load()
+    assert config == conf.ServerConfig(
+        servicers=(),
+        interceptors=(),
+        maximum_concurrent_rpcs=None,
+        options=(),
+        credentials=None,
+        is_async=False,
+        reflection=False,
+        max_workers=conf.default_max_workers(),
+        grace=30.0,
+        host="[::]",
+    )
+
+
+def test_setting_may_be_absent(settings):
+    del settings.GRPCSERVER
+    assert conf.load().servicers == ()
+
+
+def test_default_number_of_workers_is_that_of_a_thread_pool():
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert conf.default_max_workers() == pool._max_workers
+
+
+def test_every_key_is_read():
+    config = load(
+        servicers=["a.b"],
+        interceptors=("c.d",),
+        maximum_concurrent_rpcs=3,
+        options=[("grpc.max_receive_message_length", 1), ["grpc.so_reuseport", 0]],
+        credentials=[KEY_PAIR],
+        **{"async": True},
+        reflection=True,
+        max_workers=7,
+        grace=1,
+        host="127.0.0.1",
+    )
+    assert config == conf.ServerConfig(
+        servicers=("a.b",),
+        interceptors=("c.d",),
+        maximum_concurrent_rpcs=3,
+        options=(("grpc.max_receive_message_length", 1), ("grpc.so_reuseport", 0)),
+        credentials=conf.Credentials(key_pairs=(conf.KeyPair(**KEY_PAIR),)),
+        is_async=True,
+        reflection=True,
+        max_workers=7,
+        grace=1.0,
+        host="127.0.0.1",
+    )
+
+
+def test_credentials_with_client_certificates(tmp_path):
+    config = load(
+        credentials=[
+            {**KEY_PAIR, "root_certificates": tmp_path / "ca.pem", "require_client_auth": True},
+            {"private_key": "key2.pem", "certificate_chain": "chain2.pem"},
+        ]
+    )
+    assert config.credentials.root_certificates == str(tmp_path / "ca.pem")
+    assert config.credentials.require_client_auth is True
+    assert list(config.credentials.paths()) == [
+        "key.pem",
+        "chain.pem",
+        "key2.pem",
+        "chain2.pem",
+        str(tmp_path / "ca.pem"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "text"),
+    [
+        (["a.b"], "E001", "GRPCSERVER must be a dictionary, not list."),
+        ({"servicer": []}, "E002", "GRPCSERVER has no key 'servicer'. Did you mean 'servicers'?"),
+        ({"Async": True}, "E002", "GRPCSERVER has no key 'Async'. Did you mean 'async'?"),
+        ({"zzz": 1}, "E002", "GRPCSERVER has no key 'zzz'. It has: servicers, interceptors,"),
+        ({"servicers": "a.b"}, "E003", "must be a list of dotted paths, not 'a.b'."),
+        ({"servicers": [print]}, "E003", "which is not a dotted path"),
+        ({"servicers": None}, "E003", "must be a list of dotted paths, not None."),
+        ({"interceptors": ["nodots"]}, "E004", "holds 'nodots', which is not a dotted path."),
+        ({"maximum_concurrent_rpcs": 0}, "E005", "must be a whole number above 0 or None, not 0."),
+        ({"maximum_concurrent_rpcs": True}, "E005", "or None, not True."),
+        ({"options": {"a": 1}}, "E006", "must be a list of (name, value) pairs, not {'a': 1}."),
+        ({"options": [("a",)]}, "E006", "holds ('a',), which is not a (name, value) pair."),
+        ({"credentials": []}, "E007", "must be a list with at least one dictionary, or None"),
+        ({"credentials": KEY_PAIR}, "E007", "must be a list with at least one dictionary"),
+        ({"credentials": ["key.pem"]}, "E007", "['credentials'][0] must be a dictionary"),
+        (
+            {"credentials": [{"private_key": "key.pem"}]},
+            "E007",
+            "['credentials'][0]['certificate_chain'] must be the path of a PEM file, not None.",
+        ),
+        (
+            {"credentials": [{**KEY_PAIR, "private_keys": "x"}]},
+            "E007",
+            "['credentials'][0] has no key 'private_keys'. Did you mean 'private_key'?",
+        ),
+        (
+            {"credentials": [{**KEY_PAIR, "require_client_auth": "yes"}]},
+            "E007",
+            "['credentials'][0]['require_client_auth'] must be True or False, not 'yes'.",
+        ),
+        (
+            {"credentials": [{**KEY_PAIR, "require_client_auth": True}]},
+            "E007",
+            "['credentials'] has 'require_client_auth' without 'root_certificates'.",
+        ),
+        (
+            {
+                "credentials": [
+                    {**KEY_PAIR, "root_certificates": "one.pem"},
+                    {**KEY_PAIR, "root_certificates": "other.pem"},
+                ]
+            },
+            "E007",
+            "['credentials'] has entries that disagree about 'root_certificates'.",
+        ),
+        ({"async": 1}, "E008", "['async'] must be True or False, not 1."),
+        ({"reflection": "on"}, "E009", "['reflection'] must be True or False, not 'on'."),
+        ({"max_workers": 0}, "E010", "['max_workers'] must be a whole number above 0, not 0."),
+        ({"max_workers": 1.5}, "E010", "must be a whole number above 0, not 1.5."),
+        ({"grace": -1}, "E011", "['grace'] must be a number of seconds, 0 or more, not -1."),
+        ({"grace": float("inf")}, "E011", "must be a number of seconds, 0 or more, not inf."),
+        ({"grace": None}, "E011", "must be a number of seconds, 0 or more, not None."),
+        ({"host": ""}, "E012", "['host'] must be an address, not ''."),
+    ],
+)
+def test_mistake_is_one_sentence_that_names_it_and_a_hint(setting, code, text):
+    with (
+        override_settings(GRPCSERVER=setting),
+        pytest.raises(ImproperlyConfigured) as caught,
+    ):
+        conf.load()
+    assert text in str(caught.value)
+    assert caught.value.problem.code == code
+    assert str(caught.value).startswith("GRPCSERVER")
+    assert str(caught.value).endswith((".", "?"))
+    assert "\n" not in str(caught.value)
+
+
+def test_all_mistakes_are_found_at_once():
+    config, problems = conf.parse({"servicer": [], "grace": -1, "async": 1})
+    assert config is None
+    assert [problem.code for problem in problems] == ["E002", "E008", "E011"]
+
+
+def test_configured_path_is_imported():
+    from sampleapp.servicer import grpc_hook
+
+    assert conf.import_configured("servicers", "sampleapp.servicer.grpc_hook") is grpc_hook
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("sampleapp.nowhere.grpc_hook", "No module named 'sampleapp.nowhere'"),
+        ("sampleapp.servicer.nothing", '"nothing" attribute'),
+        ("sampleapp.servicer.not_callable", "is of type str, which can't be called"),
+    ],
+)
+def test_configured_path_that_fails_is_named(path, complaint):
+    with pytest.raises(ImproperlyConfigured) as caught:
+        conf.import_configured("servicers", path)
+    assert f"GRPCSERVER['servicers']: '{path}'" in str(caught.value)
+    assert complaint in str(caught.value)
+
+
+def test_fault_in_the_code_of_a_configured_module_propagates(tmp_path, monkeypatch):
+    (tmp_path / "faulty_servicer.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        conf.import_configured("servicers", "faulty_servicer.grpc_hook")

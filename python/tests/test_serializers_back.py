@@ -1,0 +1,207 @@
+"""Messages to plain Python, and onto model instances."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from catalog import catalog_pb2 as pb
+from catalog.models import City, Payment, Product, Supplier, Tag
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+from django_grpc.serializers import (
+    SerializationError,
+    deserialize_into,
+    deserialize_message,
+    message_to_python,
+    serialize_model,
+)
+
+
+class TestMessageToPython:
+    def test_only_what_the_message_has(self) -> None:
+        message = pb.Product(id=1, stock=0, subtitle="")
+        assert message_to_python(message) == {"id": 1, "stock": 0, "subtitle": ""}
+        assert deserialize_message(pb.Product()) == {}
+
+    def test_nested_repeated_and_maps_are_plain(self) -> None:
+        message = pb.Product(
+            supplier={"pk": 1, "name": "S"},
+            tags=[{"name": "a"}],
+            keywords=["x", "y"],
+            counts={"n": 2},
+            status=pb.STATUS_SOLD_OUT,
+        )
+        result = deserialize_message(message)
+        assert result == {
+            "supplier": {"pk": 1, "name": "S"},
+            "tags": [{"name": "a"}],
+            "keywords": ["x", "y"],
+            "counts": {"n": 2},
+            "status": 2,
+        }
+        assert type(result["keywords"]) is list
+        assert type(result["counts"]) is dict
+
+    def test_maps_of_messages_are_dicts_of_dicts(self) -> None:
+        message = pb.ProductShapes()
+        message.sizes["a"].width = 1
+        assert message_to_python(message) == {"sizes": {"a": {"width": 1}}}
+
+    def test_struct_and_value_are_their_json(self) -> None:
+        message = pb.Product()
+        message.attributes.update({"a": [1, 2.5, None, {"b": True, "c": "d"}]})
+        message.anything.null_value = 0
+        result = message_to_python(message)
+        assert result == {
+            "attributes": {"a": [1, 2.5, None, {"b": True, "c": "d"}]},
+            "anything": None,
+        }
+
+    def test_times_and_wrappers_are_dicts_unless_asked(self) -> None:
+        message = pb.Product(
+            created=Timestamp(seconds=1, nanos=2000),
+            warranty=Duration(seconds=-1, nanos=-5000),
+            rank=Int32Value(value=0),
+        )
+        assert message_to_python(message) == {
+            "created": {"seconds": 1, "nanos": 2000},
+            "warranty": {"seconds": -1, "nanos": -5000},
+            "rank": {"value": 0},
+        }
+        assert message_to_python(message, well_known=True) == {
+            "created": datetime.datetime(1970, 1, 1, 0, 0, 1, 2, tzinfo=datetime.UTC),
+            "warranty": datetime.timedelta(seconds=-1, microseconds=-5),
+            "rank": 0,
+        }
+
+
+def full_product() -> Product:
+    return Product(
+        id=4,
+        name="Lamp",
+        subtitle="of brass",
+        stock=0,
+        price=Decimal("12.50"),
+        weight=1.5,
+        sku=uuid.UUID(int=7),
+        status="so",
+        grade=2,
+        created=datetime.datetime(2024, 2, 29, 12, 0, 0, 5, tzinfo=datetime.UTC),
+        available_on=datetime.date(2024, 3, 1),
+        opens=datetime.time(8, 30, 15),
+        warranty=datetime.timedelta(days=-1, microseconds=9),
+        attributes={"a": [1, 2.5, None]},
+        counts={"n": 1},
+        size={"width": 3, "measured": "2024-01-01T00:00:00Z"},
+        keywords=["a", "b"],
+        anything=[1],
+        payload=b"\0\1",
+        nickname="",
+        rank=0,
+        supplier_id=6,
+    )
+
+
+_PRODUCT = {"tags", "manual", "review_set", "notes", "label", "picture", "supplier"}
+_SHAPES = {"tags", "checked", "sizes", "active", "grade", "supplier"}
+
+
+class TestDeserializeInto:
+    @pytest.mark.parametrize(
+        ("message_class", "exclude"), [(pb.Product, _PRODUCT), (pb.ProductShapes, _SHAPES)]
+    )
+    def test_what_was_serialized_comes_back(
+        self, message_class: Any, exclude: set[str], db: None
+    ) -> None:
+        Supplier.objects.create(id=6, name="S")
+        product = full_product()
+        product.save(force_insert=True)
+        message = serialize_model(message_class, product, [])
+        copy = Product()
+        changed = deserialize_into(copy, message, exclude=exclude)
+        assert set(changed) >= {"id", "sku", "created", "available_on", "keywords"}
+        for name in changed:
+            attribute = Product._meta.get_field(name).attname  # type: ignore[union-attr]
+            assert getattr(copy, attribute) == getattr(product, attribute), name
+
+    def test_absent_fields_stay(self) -> None:
+        city = City(name="Amsterdam", population=5)
+        assert deserialize_into(city, pb.City(name="Utrecht")) == ["name"]
+        assert (city.name, city.population) == ("Utrecht", 5)
+
+    def test_a_present_zero_is_set(self) -> None:
+        product = Product(stock=5, subtitle="x")
+        assert deserialize_into(product, pb.Product(stock=0, subtitle="")) == ["subtitle", "stock"]
+        assert (product.stock, product.subtitle) == (0, "")
+
+    def test_a_field_mask_sets_what_is_not_present_too(self) -> None:
+        product = Product(stock=5, weight=2.0, rank=3, name="x")
+        mask = ["stock", "weight", "rank"]
+        assert deserialize_into(product, pb.Product(name="y"), fields=mask) == mask
+        assert (product.stock, product.weight, product.rank, product.name) == (None, 0.0, None, "x")
+
+    def test_an_unknown_path_is_an_error(self) -> None:
+        with pytest.raises(SerializationError, match=r"catalog\.City has no field 'mayor'"):
+            deserialize_into(City(), pb.City(), fields=["mayor"])
+
+    def test_a_foreign_key_from_a_number_or_a_nested_key(self) -> None:
+        product = Product()
+        assert deserialize_into(product, pb.ProductShapes(supplier=3)) == ["supplier"]
+        assert product.supplier_id == 3
+        assert deserialize_into(product, pb.Product(supplier={"pk": 4})) == ["supplier"]
+        assert product.supplier_id == 4
+        deserialize_into(product, pb.ProductShapes(), fields=["supplier"])
+        assert product.supplier_id is None
+
+    def test_of_a_oneof_only_the_chosen_member(self) -> None:
+        payment = Payment(card="4111", voucher="old")
+        assert deserialize_into(payment, pb.Payment(voucher="V")) == ["voucher"]
+        assert (payment.card, payment.voucher) == ("4111", "V")
+
+    def test_a_choice_comes_back_from_its_enum(self) -> None:
+        product = Product()
+        deserialize_into(product, pb.Product(status=pb.STATUS_SOLD_OUT))
+        assert product.status == Product.Status.SOLD_OUT
+        deserialize_into(product, pb.Product(), fields=["status"])
+        assert product.status == ""
+
+    def test_the_key_of_a_saved_row_is_not_changed(self, db: None) -> None:
+        tag = Tag.objects.create(name="a")
+        assert deserialize_into(tag, pb.Tag(id=tag.pk, name="b")) == ["name"]
+        with pytest.raises(SerializationError, match=r"catalog\.Tag\.id .*key"):
+            deserialize_into(tag, pb.Tag(id=tag.pk + 1))
+
+    @pytest.mark.parametrize(
+        ("message", "expected"),
+        [
+            (pb.Product(tags=[{"name": "a"}]), r"Product\.tags .*to-many"),
+            (pb.Product(manual={"title": "a"}), r"Product\.manual .*other side"),
+            (pb.Product(picture="/media/x.png"), r"Product\.picture .*file"),
+            (pb.Product(label="x"), r"Product\.label .*no field"),
+            (pb.Product(price="dear"), r"Product\.price .*DecimalField"),
+            (pb.Product(sku="7"), r"Product\.sku .*UUIDField"),
+            (pb.Unknown(flavour="x"), r"catalog\.Unknown\.flavour has no counterpart in Product"),
+        ],
+    )
+    def test_what_cannot_be_set_is_an_error(self, message: Any, expected: str) -> None:
+        with pytest.raises(SerializationError, match=expected) as caught:
+            deserialize_into(Product(), message)
+        assert "dear" not in str(caught.value)
+
+    def test_without_time_zones_a_moment_is_local(self, settings: Any) -> None:
+        settings.USE_TZ = False
+        settings.TIME_ZONE = "Asia/Tokyo"
+        product = Product()
+        deserialize_into(product, pb.Product(created=Timestamp(seconds=1_704_067_200)))
+        assert product.created == datetime.datetime(2024, 1, 1, 9)
+
+    def test_a_wrapper_gives_its_value(self) -> None:
+        product = Product(nickname="x")
+        deserialize_into(product, pb.Product(nickname=StringValue(value="")))
+        assert product.nickname == ""

@@ -1,0 +1,187 @@
+"""The short cuts for Django's stock receivers do what those do."""
+
+import itertools
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from django.core.cache import caches
+from django.core.cache.backends.locmem import LocMemCache
+from django.db import close_old_connections as stock_close_old_connections
+from django.db import connection, connections
+from django.db import reset_queries as stock_reset_queries
+from django.db.backends.sqlite3.base import DatabaseWrapper
+from django.test import override_settings
+
+from django_grpc.signals import grpc_request_finished, grpc_request_started, hygiene
+
+
+@pytest.fixture(autouse=True)
+def _databases_allowed(django_db_blocker):
+    """The databases are in memory, one for each thread, and no test needs a table."""
+    with django_db_blocker.unblock():
+        yield
+
+
+def in_thread(work):
+    """Run on a thread of its own, which has no connections yet, and return the result."""
+    outcome = SimpleNamespace()
+
+    def run():
+        try:
+            outcome.result = work()
+        except BaseException as error:
+            outcome.error = error
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if hasattr(outcome, "error"):
+        raise outcome.error
+    return outcome.result
+
+
+STATES = [
+    dict(zip(("autocommit", "errors_occurred", "age", "is_usable"), values, strict=True))
+    for values in itertools.product(
+        [True, False], [True, False], [None, "young", "old"], [True, False]
+    )
+]
+
+
+@pytest.mark.parametrize("state", STATES, ids=str)
+def test_open_connection_fares_as_with_the_stock_receiver(state, monkeypatch):
+    monkeypatch.setattr(DatabaseWrapper, "is_usable", lambda self: state["is_usable"])
+
+    def outcome_of(close_old_connections):
+        connection.ensure_connection()
+        connection.set_autocommit(state["autocommit"])
+        connection.errors_occurred = state["errors_occurred"]
+        connection.health_check_done = True
+        connection.close_at = {
+            None: None,
+            "young": time.monotonic() + 1000,
+            "old": time.monotonic() - 1,
+        }[state["age"]]
+        # In-memory databases ignore close(), so what is asked for is noted.
+        closed = []
+        connection.close = lambda: closed.append(True)
+        try:
+            close_old_connections()
+            return closed, connection.errors_occurred, connection.health_check_done
+        finally:
+            del connection.close
+            connection.set_autocommit(True)
+
+    assert in_thread(lambda: outcome_of(hygiene.close_old_connections)) == in_thread(
+        lambda: outcome_of(stock_close_old_connections)
+    )
+
+
+@pytest.mark.parametrize("reset_queries", [hygiene.reset_queries, stock_reset_queries])
+def test_queries_of_the_last_call_are_forgotten(reset_queries):
+    def count_queries():
+        connection.force_debug_cursor = True
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        before = len(connection.queries)
+        reset_queries()
+        return before, len(connection.queries)
+
+    assert in_thread(count_queries) == (1, 0)
+
+
+def test_backend_with_a_rule_of_its_own_is_asked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        DatabaseWrapper, "close_if_unusable_or_obsolete", lambda self: asked.append(self.alias)
+    )
+
+    def work():
+        connection.ensure_connection()
+        hygiene.close_old_connections()
+
+    in_thread(work)
+    assert asked == ["default"]
+
+
+def test_connection_that_was_open_before_the_first_call_is_seen():
+    def work():
+        connection.ensure_connection()
+        connection.health_check_done = True
+        grpc_request_started.send(None, request=None, context=None)
+        return connection.health_check_done
+
+    assert in_thread(work) is False
+
+
+def test_connection_that_opens_during_a_call_is_seen_at_its_end():
+    def work():
+        grpc_request_started.send(None, request=None, context=None)
+        connection.ensure_connection()
+        connection.errors_occurred = True
+        grpc_request_finished.send(None, request=None, context=None)
+        return connection.errors_occurred
+
+    assert in_thread(work) is False
+
+
+def test_connection_of_another_thread_is_left_alone():
+    def work():
+        connection.ensure_connection()
+        connection.errors_occurred = True
+        in_thread(lambda: grpc_request_finished.send(None, request=None, context=None))
+        return connection.errors_occurred
+
+    assert in_thread(work) is True
+
+
+def test_connection_that_a_test_shares_keeps_its_transaction():
+    """The thread of a test server uses the test's connection, and is not the one to close it."""
+
+    def work():
+        shared = connections["default"]
+        shared.ensure_connection()
+        shared.inc_thread_sharing()
+        shared.errors_occurred = True
+
+        def serve():
+            connections["default"] = shared
+            try:
+                grpc_request_started.send(None, request=None, context=None)
+                grpc_request_finished.send(None, request=None, context=None)
+            finally:
+                del connections["default"]
+
+        in_thread(serve)
+        shared.dec_thread_sharing()
+        return shared.errors_occurred
+
+    assert in_thread(work) is True
+
+
+class ClosableCache(LocMemCache):
+    closed: list[str] = []  # noqa: RUF012
+
+    def close(self, **kwargs):
+        self.closed.append("closed")
+
+
+@pytest.mark.parametrize(
+    ("backend", "closed"),
+    [
+        ("test_signals_hygiene.ClosableCache", ["closed"]),
+        ("django.core.cache.backends.locmem.LocMemCache", []),
+    ],
+)
+def test_used_caches_are_closed_at_the_end_of_a_call(backend, closed):
+    ClosableCache.closed.clear()
+    with override_settings(CACHES={"default": {"BACKEND": backend}}):
+        caches["default"].get("key")
+        grpc_request_started.send(None, request=None, context=None)
+        assert ClosableCache.closed == []
+        grpc_request_finished.send(None, request=None, context=None)
+        assert ClosableCache.closed == closed

@@ -1,0 +1,284 @@
+"""The engine in the test's process and transaction."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from catalog import catalog_pb2 as pb
+from catalog.catalog_pb2_grpc import CatalogStub
+from catalog.models import Tag
+from catalog.servicers import grpc_hook
+from certificates import make_certificate
+from conftest import PATIENCE
+from django.db import connection
+from django.test import TestCase
+
+from django_grpc import engine, signals
+from django_grpc_testtools import server as server_module
+from django_grpc_testtools.server import InProcessServer
+from django_grpc_testtools.testcases import GRPCTestCase
+
+CATALOG = pytest.mark.grpc_server(servicers=["catalog.servicers.grpc_hook"])
+
+
+def unary(behaviour: Any) -> Any:
+    """Return a hook for one method, `/t.T/Call`, that takes and gives bytes."""
+
+    def hook(server: Any) -> None:
+        handlers = {"Call": grpc.unary_unary_rpc_method_handler(behaviour)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
+
+    return hook
+
+
+def call(server: InProcessServer, **options: Any) -> bytes:
+    answer: bytes = server.channel.unary_unary("/t.T/Call")(b"", timeout=PATIENCE, **options)
+    return answer
+
+
+class TransactionTests(GRPCTestCase):
+    servicers = (grpc_hook,)
+
+    @classmethod
+    def setUpTestData(cls) -> None:
+        cls.tag = Tag.objects.create(name="of the class")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.catalog = self.stub(CatalogStub)
+
+    def test_the_servicer_sees_the_tests_rows(self) -> None:
+        tag = Tag.objects.create(name="of the test")
+        assert self.catalog.GetTag(pb.Tag(id=tag.pk), timeout=PATIENCE).name == "of the test"
+        assert self.catalog.GetTag(pb.Tag(id=self.tag.pk), timeout=PATIENCE).name == "of the class"
+
+    def test_the_test_sees_the_servicers_rows(self) -> None:
+        requests = iter([pb.Tag(name="a"), pb.Tag(name="b")])
+        assert self.catalog.AddTags(requests, timeout=PATIENCE).count == 2
+        assert set(Tag.objects.values_list("name", flat=True)) == {"of the class", "a", "b"}
+
+    def test_what_another_test_left_is_gone(self) -> None:
+        assert list(Tag.objects.all()) == [self.tag]
+
+    def test_a_rollback_in_the_servicer_leaves_the_tests_transaction(self) -> None:
+        with pytest.raises(grpc.RpcError) as caught:
+            self.catalog.AddTags(iter([pb.Tag(name="bad")]), timeout=PATIENCE)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert list(Tag.objects.all()) == [self.tag]
+
+    def test_queries_are_counted(self) -> None:
+        with self.assertNumQueries(1):
+            self.catalog.GetTag(pb.Tag(id=self.tag.pk), timeout=PATIENCE)
+        with self.assertNumQueries(2):
+            self.catalog.GetTag(pb.Tag(id=self.tag.pk), timeout=PATIENCE)
+            list(self.catalog.ListTags(pb.Tag(), timeout=PATIENCE))
+
+    def test_a_wrong_number_of_queries_is_noticed(self) -> None:
+        with pytest.raises(AssertionError, match="1 queries executed"), self.assertNumQueries(0):
+            self.catalog.GetTag(pb.Tag(id=self.tag.pk), timeout=PATIENCE)
+
+    def test_streams(self) -> None:
+        Tag.objects.create(name="b")
+        names = [tag.name for tag in self.catalog.ListTags(pb.Tag(), timeout=PATIENCE)]
+        assert names == ["of the class", "b"]
+        found = self.catalog.FindTags(iter([pb.Tag(name="b"), pb.Tag(name="of")]), timeout=PATIENCE)
+        assert [tag.name for tag in found] == ["b", "of the class"]
+
+    def test_status_metadata_and_deadline(self) -> None:
+        _, ended = self.catalog.GetTag.with_call(pb.Tag(id=self.tag.pk), timeout=PATIENCE)
+        assert 0 < float(dict(ended.trailing_metadata())["x-time-left"]) < PATIENCE + 1
+        with pytest.raises(grpc.RpcError) as caught:
+            self.catalog.GetTag(pb.Tag(id=0), timeout=PATIENCE)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert caught.value.details() == "no tag 0"
+
+    def test_the_connection_stays_open(self) -> None:
+        self.catalog.GetTag(pb.Tag(id=self.tag.pk), timeout=PATIENCE)
+        assert connection.in_atomic_block
+        assert connection.is_usable()
+
+
+class SettingsTests(GRPCTestCase):
+    def test_without_servicers_of_its_own_a_case_has_those_of_the_settings(self) -> None:
+        from sampleapp.helloworld_pb2 import HelloRequest
+        from sampleapp.helloworld_pb2_grpc import GreeterStub
+
+        reply = self.stub(GreeterStub).SayHello(HelloRequest(name="you"), timeout=PATIENCE)
+        assert reply.message == "Hello, you!"
+
+
+def test_the_case_is_a_django_test_case() -> None:
+    assert issubclass(GRPCTestCase, TestCase)
+
+
+class TestFixture:
+    @CATALOG
+    def test_it_is_in_the_transaction(
+        self, grpc_server: InProcessServer, django_assert_num_queries: Any
+    ) -> None:
+        tag = Tag.objects.create(name="a")
+        with django_assert_num_queries(1):
+            answer = grpc_server.stub(CatalogStub).GetTag(pb.Tag(id=tag.pk), timeout=PATIENCE)
+        assert answer.name == "a"
+
+    @CATALOG
+    @pytest.mark.django_db(transaction=True)
+    def test_without_a_transaction_rows_are_seen_too(self, grpc_server: InProcessServer) -> None:
+        assert not connection.in_atomic_block
+        requests = iter([pb.Tag(name="a")])
+        grpc_server.stub(CatalogStub).AddTags(requests, timeout=PATIENCE)
+        assert Tag.objects.get().name == "a"
+
+
+class Names(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Notes the methods called, and the number of tags then, by way of the database."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        self.seen.append((details.method, Tag.objects.count()))
+        return continuation(details)
+
+
+class TestInProcessServer:
+    def test_interceptors_run_in_the_transaction_too(self, db: None) -> None:
+        names = Names()
+        Tag.objects.create(name="a")
+        with InProcessServer([grpc_hook], interceptors=[names]) as server:
+            list(server.stub(CatalogStub).ListTags(pb.Tag(), timeout=PATIENCE))
+        assert names.seen == [("/catalog.Catalog/ListTags", 1)]
+
+    def test_an_unknown_method_is_unimplemented(self, db: None) -> None:
+        with InProcessServer([grpc_hook]) as server, pytest.raises(grpc.RpcError) as caught:
+            call(server)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    def test_signals_are_sent_and_their_receivers_are_in_the_transaction(self, db: None) -> None:
+        counts: list[int] = []
+
+        def count(**kwargs: Any) -> None:
+            counts.append(Tag.objects.count())
+
+        Tag.objects.create(name="a")
+        signals.grpc_request_started.connect(count)
+        try:
+            with InProcessServer([grpc_hook]) as server:
+                list(server.stub(CatalogStub).ListTags(pb.Tag(), timeout=PATIENCE))
+        finally:
+            signals.grpc_request_started.disconnect(count)
+        assert counts == [1]
+
+    def test_the_query_log_is_left_alone_only_while_it_runs(self, db: None) -> None:
+        from django.db import reset_queries
+
+        def has_reset() -> bool:
+            signal = signals.grpc_request_started
+            if signal.disconnect(reset_queries):
+                signal.connect(reset_queries)
+                return True
+            return False
+
+        assert has_reset()
+        with InProcessServer([grpc_hook]):
+            assert not has_reset()
+        assert has_reset()
+
+    def test_a_deadline_ends_the_call(self, db: None) -> None:
+        ended = threading.Event()
+
+        def wait(request: bytes, context: Any) -> bytes:
+            context.add_callback(ended.set)
+            ended.wait(PATIENCE)
+            return b""
+
+        with InProcessServer([unary(wait)]) as server:
+            with pytest.raises(grpc.RpcError) as caught:
+                server.channel.unary_unary("/t.T/Call")(b"", timeout=0.2)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert ended.is_set()
+
+    def test_two_calls_never_share_the_connection_at_once(self, db: None) -> None:
+        meeting = threading.Barrier(2)
+        met: list[bool] = []
+
+        def work(request: bytes, context: Any) -> bytes:
+            try:
+                meeting.wait(0.2)
+            except threading.BrokenBarrierError:
+                met.append(False)
+            else:
+                met.append(True)
+            Tag.objects.create(name="x")
+            return b""
+
+        with InProcessServer([unary(work)], max_workers=4) as server:
+            method = server.channel.unary_unary("/t.T/Call")
+            for future in [method.future(b"", timeout=PATIENCE) for _ in range(2)]:
+                future.result()
+        assert met == [False, False]
+        assert Tag.objects.count() == 2
+
+    def test_a_call_behind_an_unfinished_one_says_so(
+        self, db: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server_module, "PATIENCE", 0.1)
+        entered, release = threading.Event(), threading.Event()
+
+        def hold(request: bytes, context: Any) -> bytes:
+            if not entered.is_set():
+                entered.set()
+                release.wait(PATIENCE)
+            return b"done"
+
+        with InProcessServer([unary(hold)], max_workers=2) as server:
+            first = server.channel.unary_unary("/t.T/Call").future(b"", timeout=PATIENCE)
+            assert entered.wait(PATIENCE)
+            with pytest.raises(grpc.RpcError) as caught:
+                call(server)
+            release.set()
+            assert first.result() == b"done"
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "another call of this test is still running" in caught.value.details()
+
+    def test_a_servicer_that_does_not_end_is_reported(
+        self, db: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server_module, "PATIENCE", 0.1)
+        turn = server_module._SharedConnections({})
+        turn._wait_for_turn(_WithoutDeadline())
+        with pytest.raises(RuntimeError, match="still running"), turn:
+            pass
+
+    def test_tls(self, db: None, tmp_path: Path) -> None:
+        authority = make_certificate(tmp_path, "authority")
+        server_certificate = make_certificate(tmp_path, "localhost", signed_by=authority)
+        key = server_certificate.key_file.read_bytes()
+        chain = server_certificate.certificate_file.read_bytes()
+        roots = authority.certificate_file.read_bytes()
+        Tag.objects.create(name="a")
+        with InProcessServer(
+            [grpc_hook],
+            server_credentials=engine.ssl_server_credentials([(key, chain)]),
+            channel_credentials=grpc.ssl_channel_credentials(roots),
+        ) as server:
+            (tag,) = server.stub(CatalogStub).ListTags(pb.Tag(), timeout=PATIENCE)
+        assert tag.name == "a"
+
+    def test_a_failed_start_leaves_nothing_behind(self, db: None) -> None:
+        def fail(server: Any) -> None:
+            raise LookupError("hook")
+
+        shared = connection.allow_thread_sharing
+        with pytest.raises(LookupError), InProcessServer([fail]):
+            pass
+        assert connection.allow_thread_sharing == shared
+
+
+class _WithoutDeadline:
+    def time_remaining(self) -> None:
+        return None

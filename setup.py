@@ -1,0 +1,64 @@
+"""Builds the engine with SwiftPM and puts it into the wheel; everything else is pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import ExecError
+
+ROOT = Path(__file__).resolve().parent
+#: Where SwiftPM builds; kept between builds, since the first one takes minutes.
+SCRATCH = Path(os.environ.get("DJANGO_GRPC_SWIFT_SCRATCH", ROOT / ".build-wheel"))
+
+
+class BuildEngine(build_ext):
+    """Runs `swift build` in place of a C compiler."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build the one extension of this package."""
+        swift = shutil.which("swift")
+        if swift is None:
+            raise ExecError(
+                "Building django-grpc-swift needs a Swift 6.1+ toolchain, and no 'swift' is on "
+                "PATH; install one, or install a wheel instead."
+            )
+        arguments = [
+            *("build", "-c", "release", "--product", "_engine"),
+            *("--package-path", str(ROOT), "--scratch-path", str(SCRATCH)),
+            # One self-contained library: the Swift runtime linked in, symbols stripped, and
+            # nothing exported but what CPython looks for.
+            *("-Xswiftc", "-static-stdlib", "-Xlinker", "-s", "-Xlinker", "--gc-sections"),
+            *("-Xlinker", f"--version-script={ROOT / 'engine.exports'}"),
+            *("-Xcc", f"-I{sysconfig.get_path('include')}"),
+        ]
+        subprocess.run([swift, *arguments], check=True)  # noqa: S603
+        library = SCRATCH / "release" / "lib_engine.so"
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(library, target)
+
+
+class PlatformWheel(bdist_wheel):
+    """Tags the wheel with the glibc that the engine needs."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return the tag: any CPython from 3.11 on, Linux with this build's glibc or newer."""
+        _, _, platform = super().get_tag()
+        libc, version = os.confstr("CS_GNU_LIBC_VERSION").split()
+        if libc == "glibc" and platform.startswith("linux_"):
+            platform = platform.replace("linux_", f"manylinux_{version.replace('.', '_')}_", 1)
+        return "cp311", "abi3", platform
+
+
+setup(
+    ext_modules=[Extension("django_grpc._engine", sources=[], py_limited_api=True)],
+    cmdclass={"build_ext": BuildEngine, "bdist_wheel": PlatformWheel},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
