@@ -62,6 +62,7 @@ let package = Package(
       dependencies: ["GRPCEngineWire", "GRPCEngineTransport", nioCore, nioPosix, nioHPACK],
       swiftSettings: swiftSettings
     ),
+    .systemLibrary(name: "CGRPCEngineMalloc"),
     // Layer 4: CPython, and Python servicers as method handlers.
     .target(name: "CPythonABI"),
     .target(
@@ -73,7 +74,7 @@ let package = Package(
       name: "GRPCEnginePython",
       dependencies: [
         "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineWire", "PythonInterop", "CPythonABI",
-        nioCore, nioHPACK,
+        "CGRPCEngineMalloc", nioCore, nioHPACK,
       ],
       swiftSettings: swiftSettings
     ),
@@ -94,6 +95,14 @@ let package = Package(
     ),
     .systemLibrary(name: "CLibFuzzer"),
     fuzzTarget(name: "WireFuzz", dependencies: ["GRPCEngineWire", nioCore, nioHPACK]),
+    // Also the tests' connection without a socket, `EmbeddedConnection`.
+    fuzzTarget(
+      name: "TransportFuzz",
+      dependencies: [
+        "GRPCEngineTesting", "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineWire", nioCore,
+        nioEmbedded, nioHPACK,
+      ]
+    ),
     .testTarget(
       name: "GRPCEngineWireTests",
       dependencies: ["GRPCEngineWire", "WireFuzz", nioCore, nioHPACK],
@@ -102,16 +111,16 @@ let package = Package(
     .testTarget(
       name: "GRPCEngineTransportTests",
       dependencies: [
-        "GRPCEngineTransport", "GRPCEngineWire", "GRPCEngineTesting", nioCore, nioPosix,
-        nioEmbedded, nioHPACK, nioHTTP2,
+        "GRPCEngineTransport", "GRPCEngineWire", "GRPCEngineTesting", "TransportFuzz", nioCore,
+        nioPosix, nioEmbedded, nioHPACK, nioHTTP2,
       ],
       swiftSettings: swiftSettings
     ),
     .testTarget(
       name: "GRPCEngineServerTests",
       dependencies: [
-        "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineWire", "GRPCEngineTesting", nioCore,
-        nioPosix, nioHPACK, nioHTTP2,
+        "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineWire", "GRPCEngineTesting",
+        "TransportFuzz", nioCore, nioPosix, nioHPACK, nioHTTP2,
       ],
       swiftSettings: swiftSettings
     ),

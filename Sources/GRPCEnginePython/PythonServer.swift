@@ -88,6 +88,7 @@ final class PythonServer {
 
   /// - Returns: false with an exception set.
   func start() -> Bool {
+    ProcessMemory.keepFreed()
     do {
       try Python.detachedThrowing { try self.server.start() }
       return true
@@ -186,6 +187,8 @@ final class PythonServer {
         } else if let error = PythonError.fetch() {
           self.bindings.log("Exception calling callback!", error)
         }
+      case .giveBackMemory:
+        Python.detached { ProcessMemory.giveBack() }
       case .stop:
         break
       }

@@ -156,7 +156,7 @@ extension MessageDecoder {
     if part.readableBytes == 0 { return }
     if gathered.writableBytes < part.readableBytes {
       let arrived = gathered.readableBytes + part.readableBytes + unreadBytes
-      gathered.reserveCapacity(min(length, max(Self.smallestReservation, arrived * 4)))
+      gathered.reserveCapacity(min(length, max(Self.wholeReservation, arrived * 4)))
     }
     gathered.writeImmutableBuffer(part)
   }
@@ -176,5 +176,7 @@ extension MessageDecoder {
   }
 
   /// A first reservation that is small beside what a stream costs anyway.
-  private static var smallestReservation: Int { 4096 }
+  /// Up to here a message gets its whole buffer at once, so that it is copied once: pages that are
+  /// never written cost nothing. Beyond, the buffer follows what has arrived.
+  private static var wholeReservation: Int { 1 << 20 }
 }

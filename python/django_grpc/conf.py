@@ -70,7 +70,7 @@ class ServerConfig:
         maximum_concurrent_rpcs: Calls at once before RESOURCE_EXHAUSTED. Default: no limit.
         options: Channel arguments as (name, value). Default: none.
         credentials: For TLS. Default: none, plaintext.
-        is_async: The key ``async``: whether `create_server` makes an asyncio server. Default: False.
+        is_async: The key ``async``: whether the server is an asyncio one. Default: False.
         reflection: Whether the server describes its services to clients. Default: False.
         max_workers: Threads that run calls. Default: see `default_max_workers`.
         grace: Seconds that calls in flight get to end in when the server is stopped. Default: 30.
@@ -205,7 +205,9 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
     return result
 
 
-def _unknown_keys(given: Mapping[Any, Any], known: Mapping[str, Any], where: str) -> Iterator[Problem]:
+def _unknown_keys(
+    given: Mapping[Any, Any], known: Mapping[str, Any], where: str
+) -> Iterator[Problem]:
     for name in given:
         if name not in known:
             close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
@@ -258,11 +260,7 @@ def _parse_options(value: Any) -> tuple[tuple[str, Any], ...]:
     if not isinstance(value, list | tuple):
         raise _Invalid(f" must be a list of (name, value) pairs, not {value!r}.", hint)
     for pair in value:
-        if not (
-            isinstance(pair, list | tuple)
-            and len(pair) == 2
-            and isinstance(pair[0], str)
-        ):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise _Invalid(f" holds {pair!r}, which is not a (name, value) pair.", hint)
     return tuple((name, argument) for name, argument in value)
 

@@ -3,10 +3,15 @@
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import descriptor_pool
+
+if TYPE_CHECKING:
+    MethodHandler = grpc.RpcMethodHandler[Any, Any]  # generic in its stubs only
+else:
+    MethodHandler = grpc.RpcMethodHandler
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +59,7 @@ def describe(server: Any) -> Iterator[MethodDescription]:
         yield _describe(path, handler)
 
 
-def _describe(path: str, handler: grpc.RpcMethodHandler) -> MethodDescription:
+def _describe(path: str, handler: MethodHandler) -> MethodDescription:
     kind = "_".join(
         "stream" if streams else "unary"
         for streams in (handler.request_streaming, handler.response_streaming)
@@ -100,11 +105,11 @@ def _parameters(method: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _is_placeholder(method: Callable[..., Any]) -> bool:
-    """Whether the servicer inherits the method from generated code, where it answers UNIMPLEMENTED."""
+    """Whether the method is inherited from generated code, where it answers UNIMPLEMENTED."""
     return (getattr(inspect.unwrap(method), "__module__", "") or "").endswith("_pb2_grpc")
 
 
-def _message_types(path: str, handler: grpc.RpcMethodHandler) -> tuple[str, str]:
+def _message_types(path: str, handler: MethodHandler) -> tuple[str, str]:
     try:
         found = descriptor_pool.Default().FindMethodByName(path.removeprefix("/").replace("/", "."))
     except KeyError:  # its generated code was not imported, or it has none

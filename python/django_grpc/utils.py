@@ -1,5 +1,6 @@
 """Making a server from `settings.GRPCSERVER`."""
 
+import importlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +61,7 @@ def build_server(
     )
     arguments: dict[str, Any] = {
         "interceptors": [*load_interceptors(config.interceptors), *load_interceptors(interceptors)],
-        "options": list(config.options),
+        "options": _options(config),
         "maximum_concurrent_rpcs": config.maximum_concurrent_rpcs,
     }
     if config.is_async:
@@ -73,15 +74,22 @@ def build_server(
     return server
 
 
+def _options(config: conf.ServerConfig) -> list[tuple[str, Any]]:
+    # gRPC lets servers share a port unless told otherwise, so that a second one would be started
+    # without a word, and take half of the calls.
+    alone = ("grpc.so_reuseport", 0)
+    is_told = any(name == alone[0] for name, _ in config.options)
+    return [*config.options] if is_told else [*config.options, alone]
+
+
 def _aio() -> Any:
     try:
-        from django_grpc.engine import aio
-    except ImportError as error:
+        return importlib.import_module("django_grpc.engine.aio")
+    except ModuleNotFoundError as error:
         raise ImproperlyConfigured(
             f"{conf.SETTING}['async'] is True, and the engine of this version has no asyncio "
             "server: leave the key out."
         ) from error
-    return aio
 
 
 def bind(

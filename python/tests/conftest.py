@@ -1,7 +1,6 @@
 """What the tests of the Django side share: servers on loopback ports, in this process."""
 
 import os
-import queue
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -9,11 +8,9 @@ from typing import Any
 
 import grpc
 import pytest
+from harness import PATIENCE, ServerProcess, SignalLog
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")
-
-# The longest that any test waits for something that ought to happen.
-PATIENCE = 20
 
 
 @pytest.fixture
@@ -44,35 +41,6 @@ def engine_server() -> Iterator[Callable[..., Any]]:
         yield make
 
 
-class SignalLog:
-    """Notes the signals of calls, in the order in which they are sent."""
-
-    def __init__(self) -> None:
-        self._notes: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
-
-    def on_started(self, **kwargs: Any) -> None:
-        self._notes.put(("started", kwargs))
-
-    def on_finished(self, **kwargs: Any) -> None:
-        self._notes.put(("finished", kwargs))
-
-    def on_exception(self, **kwargs: Any) -> None:
-        self._notes.put(("exception", kwargs))
-
-    def until_finished(self) -> list[str]:
-        """Wait for the end of the call, and return the names of the signals so far."""
-        return [name for name, _ in self.details_until_finished()]
-
-    def details_until_finished(self) -> list[tuple[str, dict[str, Any]]]:
-        notes = [self._notes.get(timeout=PATIENCE)]
-        while notes[-1][0] != "finished":
-            notes.append(self._notes.get(timeout=PATIENCE))
-        return notes
-
-    def is_empty(self) -> bool:
-        return self._notes.empty()
-
-
 @pytest.fixture
 def signal_log() -> Iterator[SignalLog]:
     """The signals that are sent during a test."""
@@ -89,3 +57,26 @@ def signal_log() -> Iterator[SignalLog]:
     yield log
     for signal, receiver in connections:
         signal.disconnect(receiver)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start `grpcserver` processes; they are killed at the end of the test if they still run."""
+    processes = []
+
+    def start(*arguments, environment=None, **setting):
+        setting = {"servicers": ["sampleapp.servicer.grpc_hook"], "host": "127.0.0.1", **setting}
+        process = ServerProcess(tmp_path, *arguments, setting=setting, **(environment or {}))
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.end()
+
+
+@pytest.fixture
+def databases_allowed(django_db_blocker: Any) -> Iterator[None]:
+    """Let a test use connections without the test database: Django's stock receivers do."""
+    with django_db_blocker.unblock():
+        yield

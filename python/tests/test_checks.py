@@ -80,6 +80,7 @@ def test_file_that_cannot_be_read_is_warned_about(tmp_path):
     assert f"'{missing}' can't be read: No such file or directory." in message.msg
 
 
+@pytest.mark.usefixtures("databases_allowed")
 def test_checks_are_registered():
     with (
         override_settings(GRPCSERVER={"servicer": []}),
@@ -100,7 +101,7 @@ def test_checks_do_not_load_the_engine():
         "    call_command('check', verbosity=0)\n"
         "print([name for name in sys.modules if name.startswith('django_grpc.engine')])\n"
     )
-    result = subprocess.run(  # noqa: S603
+    result = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ import time
 
 import grpc
 import pytest
-from test_command import LISTENING, begin_sleep, listening, say_hello, start  # noqa: F401
+from harness import LISTENING, begin_sleep, listening, say_hello
 
 HOOK = """
 from sampleapp import helloworld_pb2, helloworld_pb2_grpc
@@ -23,25 +23,38 @@ def grpc_hook(server):
 """
 
 
+class Module:
+    """The source file of a servicer."""
+
+    def __init__(self, path):
+        self._path = path
+        self._modified_at = time.time() - 1000
+
+    def write(self, text):
+        self._path.write_text(text)
+        self._touch()
+
+    def _touch(self):
+        # The reloader compares times of modification, which two writes may share.
+        self._modified_at += 10
+        os.utime(self._path, (self._modified_at, self._modified_at))
+
+    def change(self, text, process):
+        """Replace it, and wait until the process has noticed."""
+        self.write(text)
+        # A change is noticed if the file was looked at before, and nothing tells when it was.
+        process.wait_for("Autoreload is enabled", nudge=self._touch)
+
+
 @pytest.fixture
 def module(tmp_path):
-    """The source file of a servicer; returns a function that replaces it."""
-    path = tmp_path / "reloaded_servicer.py"
-    stamp = time.time() - 1000
-
-    def write(text):
-        nonlocal stamp
-        path.write_text(text)
-        # The reloader compares times of modification, which two writes may share.
-        stamp += 10
-        os.utime(path, (stamp, stamp))
-
-    write(HOOK.format(answer="first"))
-    return write
+    module = Module(tmp_path / "reloaded_servicer.py")
+    module.write(HOOK.format(answer="first"))
+    return module
 
 
 @pytest.fixture
-def start_reloading(start, module):  # noqa: F811
+def start_reloading(start, module):
     def start_reloading(*arguments, **setting):
         process = start(
             "--port", "0", "--autoreload", *arguments,
@@ -57,7 +70,7 @@ def test_server_comes_back_with_the_changed_code(start_reloading, module):
     process = start_reloading()
     with listening(process) as channel:
         assert say_hello(channel) == "first"
-    module(HOOK.format(answer="second"))
+    module.change(HOOK.format(answer="second"), process)
     with listening(process) as channel:
         assert say_hello(channel) == "second"
     process.send(signal.SIGTERM)
@@ -78,14 +91,14 @@ def test_fault_in_a_servicer_is_printed_and_the_server_comes_back_when_it_is_men
     when, fault, complaint, start_reloading, module
 ):
     if when == "at start":
-        module(fault)
+        module.write(fault)
         process = start_reloading()
     else:
         process = start_reloading()
         listening(process).close()
-        module(fault)
+        module.change(fault, process)
     process.wait_for(complaint)
-    module(HOOK.format(answer="mended"))
+    module.change(HOOK.format(answer="mended"), process)
     with listening(process) as channel:
         assert say_hello(channel) == "mended"
 
@@ -116,14 +129,14 @@ def test_changed_file_does_not_wait_for_a_long_call(start_reloading, module):
     process = start_reloading()
     with listening(process) as channel:
         call = begin_sleep(channel, 100)
-        module(HOOK.format(answer="second"))
+        module.change(HOOK.format(answer="second"), process)
         with pytest.raises(grpc.RpcError):
             list(call)
         with listening(process) as new_channel:
             assert say_hello(new_channel) == "second"
 
 
-def test_port_that_is_taken_ends_the_server(start, start_reloading):  # noqa: F811
+def test_port_that_is_taken_ends_the_server(start, start_reloading):
     first = start("--port", "0")
     port = first.wait_for(LISTENING).group(1)
     process = start_reloading("--port", port)

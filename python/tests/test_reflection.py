@@ -5,9 +5,9 @@ https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
 
 import grpc
 import pytest
-from conftest import PATIENCE
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection_pb2
+from harness import PATIENCE
 from sampleapp import extensions_pb2  # noqa: F401 - puts its descriptors in the pool
 
 from django_grpc import conf, utils

@@ -6,7 +6,7 @@ from unittest import mock
 
 import grpc
 import pytest
-from conftest import PATIENCE
+from harness import PATIENCE
 
 from django_grpc.signals import grpc_request_finished, grpc_request_started
 from django_grpc.signals.wrapper import SignalWrapper

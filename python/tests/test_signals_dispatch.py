@@ -1,6 +1,7 @@
 """CallSignal: a Django signal whose send() takes a short cut."""
 
 import gc
+import itertools
 import threading
 import weakref
 from unittest import mock
@@ -13,6 +14,8 @@ from django.dispatch import Signal
 from django_grpc import signals
 from django_grpc.signals import grpc_request_finished, grpc_request_started
 from django_grpc.signals.dispatch import CallSignal
+
+pytestmark = pytest.mark.usefixtures("databases_allowed")
 
 
 @pytest.fixture(params=[Signal, CallSignal])
@@ -190,7 +193,7 @@ def test_receivers_connected_while_others_send_are_all_called_in_the_end():
     threads = [threading.Thread(target=keep_sending) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for one, next_one in zip(receivers, receivers[1:], strict=False):
+    for one, next_one in itertools.pairwise(receivers):
         signal.connect(next_one.receive)
         signal.disconnect(one.receive)
     done.set()

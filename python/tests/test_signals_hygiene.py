@@ -7,21 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 from django.core.cache import caches
-from django.core.cache.backends.locmem import LocMemCache
 from django.db import close_old_connections as stock_close_old_connections
 from django.db import connection, connections
 from django.db import reset_queries as stock_reset_queries
 from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.test import override_settings
+from sampleapp.caches import ClosableCache
 
 from django_grpc.signals import grpc_request_finished, grpc_request_started, hygiene
 
-
-@pytest.fixture(autouse=True)
-def _databases_allowed(django_db_blocker):
-    """The databases are in memory, one for each thread, and no test needs a table."""
-    with django_db_blocker.unblock():
-        yield
+# The databases are in memory, one for each thread, and no test needs a table.
+pytestmark = pytest.mark.usefixtures("databases_allowed")
 
 
 def in_thread(work):
@@ -34,7 +30,9 @@ def in_thread(work):
         except BaseException as error:
             outcome.error = error
         finally:
-            connections.close_all()
+            for opened in connections.all(initialized_only=True):
+                if opened.connection is not None:
+                    opened.connection.close()  # Django leaves in-memory databases open
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -163,17 +161,10 @@ def test_connection_that_a_test_shares_keeps_its_transaction():
     assert in_thread(work) is True
 
 
-class ClosableCache(LocMemCache):
-    closed: list[str] = []  # noqa: RUF012
-
-    def close(self, **kwargs):
-        self.closed.append("closed")
-
-
 @pytest.mark.parametrize(
     ("backend", "closed"),
     [
-        ("test_signals_hygiene.ClosableCache", ["closed"]),
+        ("sampleapp.caches.ClosableCache", ["closed"]),
         ("django.core.cache.backends.locmem.LocMemCache", []),
     ],
 )

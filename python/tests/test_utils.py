@@ -2,42 +2,20 @@
 
 import logging
 import socket
+import sys
 import threading
 
 import grpc
 import pytest
 from certificates import make_certificate
-from conftest import PATIENCE
 from django.core.exceptions import ImproperlyConfigured
+from harness import PATIENCE
 from sampleapp import helloworld_pb2, helloworld_pb2_grpc
+from sampleapp.interceptors import Interceptor, OtherInterceptor
 
 from django_grpc import conf, descriptions, utils
 
 HOOK = "sampleapp.servicer.grpc_hook"
-
-
-class Interceptor(grpc.ServerInterceptor):
-    """Adds its name to the trailing metadata of a unary call, outermost last."""
-
-    name = "configured"
-
-    def intercept_service(self, continuation, handler_call_details):
-        handler = continuation(handler_call_details)
-        inner = handler.unary_unary
-
-        def call(request, context):
-            response = inner(request, context)
-            earlier = context.trailing_metadata() or ()
-            context.set_trailing_metadata((*earlier, ("by", self.name)))
-            return response
-
-        return grpc.unary_unary_rpc_method_handler(
-            call, handler.request_deserializer, handler.response_serializer
-        )
-
-
-class OtherInterceptor(Interceptor):
-    name = "given"
 
 
 def free_port():
@@ -82,7 +60,6 @@ def test_created_server_serves_the_settings_servicers(settings, running):
         assert [reply.message for reply in replies] == ["Hello, a!", "Hello, b!"]
 
 
-@pytest.mark.django_db
 def test_signals_of_the_servicers_calls_are_sent(settings, running, signal_log):
     settings.GRPCSERVER = {"servicers": [HOOK], "host": "127.0.0.1"}
     port = free_port()
@@ -134,7 +111,7 @@ def test_number_of_workers_is_the_arguments_or_the_settings(argument, expected, 
 def test_interceptors_are_the_settings_and_then_the_arguments(settings, running):
     settings.GRPCSERVER = {
         "servicers": [HOOK],
-        "interceptors": ["test_utils.Interceptor"],
+        "interceptors": ["sampleapp.interceptors.Interceptor"],
         "host": "127.0.0.1",
     }
     port = free_port()
@@ -161,6 +138,19 @@ def test_options_reach_the_server(settings, running):
         with pytest.raises(grpc.RpcError) as caught:
             say_hello(channel, "x" * 200)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_port_is_shared_only_if_the_options_say_so(settings, running):
+    settings.GRPCSERVER = {"servicers": [HOOK], "host": "127.0.0.1"}
+    port = free_port()
+    first = utils.create_server(1, port)
+    with pytest.raises((RuntimeError, OSError)):
+        utils.create_server(1, port)
+    first.stop(0)
+    settings.GRPCSERVER = {**settings.GRPCSERVER, "options": [("grpc.so_reuseport", 1)]}
+    port = free_port()
+    running(utils.create_server(1, port))
+    running(utils.create_server(1, port))
 
 
 def test_server_listens_on_a_unix_socket(settings, running, tmp_path):
@@ -274,6 +264,13 @@ def test_hook_that_does_not_import_is_named(settings):
         utils.create_server(1, 0)
 
 
+def test_async_without_an_asyncio_engine_is_refused(settings, monkeypatch):
+    settings.GRPCSERVER = {"servicers": [HOOK], "async": True}
+    monkeypatch.setitem(sys.modules, "django_grpc.engine.aio", None)
+    with pytest.raises(ImproperlyConfigured, match=r"GRPCSERVER\['async'\] is True"):
+        utils.create_server(1, 0)
+
+
 def test_server_without_servicers_is_warned_about(settings, caplog):
     settings.GRPCSERVER = {"host": "127.0.0.1"}
     with caplog.at_level(logging.WARNING, "django_grpc"):
@@ -284,8 +281,8 @@ def test_server_without_servicers_is_warned_about(settings, caplog):
 
 def test_interceptors_are_loaded_by_path_or_taken_as_they_are():
     given = OtherInterceptor()
-    loaded, taken = utils.load_interceptors(["test_utils.Interceptor", given])
-    assert type(loaded).__name__ == "Interceptor"
+    loaded, taken = utils.load_interceptors(["sampleapp.interceptors.Interceptor", given])
+    assert type(loaded) is Interceptor
     assert taken is given
     assert utils.load_interceptors([]) == []
 

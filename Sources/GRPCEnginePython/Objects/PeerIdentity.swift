@@ -20,8 +20,28 @@ struct PeerIdentity {
   }
 
   private var identities: [[UInt8]] {
-    if !self.names.alternativeNames.isEmpty { return self.names.alternativeNames }
-    return self.names.commonName.map { [$0] } ?? []
+    let names = self.names.alternativeNames.map(\.text)
+    return names.isEmpty ? [self.names.commonName].compactMap(\.self) : names
+  }
+
+  /// The properties that grpcio lists for a certificate, those without a value left out.
+  private var properties: [(String, [[UInt8]])] {
+    func names(_ kind: CertificateNames.Kind) -> [[UInt8]] {
+      self.names.alternativeNames.filter { $0.kind == kind }.map(\.text)
+    }
+    let spiffe = names(.uri).filter { $0.starts(with: "spiffe://".utf8) }
+    let all: [(String, [[UInt8]])] = [
+      ("x509_subject", self.names.subject.isEmpty ? [] : [self.names.subject]),
+      ("x509_common_name", [self.names.commonName].compactMap(\.self)),
+      ("x509_subject_alternative_name", self.names.alternativeNames.map(\.text)),
+      ("peer_dns", names(.dns)),
+      ("peer_uri", names(.uri)),
+      ("peer_spiffe_id", spiffe),
+      ("peer_email", names(.email)),
+      ("peer_ip", names(.ipAddress)),
+      ("x509_pem_cert", [self.pem]),
+    ]
+    return all.filter { !$0.1.isEmpty }
   }
 
   func makeIdentities() -> PythonPointer? { Self.makeList(self.identities) }
@@ -32,13 +52,7 @@ struct PeerIdentity {
     var properties: [(String, [[UInt8]])] = [
       ("transport_security_type", [Array((peer.isSecure ? "ssl" : "insecure").utf8)])
     ]
-    if let identity = PeerIdentity(peer) {
-      if let name = identity.names.commonName { properties.append(("x509_common_name", [name])) }
-      if !identity.names.alternativeNames.isEmpty {
-        properties.append(("x509_subject_alternative_name", identity.names.alternativeNames))
-      }
-      properties.append(("x509_pem_cert", [identity.pem]))
-    }
+    if let identity = PeerIdentity(peer) { properties += identity.properties }
     let level = peer.isSecure ? "TSI_PRIVACY_AND_INTEGRITY" : "TSI_SECURITY_NONE"
     properties.append(("security_level", [Array(level.utf8)]))
     for (name, values) in properties {

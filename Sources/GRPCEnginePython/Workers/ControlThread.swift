@@ -11,6 +11,8 @@ final class ControlThread: Sendable {
     case spawnWorker
     /// Calls a Python object without arguments, and drops it.
     case call(PythonTransfer)
+    /// The server has been idle for a while.
+    case giveBackMemory
     case stop
   }
 

@@ -33,6 +33,7 @@ final class WorkerPool: Sendable {
     var threads = 0
     var isSpawning = false
     var isTicking = false
+    var isWatchingForIdleness = false
     var isStopping = false
     var lastTaken = NIODeadline.uptimeNanoseconds(0)
     var retirements = 0
@@ -45,6 +46,8 @@ final class WorkerPool: Sendable {
   /// A queue that nobody takes from for so long gets one more worker, whatever the others do: as
   /// long calls share the interpreter in grpcio too.
   private static let patience = TimeAmount.milliseconds(10)
+  /// How often a server that has been busy is looked at for having become idle.
+  private static let idlenessPeriod = TimeAmount.seconds(2)
   private static let shortestRetirePeriod = TimeAmount.milliseconds(20)
   private static let longestRetirePeriod = TimeAmount.seconds(1)
 
@@ -62,17 +65,35 @@ final class WorkerPool: Sendable {
   /// Queues a call. Called on its event loop.
   func submit(_ job: PythonJob) {
     var wakeUp = WakeUp.none
-    let shouldTick = self.state.withLock { state -> Bool in
+    var shouldTick = false
+    var shouldWatch = false
+    self.state.withLock { state in
       state.queue.append(job)
       let isAlone = state.awake.isEmpty
       if isAlone { wakeUp = self.wakeOne(&state) }
       // A single call for a worker that was just woken needs no looking after.
-      guard !state.isTicking, !isAlone || state.queue.count > 1 else { return false }
-      state.isTicking = true
-      return true
+      shouldTick = !state.isTicking && (!isAlone || state.queue.count > 1)
+      if shouldTick { state.isTicking = true }
+      shouldWatch = !state.isWatchingForIdleness
+      state.isWatchingForIdleness = true
     }
     self.perform(wakeUp)
     if shouldTick { self.scheduleTick(on: job.call.eventLoop) }
+    if shouldWatch { self.watchForIdleness(on: job.call.eventLoop) }
+  }
+
+  /// Has memory given back once nothing has run for a while.
+  private func watchForIdleness(on eventLoop: any EventLoop) {
+    eventLoop.scheduleTask(in: Self.idlenessPeriod) {
+      let isIdle = self.state.withLock { state in
+        let isIdle =
+          state.queue.isEmpty && state.awake.isEmpty
+          && NIODeadline.now() - state.lastTaken > Self.idlenessPeriod
+        if isIdle { state.isWatchingForIdleness = false }
+        return isIdle
+      }
+      if isIdle { self.control.submit(.giveBackMemory) } else { self.watchForIdleness(on: eventLoop) }
+    }
   }
 
   private func scheduleTick(on eventLoop: any EventLoop) {

@@ -101,7 +101,7 @@ package final class Call: Sendable {
     self.configuration = configuration
     self.admission = admission
     self.outbox = outbox
-    let now = NIODeadline.now()
+    let now = stream.eventLoop.now
     self.accepted = now
     self.deadline = head.timeout.map { now + TimeAmount(saturating: $0) }
     let encoding = configuration.compression
@@ -369,6 +369,10 @@ package final class Call: Sendable {
 
   func begin(with handler: any MethodHandler) {
     if let deadline = self.deadline {
+      guard deadline > self.accepted else {
+        let status = Status(code: .deadlineExceeded, details: "Deadline Exceeded")
+        return self.end(status, metadata: nil, as: .deadlineExceeded, isLast: true)
+      }
       self.deadlineTimer = self.eventLoop.assumeIsolated().scheduleTask(deadline: deadline) {
         self.deadlinePassed()
       }

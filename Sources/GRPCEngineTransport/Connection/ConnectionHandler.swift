@@ -35,6 +35,9 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   /// RFC 9113 section 6.9.2: every connection starts with this window, whatever SETTINGS say.
   private static let initialConnectionWindow = 65_535
+  private static let windowUpdated = ObjectIdentifier(NIOHTTP2WindowUpdatedEvent.self)
+  private static let streamClosed = ObjectIdentifier(StreamClosedEvent.self)
+  private static let streamCreated = ObjectIdentifier(NIOHTTP2StreamCreatedEvent.self)
   private static let drainPing = HTTP2PingData(withInteger: 0x6472_6169_6e00_0001)
   private static let keepalivePing = HTTP2PingData(withInteger: 0x6b65_6570_616c_6976)
 
@@ -51,7 +54,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.isSecure = isSecure
     self.eventLoop = eventLoop
     self.lifecycle = ConnectionLifecycle(
-      configuration: configuration, now: .now(), ageSpread: Double.random(in: -1...1)
+      configuration: configuration, now: eventLoop.now, ageSpread: Double.random(in: -1...1)
     )
   }
 
@@ -117,26 +120,27 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   package func channelReadComplete(context: ChannelHandlerContext) {
     self.isReading = false
-    self.lifecycle.read(now: .now())
+    self.lifecycle.read(now: self.eventLoop.now)
     self.flush()
     context.fireChannelReadComplete()
   }
 
   package func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
-    switch event {
-    case let event as StreamClosedEvent:
-      self.streamClosed(event)
-    case let event as NIOHTTP2WindowUpdatedEvent:
-      if event.streamID == .rootStream { self.keepConnectionWindowOpen(event.inboundWindowSize) }
-    case let event as TLSUserEvent:
-      if case .handshakeCompleted(let negotiated) = event, negotiated != "h2" {
-        // gRPC over TLS needs ALPN "h2" (RFC 9113 section 3.2).
-        context.close(promise: nil)
+    // Several of these come with every call. Comparing types first leaves the dynamic cast, which
+    // costs many times as much, to the few that matter.
+    let type = ObjectIdentifier(type(of: event))
+    if type == Self.windowUpdated {
+      if let event = event as? NIOHTTP2WindowUpdatedEvent, event.streamID == .rootStream {
+        self.keepConnectionWindowOpen(event.inboundWindowSize)
       }
-    default:
-      break
+    } else if type == Self.streamClosed {
+      if let event = event as? StreamClosedEvent { self.streamClosed(event) }
+    } else if type == Self.streamCreated {
+      return
+    } else if case .handshakeCompleted(let negotiated) = event as? TLSUserEvent, negotiated != "h2" {
+      // gRPC over TLS needs ALPN "h2" (RFC 9113 section 3.2).
+      context.close(promise: nil)
     }
-    context.fireUserInboundEventTriggered(event)
   }
 
   package func errorCaught(context: ChannelHandlerContext, error: any Error) {
@@ -201,7 +205,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private func streamClosed(_ event: StreamClosedEvent) {
     guard let stream = self.streams.removeValue(forKey: event.streamID) else { return }
     stream.closed(reason: event.reason)
-    self.perform(self.lifecycle.streamClosed(now: .now()))
+    self.perform(self.lifecycle.streamClosed(now: self.eventLoop.now))
     if self.configuration.maxConnectionIdle != nil { self.scheduleTimer() }
   }
 
@@ -266,7 +270,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   private func receivedPing(_ data: HTTP2PingData, ack: Bool) {
     guard ack else {
-      self.perform(self.lifecycle.receivedPing(now: .now()))
+      self.perform(self.lifecycle.receivedPing(now: self.eventLoop.now))
       return
     }
     if data == Self.drainPing { self.perform(self.lifecycle.drainPingAnswered()) }
@@ -274,7 +278,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   /// Lets calls in flight end and refuses new ones, then closes.
   package func drain() {
-    self.perform(self.lifecycle.drain(now: .now()))
+    self.perform(self.lifecycle.drain(now: self.eventLoop.now))
     self.scheduleTimer()
   }
 
@@ -329,7 +333,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.timerDeadline = deadline
     self.timer = self.eventLoop.assumeIsolated().scheduleTask(deadline: deadline) {
       self.timerDeadline = nil
-      self.perform(self.lifecycle.timerFired(now: .now()))
+      self.perform(self.lifecycle.timerFired(now: self.eventLoop.now))
       self.scheduleTimer()
     }
   }

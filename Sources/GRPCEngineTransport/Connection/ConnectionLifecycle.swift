@@ -45,7 +45,9 @@ package struct ConnectionLifecycle {
     self.configuration = configuration
     self.handshakeDeadline = now + configuration.handshakeTimeout
     self.ageDeadline = configuration.maxConnectionAge.map { age in
-      now + .nanoseconds(Int64(Double(age.nanoseconds) * (1 + 0.1 * ageSpread)))
+      // Half of what the clock can count is 146 years: as good as never, and room for the spread.
+      let nanoseconds = Double(min(age.nanoseconds, .max / 2))
+      return now + .nanoseconds(Int64(nanoseconds * (1 + 0.1 * ageSpread)))
     }
     self.idleSince = now
     self.lastRead = now

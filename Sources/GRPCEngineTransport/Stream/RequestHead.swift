@@ -40,28 +40,27 @@ package struct RequestHead: Sendable {
     for (name, value, _) in headers {
       // RFC 9113 section 6.5.2: 32 bytes of overhead a field.
       size += name.utf8.count + value.utf8.count + 32
-      switch name {
-      case ":path": path = value
-      case ":method": method = value
-      case "content-type": contentType = value
-      case "te": hasTrailersTE = hasTrailersTE || value == "trailers"
-      case "grpc-timeout":
+      // The length tells most names apart; comparing each with all of them is what costs.
+      switch name.utf8.count {
+      case 2 where name == "te":
+        hasTrailersTE = hasTrailersTE || value == "trailers"
+      case 5 where name == ":path":
+        path = value
+      case 7 where name == ":method":
+        method = value
+      case 12 where name == "content-type":
+        contentType = value
+      case 12 where name == "grpc-timeout":
         timeout = Timeout.parse(value)
         if timeout == nil { malformedTimeout = value }
-      case "grpc-encoding":
+      case 13 where name == "grpc-encoding":
         if let known = CompressionAlgorithm(name: value) {
           encoding = known
         } else {
           unknownEncoding = value
         }
-      case "grpc-accept-encoding":
-        for item in value.split(separator: ",") {
-          switch item.drop(while: { $0 == " " }) {
-          case "gzip": self.acceptsGzip = true
-          case "deflate": self.acceptsDeflate = true
-          default: break
-          }
-        }
+      case 20 where name == "grpc-accept-encoding":
+        (self.acceptsGzip, self.acceptsDeflate) = Self.readAcceptEncoding(value)
       default:
         hasBinaryMetadata = hasBinaryMetadata || Metadata.isBinaryKey(name)
       }
@@ -106,6 +105,20 @@ package struct RequestHead: Sendable {
     self.headers = headers
     self.timeout = timeout
     self.encoding = encoding
+  }
+
+  private static func readAcceptEncoding(_ value: String) -> (gzip: Bool, deflate: Bool) {
+    // What grpc's own clients send.
+    if value == CompressionAlgorithm.acceptEncoding { return (true, true) }
+    var result = (gzip: false, deflate: false)
+    for item in value.split(separator: ",") {
+      switch item.drop(while: { $0 == " " }) {
+      case "gzip": result.gzip = true
+      case "deflate": result.deflate = true
+      default: break
+      }
+    }
+    return result
   }
 
   /// Whether the peer can read messages compressed with `algorithm`.

@@ -2,41 +2,47 @@ package import NIOSSL
 
 /// Whom a certificate names.
 package struct CertificateNames: Sendable {
-  /// The subject's common name (RFC 5280 section 4.1.2.6), the last one when there are several.
-  package let commonName: [UInt8]?
+  package enum Kind: Sendable { case dns, uri, email, ipAddress }
+
   /// The certificate itself (X.690 DER).
   package let der: [UInt8]
-  /// The subject alternative names as grpcio lists them: DNS names, URIs and e-mail addresses as
-  /// their text, IP addresses in their usual notation.
-  package let alternativeNames: [[UInt8]]
-  /// The DNS names among them, in lower case; the common name when there is none.
-  package let dnsNames: [String]
+  /// The subject's common name (RFC 5280 section 4.1.2.6), the last one when there are several.
+  package let commonName: [UInt8]?
+  /// The subject as RFC 2253 writes it, the most specific part first: `CN=alice,O=Example`.
+  package let subject: [UInt8]
+  /// The subject alternative names (RFC 5280 section 4.2.1.6) as text, IP addresses in their usual
+  /// notation.
+  package let alternativeNames: [(kind: Kind, text: [UInt8])]
 
   package init(_ certificate: NIOSSLCertificate) {
-    var alternativeNames: [[UInt8]] = []
-    var dnsNames: [String] = []
+    self.der = (try? certificate.toDERBytes()) ?? []
+    let attributes = Self.subjectAttributes(der: self.der)
+    self.commonName = attributes.last { $0.type == Self.commonNameType }?.value
+    self.subject = Array(
+      attributes.reversed()
+        .map { Array(Self.label($0.type).utf8) + [UInt8(ascii: "=")] + $0.value }
+        .joined(separator: [UInt8(ascii: ",")])
+    )
+    var names: [(kind: Kind, text: [UInt8])] = []
     for name in certificate._subjectAlternativeNames() {
       let bytes = Array(name.contents)
       switch name.nameType {
-      case .dnsName:
-        alternativeNames.append(bytes)
-        dnsNames.append(String(decoding: bytes, as: UTF8.self).lowercased())
-      case .email, .uri:
-        alternativeNames.append(bytes)
-      case .ipAddress:
-        alternativeNames.append(Array(Self.ipAddressText(bytes).utf8))
-      default:
-        break
+      case .dnsName: names.append((.dns, bytes))
+      case .email: names.append((.email, bytes))
+      case .uri: names.append((.uri, bytes))
+      case .ipAddress: names.append((.ipAddress, Array(Self.ipAddressText(bytes).utf8)))
+      default: break
       }
     }
-    let der = (try? certificate.toDERBytes()) ?? []
-    self.der = der
-    self.commonName = Self.commonName(der: der)
-    if dnsNames.isEmpty, let name = self.commonName {
-      dnsNames = [String(decoding: name, as: UTF8.self).lowercased()]
-    }
-    self.alternativeNames = alternativeNames
-    self.dnsNames = dnsNames
+    self.alternativeNames = names
+  }
+
+  /// The hosts that the certificate is for, in lower case: its DNS names, or, without any, its
+  /// common name.
+  var hosts: [String] {
+    let names = self.alternativeNames.filter { $0.kind == .dns }.map(\.text)
+    return (names.isEmpty ? [self.commonName].compactMap(\.self) : names)
+      .map { String(decoding: $0, as: UTF8.self).lowercased() }
   }
 
   private static func ipAddressText(_ bytes: [UInt8]) -> String {
@@ -82,25 +88,60 @@ package struct CertificateNames: Sendable {
     return result
   }
 
-  /// Certificate → TBSCertificate → subject → the last `id-at-commonName` (2.5.4.3).
-  private static func commonName(der: [UInt8]) -> [UInt8]? {
+  private struct Attribute {
+    let type: [UInt8]
+    let value: [UInt8]
+  }
+
+  /// Certificate → TBSCertificate → subject → its attributes, in order.
+  private static func subjectAttributes(der: [UInt8]) -> [Attribute] {
     guard let certificate = Self.element(der[...]),
       let tbs = Self.element(certificate.contents)
-    else { return nil }
+    else { return [] }
     var fields = Self.elements(tbs.contents)
     // The version is optional and explicitly tagged [0].
     if fields.first?.tag == 0xA0 { fields.removeFirst() }
     // serialNumber, signature, issuer, validity, subject
-    guard fields.count > 4 else { return nil }
-    var name: [UInt8]?
+    guard fields.count > 4 else { return [] }
+    var attributes: [Attribute] = []
     for relative in Self.elements(fields[4].contents) {
       for attribute in Self.elements(relative.contents) {
         let parts = Self.elements(attribute.contents)
-        if parts.count == 2, Array(parts[0].contents) == [0x55, 0x04, 0x03] {
-          name = Array(parts[1].contents)
-        }
+        guard parts.count == 2 else { continue }
+        attributes.append(Attribute(type: Array(parts[0].contents), value: Array(parts[1].contents)))
       }
     }
-    return name
+    return attributes
+  }
+
+  private static let commonNameType: [UInt8] = [0x55, 0x04, 0x03]
+
+  /// The attribute types that RFC 2253 section 2.3 names; others are written as their OID.
+  private static func label(_ type: [UInt8]) -> String {
+    if type.count == 3, type[0] == 0x55, type[1] == 0x04 {
+      switch type[2] {
+      case 3: return "CN"
+      case 6: return "C"
+      case 7: return "L"
+      case 8: return "ST"
+      case 9: return "STREET"
+      case 10: return "O"
+      case 11: return "OU"
+      default: break
+      }
+    }
+    var numbers: [Int] = []
+    var number = 0
+    for byte in type {
+      number = number << 7 | Int(byte & 0x7F)
+      if byte & 0x80 == 0 {
+        numbers.append(number)
+        number = 0
+      }
+    }
+    guard let first = numbers.first else { return "" }
+    // X.690 section 8.19.4: the first two arcs share a number.
+    let root = min(first / 40, 2)
+    return ([root, first - 40 * root] + numbers.dropFirst()).map(String.init).joined(separator: ".")
   }
 }

@@ -72,7 +72,7 @@ package struct ServerCredentials: Sendable {
       let certificates = try Self.certificates(pair.certificateChain, "certificate chain")
       result.append(
         NamedKeyPair(
-          names: certificates.first.map { CertificateNames($0).dnsNames } ?? [],
+          names: certificates.first.map { CertificateNames($0).hosts } ?? [],
           chain: certificates.map { .certificate($0) },
           key: .privateKey(try Self.privateKey(pair.privateKey))
         )

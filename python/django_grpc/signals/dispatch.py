@@ -35,7 +35,7 @@ class _Plan(NamedTuple):
     # plan must hold no more than Django's own reference.
     stock: tuple[Callable[[], None], ...] | None
     stock_responses: tuple[tuple[Receiver, None], ...]
-    # Otherwise each of them: a stock receiver and what to run for it, or a reference and None.
+    # Otherwise each of them: its reference, and for a stock one what to run instead.
     steps: tuple[tuple[Any, Callable[[], None] | None], ...]
     # Coroutine functions are Django's to run.
     left_to_django: bool
@@ -49,15 +49,10 @@ class CallSignal(Signal):
 
     _plan: _Plan | None = None
 
-    def connect(self, *args: Any, **kwargs: Any) -> None:
-        """Connect a receiver as ``Signal.connect`` does."""
-        super().connect(*args, **kwargs)
-        self._plan = None
-
     def disconnect(self, *args: Any, **kwargs: Any) -> bool:
         """Disconnect a receiver as ``Signal.disconnect`` does."""
         disconnected = super().disconnect(*args, **kwargs)
-        self._plan = None
+        self._plan = None  # before another connect() gives the list its old length again
         return disconnected
 
     def send(self, sender: Any, **named: Any) -> list[tuple[Receiver, Any]]:
@@ -74,19 +69,20 @@ class CallSignal(Signal):
             return super().send(sender, **named)
         responses: list[tuple[Receiver, Any]] = []
         # As in Django, who is alive is settled before the first receiver runs.
-        for receiver, run in [
-            (reference, run) if run is not None else (_receiver(reference), None)
-            for reference, run in plan.steps
-        ]:
-            if run is not None:
-                responses.append((receiver, run()))
-            elif receiver is not None:
-                responses.append((receiver, receiver(signal=self, sender=None, **named)))
+        for receiver, run_stock in [(_receiver(it), run) for it, run in plan.steps]:
+            if receiver is None:
+                continue
+            response = None
+            if run_stock is not None:
+                run_stock()
+            else:
+                response = receiver(signal=self, sender=None, **named)
+            responses.append((receiver, response))
         return responses
 
     def _make_plan(self) -> _Plan:
         # Under the lock that guards the list: a plan of an older list is then in its place before
-        # connect() or disconnect() throws it away.
+        # disconnect() throws it away.
         with self.lock:
             receivers = self.receivers
             references = [
@@ -95,18 +91,17 @@ class CallSignal(Signal):
                 if sender_id == id(None)  # those for a certain sender don't hear sender None
             ]
             live = [_receiver(reference) for reference in references]
-            stock = [_STOCK.get(id(receiver)) for receiver in live]
+            stock = [_STOCK.get(id(it)) for it in live]
             only_stock = None not in stock and len(references) == len(receivers)
             self._plan = plan = _Plan(
                 receivers=receivers,
                 length=len(receivers),
                 stock=tuple(run for run in stock if run is not None) if only_stock else None,
-                stock_responses=tuple((it, None) for it in live) if only_stock else (),
-                steps=tuple(
-                    (reference, None) if run is None else (receiver, run)
-                    for reference, receiver, run in zip(references, live, stock, strict=True)
+                stock_responses=(
+                    tuple((it, None) for it in live if it is not None) if only_stock else ()
                 ),
-                left_to_django=any(iscoroutinefunction(receiver) for receiver in live),
+                steps=tuple(zip(references, stock, strict=True)),
+                left_to_django=any(iscoroutinefunction(it) for it in live),
             )
         return plan
 

@@ -73,7 +73,7 @@ def close_old_connections() -> None:
             and (connection.close_at is None or time.monotonic() < connection.close_at)
             and type(connection).close_if_unusable_or_obsolete is _stock_rule
         ):
-            connection.health_check_done = False
+            connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
         else:
             connection.close_if_unusable_or_obsolete()
 

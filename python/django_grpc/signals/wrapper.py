@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -16,9 +16,22 @@ from django_grpc.signals.hygiene import close_old_connections
 
 Behavior = Callable[..., Any]
 
+if TYPE_CHECKING:
+    # Generic in their stubs only.
+    MethodHandler = grpc.RpcMethodHandler[Any, Any]
+    GenericHandler = grpc.GenericRpcHandler[Any, Any]
+    ServiceHandler = grpc.ServiceRpcHandler[Any, Any]
+else:
+    MethodHandler = grpc.RpcMethodHandler
+    GenericHandler = grpc.GenericRpcHandler
+    ServiceHandler = grpc.ServiceRpcHandler
+
 # A handler that is made anew for every call (a proxy's, say) is wrapped anew; the cache that spares
 # all the others must not grow with it.
 _WRAPPED_HANDLERS = 1024
+
+
+_DictionaryHandler = type(grpc.method_handlers_generic_handler("", {}))
 
 
 class SignalWrapper:
@@ -43,10 +56,8 @@ class SignalWrapper:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.server, name)
 
-    def add_generic_rpc_handlers(
-        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
-    ) -> None:
-        """Register generic handlers; the handlers that they find are wrapped as they find them."""
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[GenericHandler]) -> None:
+        """Register generic handlers, with everything that they find wrapped."""
         self.server.add_generic_rpc_handlers(
             tuple(
                 _wrap_generic_handler(handler, self._wrap_found) for handler in generic_rpc_handlers
@@ -54,7 +65,7 @@ class SignalWrapper:
         )
 
     def add_registered_method_handlers(
-        self, service_name: str, method_handlers: dict[str, grpc.RpcMethodHandler]
+        self, service_name: str, method_handlers: dict[str, MethodHandler]
     ) -> None:
         """Register the handlers of one service, by the names of its methods."""
         self.server.add_registered_method_handlers(
@@ -62,51 +73,65 @@ class SignalWrapper:
             {name: self._wrap_found(handler) for name, handler in method_handlers.items()},
         )
 
-    def _wrap_found(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    def _wrap_found(self, handler: MethodHandler) -> MethodHandler:
         try:
             return self._wrap(handler)
         except TypeError:  # a method that is an object without a hash
             return wrap_method_handler(handler)
 
 
-class _SignalGenericHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
+class _SignalGenericHandler(GenericHandler):
     """A user's generic handler whose finds are wrapped."""
 
     def __init__(
         self,
-        inner: grpc.GenericRpcHandler,
-        wrap: Callable[[grpc.RpcMethodHandler], grpc.RpcMethodHandler],
+        inner: GenericHandler,
+        wrap: Callable[[MethodHandler], MethodHandler],
     ) -> None:
         self._inner = inner
         self._wrap = wrap
 
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> MethodHandler | None:
         handler = self._inner.service(handler_call_details)
         return None if handler is None else self._wrap(handler)
 
 
-class _SignalServiceHandler(_SignalGenericHandler, grpc.ServiceRpcHandler):  # type: ignore[misc]
+class _SignalServiceHandler(_SignalGenericHandler, ServiceHandler):
     """The same for one service, which the server may ask for its name."""
 
+    def __init__(
+        self, inner: ServiceHandler, wrap: Callable[[MethodHandler], MethodHandler]
+    ) -> None:
+        super().__init__(inner, wrap)
+        self._service_name = inner.service_name()
+
     def service_name(self) -> str:
-        name: str = self._inner.service_name()
-        return name
+        return self._service_name
 
 
 def _wrap_generic_handler(
-    handler: grpc.GenericRpcHandler,
-    wrap: Callable[[grpc.RpcMethodHandler], grpc.RpcMethodHandler],
-) -> grpc.GenericRpcHandler:
+    handler: GenericHandler,
+    wrap: Callable[[MethodHandler], MethodHandler],
+) -> GenericHandler:
     if isinstance(handler, grpc.ServiceRpcHandler):
+        if type(handler) is _DictionaryHandler and hasattr(handler, "_method_handlers"):
+            # What generated code registers. It stays one, as the engine knows its methods in
+            # advance and needn't ask call by call; there is no public way to list them.
+            service_name = handler.service_name()
+            return grpc.method_handlers_generic_handler(
+                service_name,
+                {
+                    path.removeprefix(f"/{service_name}/"): wrap(found)
+                    for path, found in handler._method_handlers.items()
+                },
+            )
         return _SignalServiceHandler(handler, wrap)
     if isinstance(handler, grpc.GenericRpcHandler):
         return _SignalGenericHandler(handler, wrap)
     return handler  # not one at all: the server says so in its own words
 
 
-def wrap_method_handler(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+def wrap_method_handler(handler: MethodHandler) -> MethodHandler:
     """Return a handler like the given one whose method sends the signals.
 
     Args:
@@ -120,7 +145,7 @@ def wrap_method_handler(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler
     behavior: Behavior = getattr(handler, field)
     if getattr(behavior, "experimental_non_blocking", False):
         wrap = _non_blocking
-    wrapped: grpc.RpcMethodHandler = make_handler(
+    wrapped: MethodHandler = make_handler(
         _like(behavior, wrap(behavior)),
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,

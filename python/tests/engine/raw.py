@@ -161,6 +161,9 @@ class RawConnection:
         self.streams: dict[int, RawResponse] = {}
         self.goaway: GoAwayFrame | None = None
         self.closed = False
+        #: Whether the server closed with a TCP reset, which may cost the client what it had not
+        #: read, rather than with a FIN.
+        self.was_reset = False
         self.server_settings: dict[int, int] = {}
         self.settings_sent = 0
         self.settings_acknowledged = 0
@@ -202,7 +205,8 @@ class RawConnection:
         """Send frames to a server that may hang up on them; False once it has."""
         try:
             self.send(*frames)
-        except OSError:
+        except OSError as error:
+            self.was_reset |= isinstance(error, ConnectionResetError | BrokenPipeError)
             return False
         return True
 
@@ -267,7 +271,8 @@ class RawConnection:
         first = True
         while data or first:
             wanted = min(len(data), 16_384 - overhead) + overhead
-            self.pump(lambda: self.window(stream) >= min(wanted, overhead + 1))
+            needed = min(wanted, overhead + 1)
+            self.pump(lambda needed=needed: self.window(stream) >= needed)
             size = max(min(wanted, self.window(stream)) - overhead, 0)
             chunk, data = data[:size], data[size:]
             frame = data_frame(stream, chunk, end_stream=end_stream and not data, padding=padding)
@@ -370,7 +375,8 @@ class RawConnection:
             received = self.socket.recv(262_144)
         except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
             return False
-        except OSError:
+        except OSError as error:
+            self.was_reset |= isinstance(error, ConnectionResetError)
             received = b""
         finally:
             self.socket.settimeout(_PATIENCE)

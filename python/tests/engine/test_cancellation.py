@@ -9,6 +9,7 @@ import pytest
 
 from .support import (
     KINDS,
+    OURS,
     PATIENCE,
     SERVICE,
     echo,
@@ -84,15 +85,17 @@ def test_departure_ends_the_iteration_of_requests(serve, gate, departure):
     first.pass_through()
     DEPARTURES[departure](connection, stream)
     done.pass_through()
-    assert outcome == [b"1", grpc.RpcError]
+    # grpcio ends the iteration quietly now and then, as the order of its events has it.
+    assert outcome == [b"1", grpc.RpcError] or not OURS
     served.assert_healthy()
 
 
 def test_iteration_error_of_a_cancelled_call_is_not_logged(serve, gate, caplog):
     """The `grpc.RpcError` of an iteration that the client cancelled is no application error."""
-    done = gate()
+    entered, done = gate(), gate()
 
     def collect(requests, _context):
+        entered.set()
         try:
             list(requests)
         finally:
@@ -102,7 +105,7 @@ def test_iteration_error_of_a_cancelled_call_is_not_logged(serve, gate, caplog):
     served = serve({"Collect": stream_unary(collect), "Echo": unary_unary(echo)}, workers=1)
     connection = served.raw()
     stream = connection.open(f"/{SERVICE}/Collect")
-    assert connection.round_trip()
+    entered.pass_through()
     connection.reset(stream)
     done.pass_through()
     served.assert_healthy()
@@ -277,34 +280,34 @@ def test_exception_of_a_cancelled_call_is_dropped(serve, gate):
 
 
 def test_conversation_ends_when_its_client_cancels(serve, gate):
-    """A bidirectional servicer that waits in its request iterator is released."""
-    first, done = gate(), gate()
+    """A bidirectional servicer is released wherever it waits.
+
+    In its request iterator that is by `grpc.RpcError`, at a `yield` by GeneratorExit.
+    """
+    done, hold = gate(), gate()
     outcome = []
 
     def talk(requests, _context):
         try:
-            for request in requests:
-                first.set()
-                yield request
-        except grpc.RpcError:
-            outcome.append("RpcError")
+            yield next(requests)
+            yield next(requests)
+        except BaseException as exception:
+            outcome.append(type(exception))
             raise
         finally:
             done.set()
-
-    served = serve({"Talk": stream_stream(talk)})
-    hold = gate()
 
     def questions():
         yield b"1"
         hold.pass_through()
 
+    served = serve({"Talk": stream_stream(talk)})
     call = served.stream_stream("Talk")(questions(), timeout=PATIENCE)
     assert next(call) == b"1"
     call.cancel()
     done.pass_through()
     hold.set()
-    assert outcome == ["RpcError"]
+    assert outcome in ([grpc.RpcError], [GeneratorExit]) or not OURS
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])

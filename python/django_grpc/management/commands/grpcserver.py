@@ -133,9 +133,7 @@ class Command(BaseCommand):
             ):
                 for path in paths:
                     conf.import_configured(key, path)
-            if not options["skip_checks"]:
-                self.check()
-            self._check_migrations()
+            self._run_checks(**options)
             if config.is_async:
                 asyncio.run(self._serve_async(shutdown, config, **options))
             else:
@@ -143,9 +141,7 @@ class Command(BaseCommand):
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from error
 
-    def _serve(
-        self, shutdown: ShutdownRequest, config: conf.ServerConfig, **options: Any
-    ) -> None:
+    def _serve(self, shutdown: ShutdownRequest, config: conf.ServerConfig, **options: Any) -> None:
         server = self.get_server(config)
         address = self._bind(server, config, **options)
         server.start()
@@ -236,12 +232,18 @@ class Command(BaseCommand):
             self.stdout.flush()
         return grace
 
-    def _check_migrations(self) -> None:
+    def _run_checks(self, **options: Any) -> None:
         try:
+            if not options["skip_checks"]:
+                self.check()  # from Django 6.1 on some of them ask the database
             self.check_migrations()
         except DatabaseError as error:
             # A gRPC server may well come up before its database.
-            self.stdout.write(self.style.WARNING(f"The migrations can't be checked: {error}"))
+            self.stdout.write(
+                self.style.WARNING(
+                    f"The database can't be asked, some checks are left out: {error}"
+                )
+            )
         for connection in connections.all(initialized_only=True):
             if not connection.in_atomic_block:  # a test's transaction
                 connection.close()
@@ -251,17 +253,18 @@ class Command(BaseCommand):
         address = utils.format_address(host, port)
         try:
             bound = utils.bind(server, config, port, host=host)
-        except OSError as error:
-            reason = _BIND_ERRORS.get(error.errno or 0, error.strerror or str(error))
+        except (OSError, RuntimeError) as error:
+            reason = _why_not_bound(error)
             raise CommandError(f"The server can't listen on {address}: {reason}.") from error
-        except RuntimeError as error:
-            if not str(error).startswith("Failed to bind"):  # grpcio's words
-                raise
-            raise CommandError(
-                f"The server can't listen on {address}: "
-                "it is already in use, or not an address of this machine."
-            ) from error
         return address if address.startswith("unix") else utils.format_address(host, bound)
+
+
+def _why_not_bound(error: OSError | RuntimeError) -> str:
+    # The engine raises grpcio's RuntimeError, caused by the system's own error.
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError):
+        return _BIND_ERRORS.get(cause.errno or 0, cause.strerror or str(cause))
+    return str(cause or error)
 
 
 def _parse_address(host: str, port: int, addrport: str | None) -> tuple[str, int]:

@@ -1,0 +1,89 @@
+# What a person and CI run. Everything is installed into .venv; the engine is built by SwiftPM.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WHEELHOUSE := dist
+# Python.h, for Swift; one place for both of SwiftPM's builds.
+PYTHON_INCLUDE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
+SWIFT_FLAGS = -Xcc -I$(PYTHON_INCLUDE) --explicit-target-dependency-import-check error
+
+SOURCES := $(shell find Sources -type f) Package.swift engine.exports setup.py pyproject.toml \
+	$(shell find python/django_grpc python/django_grpc_testtools -name '*.py*' -not -name '*.pyc')
+
+.PHONY: help demo serve test check swift-test python-test compat-test wheel bench soak fuzz sanitize format clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+## The first two commands of a new machine
+
+demo: $(VENV)/.installed ## Build, install, load real data, serve it and take a tour with a real client
+	$(BIN)/python examples/atlas/demo.py
+
+serve: $(VENV)/.installed ## As demo, but leave the server running
+	$(BIN)/python examples/atlas/demo.py --serve
+
+test: check swift-test python-test compat-test ## Run everything: format, lint, types, Swift and Python tests
+
+## The parts
+
+wheel: $(WHEELHOUSE)/.built ## Make the wheel, one self-contained binary for CPython 3.11 and newer
+
+$(WHEELHOUSE)/.built: $(SOURCES) | $(VENV)/.created
+	rm -rf $(WHEELHOUSE) build
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir $(WHEELHOUSE) .
+	touch $@
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	touch $@
+
+$(VENV)/.installed: $(WHEELHOUSE)/.built examples/atlas/requirements.txt
+	$(BIN)/pip install --quiet --group dev -r examples/atlas/requirements.txt $(WHEELHOUSE)/*.whl
+# A wheel that was made anew has the version of the one before, which pip would keep.
+	$(BIN)/pip install --quiet --force-reinstall --no-deps $(WHEELHOUSE)/*.whl
+	touch $@
+
+check: $(VENV)/.installed ## Format, lint and types
+	swift format lint --strict --recursive Sources Tests Package.swift
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest django_grpc._engine --ignore-missing-stub \
+		--allowlist python/tests/stubtest-allowlist.txt
+
+format: $(VENV)/.installed ## Format Swift and Python
+	swift format --in-place --recursive Sources Tests Package.swift
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+swift-test: ## Swift tests: wire, transport, server
+	swift test $(SWIFT_FLAGS)
+
+python-test: $(VENV)/.installed ## Python tests, against the installed wheel
+	$(BIN)/python -m pytest
+
+# The oldest Django that is supported, in an environment of its own.
+compat-test: $(WHEELHOUSE)/.built
+	$(PYTHON) -m venv $(VENV)-django42
+	$(VENV)-django42/bin/pip install --quiet --upgrade pip
+	$(VENV)-django42/bin/pip install --quiet --group dev -r examples/atlas/requirements.txt \
+		$(WHEELHOUSE)/*.whl 'django>=4.2,<4.3'
+	$(VENV)-django42/bin/python -m pytest --ignore python/tests/engine
+
+bench: wheel ## Measure ours and django-grpc on grpcio side by side
+	$(PYTHON) benchmarks/run.py
+
+soak: wheel ## A million calls: references and memory stay flat
+	$(PYTHON) benchmarks/soak.py
+
+fuzz: ## Fuzz the wire layer and the transport, two minutes each
+	dev/fuzz.sh
+
+sanitize: ## Swift tests under the address and the thread sanitizer
+	dev/sanitize.sh
+
+clean: ## Remove what was built, but for SwiftPM's folders
+	rm -rf $(WHEELHOUSE) build $(VENV) $(VENV)-django42

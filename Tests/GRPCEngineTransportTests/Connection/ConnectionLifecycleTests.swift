@@ -1,0 +1,335 @@
+import GRPCEngineTransport
+import NIOCore
+import Testing
+
+struct ConnectionLifecycleTests {
+  private static let start = NIODeadline.uptimeNanoseconds(1_000_000_000_000)
+
+  /// A life cycle whose peer has greeted, unless said otherwise.
+  private func make(
+    isEstablished: Bool = true, ageSpread: Double = 0,
+    _ change: (inout TransportConfiguration) -> Void = { _ in }
+  ) -> ConnectionLifecycle {
+    var configuration = TransportConfiguration()
+    configuration.keepalive.interval = nil
+    change(&configuration)
+    var lifecycle = ConnectionLifecycle(
+      configuration: configuration, now: Self.start, ageSpread: ageSpread
+    )
+    if isEstablished { _ = lifecycle.established() }
+    return lifecycle
+  }
+
+  private func after(_ seconds: Int64) -> NIODeadline { Self.start + .seconds(seconds) }
+
+  // MARK: Handshake
+
+  @Test("Only the first settings of a peer complete the handshake")
+  func established() {
+    var lifecycle = self.make(isEstablished: false)
+    for isFirst in [true, false] { #expect(lifecycle.established() == isFirst) }
+  }
+
+  @Test("A peer that does not greet in time is closed")
+  func handshakeTimeout() {
+    var lifecycle = self.make(isEstablished: false) { $0.handshakeTimeout = .seconds(5) }
+    #expect(lifecycle.nextDeadline == self.after(5))
+    #expect(lifecycle.timerFired(now: self.after(4)) == .none)
+    #expect(lifecycle.timerFired(now: self.after(5)) == .close)
+    #expect(lifecycle.nextDeadline == nil)
+    #expect(lifecycle.timerFired(now: self.after(6)) == .none)
+    #expect(!lifecycle.acceptsStreams)
+  }
+
+  @Test("A peer that has greeted is not held to the handshake's time")
+  func handshakeInTime() {
+    var lifecycle = self.make { $0.handshakeTimeout = .seconds(5) }
+    #expect(lifecycle.nextDeadline == nil)
+    #expect(lifecycle.timerFired(now: self.after(5)) == .none)
+    #expect(lifecycle.acceptsStreams)
+  }
+
+  // MARK: Drain
+
+  @Test("A drain warns, waits for the ping's answer, names the last stream and closes with it")
+  func drain() {
+    var lifecycle = self.make()
+    lifecycle.streamOpened()
+    #expect(lifecycle.drain(now: Self.start) == .beginDrain)
+    #expect(lifecycle.acceptsStreams, "streams that the peer had opened before it knew are served")
+    lifecycle.streamOpened()
+    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(!lifecycle.acceptsStreams)
+    #expect(lifecycle.streamClosed(now: self.after(1)) == .none)
+    #expect(lifecycle.streamClosed(now: self.after(2)) == .close)
+    #expect(lifecycle.nextDeadline == nil)
+  }
+
+  @Test("A drain without calls closes as soon as the ping is answered")
+  func drainIdle() {
+    var lifecycle = self.make()
+    #expect(lifecycle.drain(now: Self.start) == .beginDrain)
+    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: true))
+    #expect(lifecycle.drainPingAnswered() == .none)
+  }
+
+  @Test("The last call may end before the drain's ping is answered")
+  func drainWhileCallEnds() {
+    var lifecycle = self.make()
+    lifecycle.streamOpened()
+    #expect(lifecycle.drain(now: Self.start) == .beginDrain)
+    #expect(lifecycle.streamClosed(now: self.after(1)) == .none)
+    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: true))
+  }
+
+  @Test("A peer that does not answer the drain's ping is waited for two seconds")
+  func drainPingUnanswered() {
+    var lifecycle = self.make()
+    lifecycle.streamOpened()
+    #expect(lifecycle.drain(now: Self.start) == .beginDrain)
+    #expect(lifecycle.nextDeadline == self.after(2))
+    #expect(lifecycle.timerFired(now: self.after(1)) == .none)
+    #expect(lifecycle.timerFired(now: self.after(2)) == .finishDrain(closing: false))
+    #expect(lifecycle.drainPingAnswered() == .none)
+    #expect(lifecycle.streamClosed(now: self.after(3)) == .close)
+  }
+
+  @Test("A drain begins once")
+  func drainTwice() {
+    var lifecycle = self.make()
+    #expect(lifecycle.drain(now: Self.start) == .beginDrain)
+    #expect(lifecycle.drain(now: self.after(1)) == .none)
+    #expect(lifecycle.nextDeadline == self.after(2))
+  }
+
+  @Test("A connection that has not greeted has nothing to drain and is closed")
+  func drainBeforeHandshake() {
+    var lifecycle = self.make(isEstablished: false)
+    #expect(lifecycle.drain(now: Self.start) == .close)
+    #expect(lifecycle.drain(now: Self.start) == .none)
+    #expect(lifecycle.nextDeadline == nil)
+  }
+
+  @Test("A ping's answer that no drain asked for changes nothing")
+  func strayPingAnswer() {
+    var lifecycle = self.make()
+    #expect(lifecycle.drainPingAnswered() == .none)
+    #expect(lifecycle.acceptsStreams)
+  }
+
+  // MARK: Idle
+
+  @Test("A connection without calls is drained when its idle time is over")
+  func idle() {
+    var lifecycle = self.make { $0.maxConnectionIdle = .seconds(10) }
+    #expect(lifecycle.nextDeadline == self.after(10))
+    #expect(lifecycle.timerFired(now: self.after(9)) == .none)
+    #expect(lifecycle.timerFired(now: self.after(10)) == .beginDrain)
+  }
+
+  @Test("Idle time stands still during calls and begins anew after the last")
+  func idleAfterCalls() {
+    var lifecycle = self.make { $0.maxConnectionIdle = .seconds(10) }
+    lifecycle.streamOpened()
+    lifecycle.streamOpened()
+    #expect(lifecycle.nextDeadline == nil)
+    #expect(lifecycle.timerFired(now: self.after(20)) == .none)
+    #expect(lifecycle.streamClosed(now: self.after(20)) == .none)
+    #expect(lifecycle.nextDeadline == nil)
+    #expect(lifecycle.streamClosed(now: self.after(25)) == .none)
+    #expect(lifecycle.nextDeadline == self.after(35))
+    #expect(lifecycle.timerFired(now: self.after(35)) == .beginDrain)
+  }
+
+  @Test("Without a limit a connection may be idle for ever")
+  func idleForEver() {
+    var lifecycle = self.make()
+    #expect(lifecycle.nextDeadline == nil)
+    #expect(lifecycle.timerFired(now: self.after(1_000_000)) == .none)
+  }
+
+  // MARK: Age
+
+  @Test("A connection is drained at its age, calls or not")
+  func age() {
+    var lifecycle = self.make { $0.maxConnectionAge = .seconds(100) }
+    lifecycle.streamOpened()
+    #expect(lifecycle.nextDeadline == self.after(100))
+    #expect(lifecycle.timerFired(now: self.after(99)) == .none)
+    #expect(lifecycle.timerFired(now: self.after(100)) == .beginDrain)
+    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.timerFired(now: self.after(100_000)) == .none, "calls may run for ever")
+  }
+
+  @Test("Calls that outlast the grace after the age are cut off")
+  func ageGrace() {
+    var lifecycle = self.make {
+      $0.maxConnectionAge = .seconds(100)
+      $0.maxConnectionAgeGrace = .seconds(7)
+    }
+    lifecycle.streamOpened()
+    #expect(lifecycle.timerFired(now: self.after(100)) == .beginDrain)
+    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.nextDeadline == self.after(107))
+    #expect(lifecycle.timerFired(now: self.after(106)) == .none)
+    #expect(lifecycle.timerFired(now: self.after(107)) == .close)
+  }
+
+  @Test("A drain for another reason has no grace to keep")
+  func drainHasNoGrace() {
+    var lifecycle = self.make { $0.maxConnectionAgeGrace = .seconds(7) }
+    lifecycle.streamOpened()
+    #expect(lifecycle.drain(now: Self.start) == .beginDrain)
+    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.nextDeadline == nil)
+  }
+
+  @Test(
+    "The age is spread by a tenth to both sides",
+    arguments: [(-1.0, Int64(90)), (-0.5, 95), (0, 100), (1, 110)]
+  )
+  func ageSpread(spread: Double, seconds: Int64) {
+    let lifecycle = self.make(ageSpread: spread) { $0.maxConnectionAge = .seconds(100) }
+    #expect(lifecycle.nextDeadline == self.after(seconds))
+  }
+
+  @Test("An age beyond what the clock can count is one that never comes")
+  func endlessAge() {
+    var lifecycle = self.make(ageSpread: 1) { $0.maxConnectionAge = .nanoseconds(.max) }
+    #expect(lifecycle.timerFired(now: self.after(1_000_000)) == .none)
+  }
+
+  // MARK: Keepalive
+
+  private func keepalive(withoutCalls: Bool = false) -> ConnectionLifecycle {
+    self.make {
+      $0.keepalive.interval = .seconds(10)
+      $0.keepalive.timeout = .seconds(3)
+      $0.keepalive.permitWithoutCalls = withoutCalls
+    }
+  }
+
+  @Test("A silent peer is pinged, and closed when it does not answer")
+  func keepaliveTimeout() {
+    var lifecycle = self.keepalive()
+    lifecycle.streamOpened()
+    #expect(lifecycle.nextDeadline == self.after(10))
+    #expect(lifecycle.timerFired(now: self.after(10)) == .sendKeepalivePing)
+    #expect(lifecycle.nextDeadline == self.after(13))
+    #expect(lifecycle.timerFired(now: self.after(12)) == .none)
+    #expect(lifecycle.timerFired(now: self.after(13)) == .close)
+  }
+
+  @Test("Whatever a peer sends answers the keepalive ping")
+  func keepaliveAnswered() {
+    var lifecycle = self.keepalive()
+    lifecycle.streamOpened()
+    #expect(lifecycle.timerFired(now: self.after(10)) == .sendKeepalivePing)
+    lifecycle.read(now: self.after(11))
+    #expect(lifecycle.nextDeadline == self.after(21))
+    #expect(lifecycle.timerFired(now: self.after(13)) == .none)
+    #expect(lifecycle.timerFired(now: self.after(21)) == .sendKeepalivePing)
+  }
+
+  @Test("A peer that talks is not pinged")
+  func keepaliveWhileReading() {
+    var lifecycle = self.keepalive()
+    lifecycle.streamOpened()
+    lifecycle.read(now: self.after(9))
+    #expect(lifecycle.timerFired(now: self.after(10)) == .none)
+    #expect(lifecycle.nextDeadline == self.after(19))
+  }
+
+  @Test("Without calls pings are sent only when permitted", arguments: [false, true])
+  func keepaliveWithoutCalls(isPermitted: Bool) {
+    var lifecycle = self.keepalive(withoutCalls: isPermitted)
+    let action = lifecycle.timerFired(now: self.after(10))
+    #expect(action == (isPermitted ? .sendKeepalivePing : .none))
+    #expect(lifecycle.nextDeadline == self.after(isPermitted ? 13 : 20), "the timer moves on")
+  }
+
+  @Test("A draining connection is still watched")
+  func keepaliveWhileDraining() {
+    var lifecycle = self.keepalive()
+    lifecycle.streamOpened()
+    #expect(lifecycle.drain(now: Self.start) == .beginDrain)
+    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.timerFired(now: self.after(10)) == .sendKeepalivePing)
+    #expect(lifecycle.timerFired(now: self.after(13)) == .close)
+  }
+
+  @Test("Nobody is pinged before the handshake")
+  func keepaliveBeforeHandshake() {
+    var lifecycle = self.make(isEstablished: false) { $0.keepalive.interval = .seconds(1) }
+    #expect(lifecycle.nextDeadline == self.after(120))
+    #expect(lifecycle.timerFired(now: self.after(60)) == .none)
+  }
+
+  // MARK: Pings of the peer
+
+  private func strict(permitWithoutCalls: Bool = false, strikes: Int = 2) -> ConnectionLifecycle {
+    self.make {
+      $0.keepalive.minReceivedPingInterval = .seconds(60)
+      $0.keepalive.permitWithoutCalls = permitWithoutCalls
+      $0.keepalive.maxPingStrikes = strikes
+    }
+  }
+
+  @Test("Pings that come too soon are strikes, and one too many ends the connection")
+  func strikes() {
+    var lifecycle = self.strict()
+    lifecycle.streamOpened()
+    for second in 0...2 {
+      #expect(lifecycle.receivedPing(now: self.after(Int64(second))) == .none)
+    }
+    #expect(lifecycle.receivedPing(now: self.after(3)) == .refusePings)
+    #expect(!lifecycle.acceptsStreams)
+    #expect(lifecycle.nextDeadline == nil)
+  }
+
+  @Test("A peer that keeps the interval pings for ever")
+  func patientPings() {
+    var lifecycle = self.strict()
+    lifecycle.streamOpened()
+    for minute in Int64(0)..<10 {
+      #expect(lifecycle.receivedPing(now: self.after(60 * minute)) == .none)
+    }
+  }
+
+  @Test("What the server sends forgives the pings before")
+  func forgiven() {
+    var lifecycle = self.strict()
+    lifecycle.streamOpened()
+    for second in Int64(0)..<20 {
+      #expect(lifecycle.receivedPing(now: self.after(second)) == .none)
+      if second % 2 == 0 { lifecycle.sent() }
+    }
+  }
+
+  @Test("Without calls a ping every two hours is enough, unless they are permitted")
+  func pingsWithoutCalls() {
+    for isPermitted in [false, true] {
+      var lifecycle = self.strict(permitWithoutCalls: isPermitted)
+      var actions: [ConnectionLifecycle.Action] = []
+      for minute in Int64(0)..<4 { actions.append(lifecycle.receivedPing(now: self.after(60 * minute))) }
+      #expect(actions.contains(.refusePings) == !isPermitted, "\(actions)")
+    }
+  }
+
+  @Test("No strikes are counted where none are allowed for")
+  func endlessStrikes() {
+    var lifecycle = self.strict(strikes: 0)
+    lifecycle.streamOpened()
+    for _ in 0..<100 { #expect(lifecycle.receivedPing(now: Self.start) == .none) }
+  }
+
+  @Test("Of several deadlines the first counts")
+  func firstDeadline() {
+    let lifecycle = self.make {
+      $0.keepalive.interval = .seconds(30)
+      $0.maxConnectionIdle = .seconds(20)
+      $0.maxConnectionAge = .seconds(100)
+    }
+    #expect(lifecycle.nextDeadline == self.after(20))
+  }
+}

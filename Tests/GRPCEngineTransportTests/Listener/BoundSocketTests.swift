@@ -1,0 +1,123 @@
+import GRPCEngineTesting
+import GRPCEngineTransport
+import Glibc
+import NIOCore
+import Testing
+
+struct BoundSocketTests {
+  private func bind(_ address: ListenAddress, reusePort: Bool = false) throws -> BoundSocket {
+    try BoundSocket.bind(address, reusePort: reusePort, backlog: 8)
+  }
+
+  private func failure(_ address: ListenAddress) -> BoundSocket.Failure? {
+    do {
+      try self.bind(address).close()
+      return nil
+    } catch {
+      return error as? BoundSocket.Failure
+    }
+  }
+
+  private func canConnect(to address: SocketAddress) -> Bool {
+    let connection = try? SocketConnection(to: address)
+    connection?.close()
+    return connection != nil
+  }
+
+  @Test("Port 0 gives a port that can be connected to", arguments: ["127.0.0.1", "localhost", "*"])
+  func portZero(host: String) throws {
+    let socket = try self.bind(.host(host, port: 0))
+    defer { socket.close() }
+    #expect((1...65_535).contains(socket.port))
+    #expect(socket.isTCP && socket.path == nil)
+    #expect(self.canConnect(to: try SocketAddress(ipAddress: "127.0.0.1", port: socket.port)))
+  }
+
+  @Test("A taken port is EADDRINUSE")
+  func takenPort() throws {
+    let socket = try self.bind(.host("127.0.0.1", port: 0))
+    defer { socket.close() }
+    #expect(self.failure(.host("127.0.0.1", port: socket.port))?.errno == EADDRINUSE)
+    #expect(throws: BoundSocket.Failure.self, "not even with reuse: the first has not allowed it") {
+      try self.bind(.host("127.0.0.1", port: socket.port), reusePort: true)
+    }
+  }
+
+  @Test("A port may be shared when both want that")
+  func sharedPort() throws {
+    let first = try self.bind(.host("127.0.0.1", port: 0), reusePort: true)
+    defer { first.close() }
+    let second = try self.bind(.host("127.0.0.1", port: first.port), reusePort: true)
+    defer { second.close() }
+    #expect(second.port == first.port)
+  }
+
+  @Test("An address of another machine and a host that does not exist are refused")
+  func foreignHost() {
+    // TEST-NET-1 of RFC 5737, and a name under RFC 6761's .invalid.
+    #expect(self.failure(.host("192.0.2.1", port: 0))?.errno == EADDRNOTAVAIL)
+    let unknown = self.failure(.host("no-such-host.invalid", port: 0))
+    #expect(unknown?.message.contains("no-such-host.invalid") == true)
+  }
+
+  @Test("A Unix domain socket has port 1, and its file goes with it")
+  func unix() throws {
+    try withTemporaryPath { path in
+      let socket = try self.bind(.unix(path: path))
+      #expect(socket.port == 1 && !socket.isTCP && socket.path == path)
+      #expect(self.canConnect(to: try SocketAddress(unixDomainSocketPath: path)))
+      socket.close()
+      #expect(access(path, F_OK) != 0)
+    }
+  }
+
+  @Test("A socket's file that nobody listens on is replaced")
+  func staleUnix() throws {
+    try withTemporaryPath { path in
+      let socket = try self.bind(.unix(path: path))
+      // As a crashed process leaves it: closed, but its file still there.
+      Glibc.close(socket.descriptor)
+      #expect(access(path, F_OK) == 0)
+      let second = try self.bind(.unix(path: path))
+      #expect(self.canConnect(to: try SocketAddress(unixDomainSocketPath: path)))
+      second.close()
+    }
+  }
+
+  @Test("A socket's file that somebody listens on stays")
+  func liveUnix() throws {
+    try withTemporaryPath { path in
+      let socket = try self.bind(.unix(path: path))
+      defer { socket.close() }
+      #expect(self.failure(.unix(path: path))?.errno == EADDRINUSE)
+      #expect(self.canConnect(to: try SocketAddress(unixDomainSocketPath: path)))
+    }
+  }
+
+  @Test("A file that is no socket stays")
+  func ordinaryFile() throws {
+    try withTemporaryPath { path in
+      let file = try #require(fopen(path, "w"))
+      fclose(file)
+      defer { unlink(path) }
+      #expect(self.failure(.unix(path: path))?.errno == EADDRINUSE)
+      #expect(access(path, F_OK) == 0)
+    }
+  }
+
+  @Test("A path that is too long, or in no folder, is refused")
+  func badPath() {
+    let long = "/tmp/" + String(repeating: "x", count: 200)
+    #expect(self.failure(.unix(path: long))?.errno == ENAMETOOLONG)
+    #expect(self.failure(.unix(path: "/no-such-folder/a.sock"))?.errno == ENOENT)
+  }
+
+  @Test("An abstract name needs no file")
+  func abstractUnix() throws {
+    let name = "grpc-engine-test-\(getpid())"
+    let socket = try self.bind(.abstractUnix(name: name))
+    defer { socket.close() }
+    #expect(socket.path == nil)
+    #expect(self.failure(.abstractUnix(name: name))?.errno == EADDRINUSE)
+  }
+}

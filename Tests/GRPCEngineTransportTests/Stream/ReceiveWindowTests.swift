@@ -1,0 +1,136 @@
+import GRPCEngineTransport
+import Testing
+
+struct ReceiveWindowTests {
+  @Test("A window opens again by half its size at the least")
+  func batches() {
+    var window = ReceiveWindow(target: 1000)
+    window.received(499)
+    #expect(window.grant(partial: 0, missing: 0) == 0)
+    window.received(1)
+    #expect(window.grant(partial: 0, missing: 0) == 500)
+    #expect(window.remaining == 1000)
+  }
+
+  @Test("What the application has not taken keeps the window shut")
+  func heldBytes() {
+    var window = ReceiveWindow(target: 1000)
+    window.received(1000)
+    window.delivered(1000)
+    #expect(window.grant(partial: 0, missing: 0) == 0)
+    window.consumed(400)
+    #expect(window.grant(partial: 0, missing: 0) == 0)
+    window.consumed(200)
+    #expect(window.grant(partial: 0, missing: 0) == 600)
+    #expect(window.remaining + window.held == 1000)
+  }
+
+  @Test("Bytes of an unfinished message count as held")
+  func partialBytes() {
+    var window = ReceiveWindow(target: 1000)
+    window.received(600)
+    window.delivered(100)
+    #expect(window.grant(partial: 500, missing: 0) == 0)
+    #expect(window.grant(partial: 100, missing: 0) == 0, "400 is less than half")
+    #expect(window.grant(partial: 0, missing: 0) == 500)
+  }
+
+  @Test("A message larger than the window may be completed once nothing else is held")
+  func largeMessage() {
+    var window = ReceiveWindow(target: 1000)
+    window.received(1000)
+    #expect(window.grant(partial: 995, missing: 4000) == 4000)
+    #expect(window.remaining == 4000)
+    window.received(4000)
+    window.delivered(5000)
+    #expect(window.grant(partial: 0, missing: 0) == 0)
+    window.consumed(5000)
+    #expect(window.grant(partial: 0, missing: 0) == 1000)
+  }
+
+  @Test("A message larger than the window waits while others are held")
+  func largeMessageBehindOthers() {
+    var window = ReceiveWindow(target: 1000)
+    window.received(1000)
+    window.delivered(300)
+    #expect(window.grant(partial: 695, missing: 4000) == 0)
+    window.consumed(300)
+    #expect(window.grant(partial: 695, missing: 4000) == 4000)
+  }
+
+  @Test("The last few bytes of a message are granted though they are less than half a window")
+  func smallRemainder() {
+    var window = ReceiveWindow(target: 1000)
+    window.received(1000)
+    #expect(window.grant(partial: 995, missing: 10) == 10)
+    #expect(window.remaining == 10)
+    #expect(window.grant(partial: 995, missing: 10) == 0, "granted once")
+  }
+
+  @Test("Padding is given back")
+  func padding() {
+    var window = ReceiveWindow(target: 1000)
+    for _ in 0..<100 {
+      window.received(250)
+      _ = window.grant(partial: 0, missing: 0)
+      #expect(window.remaining > 500)
+    }
+  }
+
+  @Test("A window never exceeds what HTTP/2 can say")
+  func largestWindow() {
+    var window = ReceiveWindow(target: 65_535)
+    window.received(65_535)
+    let increment = window.grant(partial: 65_530, missing: Int(UInt32.max))
+    #expect(increment == Int(Int32.max))
+    #expect(window.remaining == Int(Int32.max))
+  }
+
+  @Test("Whatever happens, a stream never holds more than its target and one message")
+  func bound() {
+    var random = SplitMix(seed: 7)
+    for _ in 0..<200 {
+      var window = ReceiveWindow(target: 1000)
+      var partial = 0
+      var missing = 0
+      for _ in 0..<200 {
+        // The peer sends what it may: pieces of messages of up to 5,000 bytes.
+        if window.remaining > 0 {
+          if missing == 0 { missing = 1 + Int(random.next() % 5000) }
+          let piece = min(window.remaining, missing, 1 + Int(random.next() % 1000))
+          window.received(piece)
+          partial += piece
+          missing -= piece
+          if missing == 0 {
+            window.delivered(partial)
+            partial = 0
+          }
+        }
+        if random.next() % 3 == 0, window.held > 0 {
+          window.consumed(1 + Int(random.next() % UInt64(window.held)))
+        }
+        _ = window.grant(partial: partial, missing: missing)
+        #expect(window.held + partial + window.remaining <= 1000 + 5000)
+        #expect(window.held >= 0)
+      }
+      // A peer whose messages are taken is never stuck.
+      window.consumed(window.held)
+      _ = window.grant(partial: partial, missing: missing)
+      #expect(window.remaining > 0)
+    }
+  }
+}
+
+/// A generator of numbers that are the same in every run.
+private struct SplitMix: RandomNumberGenerator {
+  var state: UInt64
+  init(seed: UInt64) { self.state = seed }
+
+  mutating func next() -> UInt64 {
+    self.state &+= 0x9e37_79b9_7f4a_7c15
+    var value = self.state
+    value = (value ^ (value >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    value = (value ^ (value >> 27)) &* 0x94d0_49bb_1331_11eb
+    return value ^ (value >> 31)
+  }
+}

@@ -1,0 +1,145 @@
+"""What several test modules use."""
+
+import contextlib
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sampleapp import helloworld_pb2, helloworld_pb2_grpc
+
+# The longest that any test waits for something that ought to happen.
+PATIENCE = 20
+
+# What a `grpcserver` prints when it is up.
+LISTENING = r"gRPC server is listening port (\d+)"
+
+
+class ServerProcess:
+    """A `grpcserver` with its own settings, whose output can be waited for."""
+
+    def __init__(self, folder, *arguments, setting, **environment):
+        path = os.pathsep.join(
+            str(it) for it in (folder, Path(__file__).parent, os.environ.get("PYTHONPATH", ""))
+        )
+        (folder / "process_settings.py").write_text(
+            f"from settings import *\n\nGRPCSERVER = {setting!r}\n"
+        )
+        self._lines = queue.SimpleQueue()
+        self.output = ""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "django", "grpcserver", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "DJANGO_SETTINGS_MODULE": "process_settings",
+                **environment,
+            },
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def wait_for(self, pattern, nudge=None):
+        """Read until a line matches, and return the match.
+
+        With `nudge` it is called every second until then.
+        """
+        give_up_at = time.monotonic() + PATIENCE
+        while time.monotonic() < give_up_at:
+            try:
+                line = self._lines.get(timeout=1)
+            except queue.Empty:
+                if nudge is not None:
+                    nudge()
+                continue
+            if line is None:
+                break
+            self.output += line
+            if match := re.search(pattern, line):
+                return match
+        pytest.fail(f"{pattern!r} is not in the output:\n{self.output}")
+
+    def send(self, number):
+        self._process.send_signal(number)
+
+    def wait(self):
+        """Wait for the end, and return the exit status."""
+        status = self._process.wait(PATIENCE)
+        while (line := self._lines.get(timeout=PATIENCE)) is not None:
+            self.output += line
+        return status
+
+    def end(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # --autoreload has a child
+        self._process.wait()
+        self._reader.join()
+        self._process.stdout.close()
+
+
+class SignalLog:
+    """Notes the signals of calls, in the order in which they are sent."""
+
+    def __init__(self) -> None:
+        self._notes: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
+
+    def on_started(self, **kwargs: Any) -> None:
+        self._notes.put(("started", kwargs))
+
+    def on_finished(self, **kwargs: Any) -> None:
+        self._notes.put(("finished", kwargs))
+
+    def on_exception(self, **kwargs: Any) -> None:
+        self._notes.put(("exception", kwargs))
+
+    def until_finished(self) -> list[str]:
+        """Wait for the end of the call, and return the names of the signals so far."""
+        return [name for name, _ in self.details_until_finished()]
+
+    def details_until_finished(self) -> list[tuple[str, dict[str, Any]]]:
+        notes = [self._notes.get(timeout=PATIENCE)]
+        while notes[-1][0] != "finished":
+            notes.append(self._notes.get(timeout=PATIENCE))
+        return notes
+
+    def is_empty(self) -> bool:
+        return self._notes.empty()
+
+
+def listening(process):
+    """Wait until it listens, and return a channel to it."""
+    port = process.wait_for(LISTENING).group(1)
+    return grpc.insecure_channel(f"127.0.0.1:{port}")
+
+
+def say_hello(channel, name="World"):
+    stub = helloworld_pb2_grpc.GreeterStub(channel)
+    request = helloworld_pb2.HelloRequest(name=name)
+    return stub.SayHello(request, timeout=PATIENCE, wait_for_ready=True).message
+
+
+def begin_sleep(channel, seconds):
+    """Begin a call that sleeps after its first reply, and return it when that is there."""
+    stub = helloworld_pb2_grpc.GreeterStub(channel)
+    request = helloworld_pb2.HelloRequest(name=f"sleeper {seconds}")
+    replies = stub.SayHelloStreamReply(request, timeout=PATIENCE)
+    next(replies)
+    return replies
