@@ -50,9 +50,8 @@ check: $(VENV)/.installed ## Format, lint and types
 	swift format lint --strict --recursive Sources Tests Package.swift
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest django_grpc._engine --ignore-missing-stub \
-		--allowlist python/tests/stubtest-allowlist.txt
+	PYTHONPATH=python/tests $(BIN)/mypy
+	PYTHONPATH=python/tests $(BIN)/python -m mypy.stubtest django_grpc._engine
 
 format: $(VENV)/.installed ## Format Swift and Python
 	swift format --in-place --recursive Sources Tests Package.swift

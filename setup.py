@@ -26,8 +26,8 @@ class BuildEngine(build_ext):
         swift = shutil.which("swift")
         if swift is None:
             raise ExecError(
-                "Building django-grpc-swift needs a Swift 6.1+ toolchain, and no 'swift' is on "
-                "PATH; install one, or install a wheel instead."
+                "Building django-grpc-swift needs a Swift 6.3 toolchain or newer, and no 'swift' "
+                "is on PATH; install one, or install a wheel instead."
             )
         arguments = [
             *("build", "-c", "release", "--product", "_engine"),

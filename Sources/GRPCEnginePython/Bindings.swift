@@ -70,13 +70,17 @@ final class Bindings: Sendable {
 
   /// Logs an exception with its traceback. Never raises.
   func log(_ message: String, _ error: borrowing PythonError) {
-    guard let text = PythonReference(owning: PythonString.make(message)) else { return PyErr_Clear() }
+    guard let text = PythonReference(owning: PythonString.make(message)) else {
+      return PyErr_Clear()
+    }
     let result = py_call2(self.logException.pointer, text.pointer, error.value.pointer)
     if let result { py_decref(result) } else { PyErr_Clear() }
   }
 
   func log(_ message: String) {
-    guard let text = PythonReference(owning: PythonString.make(message)) else { return PyErr_Clear() }
+    guard let text = PythonReference(owning: PythonString.make(message)) else {
+      return PyErr_Clear()
+    }
     let result = py_call1(self.logError.pointer, text.pointer)
     if let result { py_decref(result) } else { PyErr_Clear() }
   }

@@ -74,9 +74,11 @@ struct CallRunner {
       _ = consume result
       return
     }
-    guard let result = PythonReference(
-      owning: py_call2(method.behavior.pointer, request, self.object)
-    ) else { return self.failed("Exception calling application") }
+    guard
+      let result = PythonReference(
+        owning: py_call2(method.behavior.pointer, request, self.object)
+      )
+    else { return self.failed("Exception calling application") }
     if method.kind.isResponseStreaming {
       self.sendResponses(result.pointer)
     } else {

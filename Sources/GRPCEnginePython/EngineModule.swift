@@ -17,9 +17,11 @@ package enum EngineModule {
     definition.pointee.m_doc = Self.constant("The gRPC server of django-grpc, in Swift.")
     definition.pointee.m_size = -1
     definition.pointee.m_methods = table
-    guard let module = PythonReference(
-      owning: PyModule_Create2(definition, CInt(PYTHON_ABI_VERSION))
-    ), EngineTypes.add(to: module.pointer) else { return nil }
+    guard
+      let module = PythonReference(
+        owning: PyModule_Create2(definition, CInt(PYTHON_ABI_VERSION))
+      ), EngineTypes.add(to: module.pointer)
+    else { return nil }
     return module.take()
   }
 
@@ -30,7 +32,8 @@ package enum EngineModule {
   private static var functions: [PyMethodDef] {
     [
       PythonMethod.keywords(
-        "configure", "Give the engine the Python objects that it needs; called once, at import."
+        "configure",
+        "Give the engine the Python objects that it needs; called once, at import."
       ) { module, arguments, keywords in
         guard let module, let values = PythonArguments(arguments, keywords, "bindings")[0],
           let bindings = Bindings(values, module: module)
@@ -39,19 +42,26 @@ package enum EngineModule {
         return Python.newNone()
       },
       PythonMethod.oneArgument("make_server", "Make a server of a dict of settings.") {
-        _, values in values.flatMap { PythonServer.make($0) }
+        _,
+        values in values.flatMap { PythonServer.make($0) }
       },
       PythonMethod.keywords(
-        "make_server_credentials", "Make credentials of PEM bytes."
+        "make_server_credentials",
+        "Make credentials of PEM bytes."
       ) { _, arguments, keywords in
         CredentialsBox.make(
           PythonArguments(
-            arguments, keywords, "key_pairs", "root_certificates", "require_client_auth"
+            arguments,
+            keywords,
+            "key_pairs",
+            "root_certificates",
+            "require_client_auth"
           )
         )
       },
       PythonMethod.oneArgument("_run_call", "Run a call, in the Python context of the caller.") {
-        _, object in
+        _,
+        object in
         guard let object,
           let context = EngineTypes.current?.servicerContext.checkedPayload(object)
         else { return nil }

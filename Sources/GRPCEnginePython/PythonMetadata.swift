@@ -59,7 +59,8 @@ enum PythonMetadata {
       }
       guard let text = Self.text(value.pointer), Metadata.isValidASCIIValue(text) else {
         Self.refuse(
-          "value of metadata key '\(name)'", value.pointer,
+          "value of metadata key '\(name)'",
+          value.pointer,
           "printable ASCII; other bytes need a key that ends in '-bin'"
         )
         return false

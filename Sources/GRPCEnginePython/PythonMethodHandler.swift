@@ -19,9 +19,10 @@ final class BoundMethod: Sendable {
 
   /// - Returns: `nil` with an exception set when `handler` is no method handler.
   init?(_ handler: PythonPointer) {
-    guard let requestStreaming = PythonReference(
-      owning: Python.attribute(handler, "request_streaming")
-    ),
+    guard
+      let requestStreaming = PythonReference(
+        owning: Python.attribute(handler, "request_streaming")
+      ),
       let responseStreaming = PythonReference(
         owning: Python.attribute(handler, "response_streaming")
       )
@@ -33,7 +34,9 @@ final class BoundMethod: Sendable {
     case (true, false): (self.kind, name) = (.streamUnary, "stream_unary")
     case (true, true): (self.kind, name) = (.streamStream, "stream_stream")
     }
-    guard let behavior = PythonReference(owning: Python.attribute(handler, name)) else { return nil }
+    guard let behavior = PythonReference(owning: Python.attribute(handler, name)) else {
+      return nil
+    }
     guard py_is_callable(behavior.pointer) != 0 else {
       PythonError.raiseTypeError("the method handler's '\(name)' is not callable")
       return nil
@@ -42,7 +45,8 @@ final class BoundMethod: Sendable {
     self.requestDeserializer = Python.optionalAttribute(handler, "request_deserializer")
     self.responseSerializer = Python.optionalAttribute(handler, "response_serializer")
     let nonBlocking = Python.optionalAttribute(
-      self.behavior.pointer, "experimental_non_blocking"
+      self.behavior.pointer,
+      "experimental_non_blocking"
     )
     self.isNonBlocking = nonBlocking.map { Python.isTrue($0.pointer) } ?? false
     self.threadPool = Python.optionalAttribute(self.behavior.pointer, "experimental_thread_pool")

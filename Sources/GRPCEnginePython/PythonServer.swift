@@ -54,7 +54,9 @@ final class PythonServer {
 
   private func register(_ path: String, _ cell: BoundMethodCell, startsOnFirstMessage: Bool) {
     let handler = PythonMethodHandler(
-      method: cell, startsOnFirstMessage: startsOnFirstMessage, pool: self.pool
+      method: cell,
+      startsOnFirstMessage: startsOnFirstMessage,
+      pool: self.pool
     )
     self.server.methods.register(handler, for: path)
   }
@@ -63,7 +65,9 @@ final class PythonServer {
   func setResolver(_ resolver: PythonPointer, isFallback: Bool) {
     self.resolver = PythonHandle(retaining: resolver)
     let handler = PythonMethodHandler(
-      method: BoundMethodCell(nil), startsOnFirstMessage: false, pool: self.pool
+      method: BoundMethodCell(nil),
+      startsOnFirstMessage: false,
+      pool: self.pool
     )
     self.server.methods.setFallback(isFallback ? handler : nil)
   }
@@ -127,11 +131,16 @@ final class PythonServer {
     // Its peer has gone, or its time, while it was queued: it never runs.
     guard job.call.isActive else { return job.call.handlerReturned() }
     let context = ServicerContext(
-      call: job.call, method: job.handler.method.value, server: self, worker: worker
+      call: job.call,
+      method: job.handler.method.value,
+      server: self,
+      worker: worker
     )
-    guard let object = PythonReference(
-      owning: EngineTypes.current?.servicerContext.make(context)
-    ) else { return self.fail(context) }
+    guard
+      let object = PythonReference(
+        owning: EngineTypes.current?.servicerContext.make(context)
+      )
+    else { return self.fail(context) }
     if let pool = context.method?.threadPool {
       return self.submit(context, object.pointer, to: pool.pointer)
     }
@@ -140,7 +149,10 @@ final class PythonServer {
     guard let python = PythonReference(owning: py_call0(self.bindings.copyContext.pointer)),
       let result = PythonReference(
         owning: py_call_method2(
-          python.pointer, self.bindings.run.pointer, self.bindings.runCall.pointer, object.pointer
+          python.pointer,
+          self.bindings.run.pointer,
+          self.bindings.runCall.pointer,
+          object.pointer
         )
       )
     else { return self.fail(context) }
@@ -149,7 +161,9 @@ final class PythonServer {
 
   /// Hands a call to the pool that its behaviour asks for.
   private func submit(
-    _ context: ServicerContext, _ object: PythonPointer, to pool: PythonPointer
+    _ context: ServicerContext,
+    _ object: PythonPointer,
+    to pool: PythonPointer
   ) {
     guard let name = PythonReference(owning: PythonString.make("submit")),
       let future = PythonReference(

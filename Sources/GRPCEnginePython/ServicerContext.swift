@@ -61,7 +61,9 @@ final class ServicerContext {
   /// Ends the call with what an outcome says, unless the servicer has said something else.
   func finish(_ fallback: Status, isLast: Bool = true) {
     self.call.finish(
-      self.status(fallback), metadata: self.wireTrailingMetadata, isLast: isLast
+      self.status(fallback),
+      metadata: self.wireTrailingMetadata,
+      isLast: isLast
     )
   }
 
@@ -88,13 +90,17 @@ final class ServicerContext {
       }
       switch next {
       case .message(let payload):
-        guard let bytes = PythonReference(
-          owning: payload.withUnsafeReadableBytes { PythonBytes.make($0) }
-        ) else { return self.refuseRequest() }
+        guard
+          let bytes = PythonReference(
+            owning: payload.withUnsafeReadableBytes { PythonBytes.make($0) }
+          )
+        else { return self.refuseRequest() }
         guard let deserializer = self.method?.requestDeserializer else { return .message(bytes) }
-        guard let request = PythonReference(
-          owning: py_call1(deserializer.pointer, bytes.pointer)
-        ), !Python.isNone(request.pointer) else { return self.refuseRequest() }
+        guard
+          let request = PythonReference(
+            owning: py_call1(deserializer.pointer, bytes.pointer)
+          ), !Python.isNone(request.pointer)
+        else { return self.refuseRequest() }
         return .message(request)
       case .end:
         return .end
@@ -183,7 +189,9 @@ final class ServicerContext {
     else { return }
     do throws(MessageCodecError) {
       try self.call.respond(
-        message, mayCompress: self.takeMayCompress(), status: self.status(.ok),
+        message,
+        mayCompress: self.takeMayCompress(),
+        status: self.status(.ok),
         metadata: self.wireTrailingMetadata
       )
     } catch {
@@ -214,9 +222,11 @@ final class ServicerContext {
       return cached.pointer
     }
     let metadata = Metadata(received: self.call.head.headers)
-    guard let tuple = PythonReference(
-      owning: PythonMetadata.make(metadata, self.bindings)
-    ) else { return nil }
+    guard
+      let tuple = PythonReference(
+        owning: PythonMetadata.make(metadata, self.bindings)
+      )
+    else { return nil }
     let handle = PythonHandle(tuple)
     self.invocationMetadataCache = handle
     py_incref(handle.pointer)

@@ -84,8 +84,12 @@ package final class Server: Sendable {
 
   private func listen(_ port: Port, on group: MultiThreadedEventLoopGroup) throws {
     let listener = try Listener.start(
-      port.socket, credentials: port.credentials, configuration: self.configuration.transport,
-      acceptor: self, registry: self.connections, group: group
+      port.socket,
+      credentials: port.credentials,
+      configuration: self.configuration.transport,
+      acceptor: self,
+      registry: self.connections,
+      group: group
     )
     self.state.withLock { $0.listeners.append(listener) }
   }
@@ -155,12 +159,16 @@ extension Server: StreamAcceptor {
     }
     guard self.admission.admit() else {
       Self.reject(
-        stream, Status(code: .resourceExhausted, details: "Concurrent RPC limit exceeded!")
+        stream,
+        Status(code: .resourceExhausted, details: "Concurrent RPC limit exceeded!")
       )
       return nil
     }
     let call = Call(
-      stream: stream, head: head, configuration: self.configuration, admission: self.admission,
+      stream: stream,
+      head: head,
+      configuration: self.configuration,
+      admission: self.admission,
       outbox: self.outbox(of: stream)
     )
     call.begin(with: handler)

@@ -40,7 +40,9 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
   /// - Parameter what: what is waited for, for the message of the failure.
   /// - Throws: `TestTimeout` after `seconds`.
   package func wait<Result>(
-    _ what: String, seconds: Int = TestTimeout.seconds, _ take: (inout Value) throws -> Result?
+    _ what: String,
+    seconds: Int = TestTimeout.seconds,
+    _ take: (inout Value) throws -> Result?
   ) throws -> Result {
     var end = timespec()
     clock_gettime(CLOCK_REALTIME, &end)
@@ -60,7 +62,9 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
 
   /// Waits until the value is as `isTrue` wants it.
   package func wait(
-    _ what: String, seconds: Int = TestTimeout.seconds, until isTrue: (Value) -> Bool
+    _ what: String,
+    seconds: Int = TestTimeout.seconds,
+    until isTrue: (Value) -> Bool
   ) throws {
     _ = try self.wait(what, seconds: seconds) { isTrue($0) ? true : nil }
   }

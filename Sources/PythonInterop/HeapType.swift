@@ -14,7 +14,9 @@ package final class HeapType<Payload: AnyObject>: @unchecked Sendable {
   ///   - slots: beside the ones for memory, which every type shares.
   /// - Returns: `nil` with an exception set when Python refuses the type.
   package static func make(
-    name: StaticString, documentation: StaticString, methods: [PyMethodDef],
+    name: StaticString,
+    documentation: StaticString,
+    methods: [PyMethodDef],
     slots: [PyType_Slot] = []
   ) -> HeapType? {
     engine_object_set_release { payload in
@@ -26,22 +28,24 @@ package final class HeapType<Payload: AnyObject>: @unchecked Sendable {
     table.initialize(from: methods, count: methods.count)
     (table + methods.count).initialize(to: PyMethodDef())
     let dealloc: @convention(c) (PythonPointer?) -> Void = { engine_object_dealloc($0) }
-    let traverse:
-      @convention(c) (PythonPointer?, visitproc?, UnsafeMutableRawPointer?) -> CInt = {
-        engine_object_traverse($0, $1, $2)
-      }
+    let traverse: @convention(c) (PythonPointer?, visitproc?, UnsafeMutableRawPointer?) -> CInt = {
+      engine_object_traverse($0, $1, $2)
+    }
     let clear: @convention(c) (PythonPointer?) -> CInt = { engine_object_clear($0) }
     let documentationText = UnsafeMutableRawPointer(mutating: documentation.utf8Start)
     var all =
       slots + [
         PyType_Slot(
-          slot: Py_tp_dealloc, pfunc: unsafeBitCast(dealloc, to: UnsafeMutableRawPointer.self)
+          slot: Py_tp_dealloc,
+          pfunc: unsafeBitCast(dealloc, to: UnsafeMutableRawPointer.self)
         ),
         PyType_Slot(
-          slot: Py_tp_traverse, pfunc: unsafeBitCast(traverse, to: UnsafeMutableRawPointer.self)
+          slot: Py_tp_traverse,
+          pfunc: unsafeBitCast(traverse, to: UnsafeMutableRawPointer.self)
         ),
         PyType_Slot(
-          slot: Py_tp_clear, pfunc: unsafeBitCast(clear, to: UnsafeMutableRawPointer.self)
+          slot: Py_tp_clear,
+          pfunc: unsafeBitCast(clear, to: UnsafeMutableRawPointer.self)
         ),
         PyType_Slot(slot: Py_tp_methods, pfunc: UnsafeMutableRawPointer(table)),
         PyType_Slot(slot: Py_tp_members, pfunc: UnsafeMutableRawPointer(Self.members)),

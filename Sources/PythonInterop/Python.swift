@@ -42,7 +42,8 @@ package enum Python {
 
   /// `object.name`, or `nil`, without an exception, when it is missing or `None`.
   package static func optionalAttribute(
-    _ object: PythonPointer, _ name: String
+    _ object: PythonPointer,
+    _ name: String
   ) -> PythonHandle? {
     guard let value = PyObject_GetAttrString(object, name) else {
       PyErr_Clear()

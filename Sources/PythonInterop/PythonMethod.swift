@@ -8,14 +8,18 @@ package enum PythonMethod {
 
   /// `name()`; the second parameter is always nil.
   package static func noArguments(
-    _ name: StaticString, _ documentation: StaticString, _ function: @escaping Function
+    _ name: StaticString,
+    _ documentation: StaticString,
+    _ function: @escaping Function
   ) -> PyMethodDef {
     Self.definition(name, documentation, function, METH_NOARGS)
   }
 
   /// `name(argument)`, positional only.
   package static func oneArgument(
-    _ name: StaticString, _ documentation: StaticString, _ function: @escaping Function
+    _ name: StaticString,
+    _ documentation: StaticString,
+    _ function: @escaping Function
   ) -> PyMethodDef {
     Self.definition(name, documentation, function, METH_O)
   }
@@ -23,7 +27,9 @@ package enum PythonMethod {
   /// `name(a, b=…)`; the parameters are `self`, the tuple and the dict or nil: see
   /// `PythonArguments`.
   package static func keywords(
-    _ name: StaticString, _ documentation: StaticString, _ function: @escaping KeywordFunction
+    _ name: StaticString,
+    _ documentation: StaticString,
+    _ function: @escaping KeywordFunction
   ) -> PyMethodDef {
     // CPython casts it back when METH_KEYWORDS is set.
     let plain = unsafeBitCast(function, to: Function.self)
@@ -31,7 +37,9 @@ package enum PythonMethod {
   }
 
   private static func definition(
-    _ name: StaticString, _ documentation: StaticString, _ function: @escaping Function,
+    _ name: StaticString,
+    _ documentation: StaticString,
+    _ function: @escaping Function,
     _ flags: CInt
   ) -> PyMethodDef {
     PyMethodDef(

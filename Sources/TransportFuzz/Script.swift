@@ -45,7 +45,9 @@ struct Script {
       self.writer.data(message, on: self.stream(), isEnd: step & 0x80 != 0)
     case 5:
       self.writer.data(
-        ByteBuffer(bytes: self.bytes()), on: self.stream(), isEnd: step & 0x80 != 0,
+        ByteBuffer(bytes: self.bytes()),
+        on: self.stream(),
+        isEnd: step & 0x80 != 0,
         padding: self.byte()
       )
     case 6: self.writer.reset(self.stream(), code: UInt32(self.byte()))
@@ -58,13 +60,18 @@ struct Script {
     case 13:
       // Trailers, or a header block for a stream that has one, cut into pieces.
       self.writer.headers(
-        ["x-trailer": "1"], on: self.stream(), isEnd: step & 0x80 != 0, fragment: 3
+        ["x-trailer": "1"],
+        on: self.stream(),
+        isEnd: step & 0x80 != 0,
+        fragment: 3
       )
     case 14:
       let (type, flags) = (self.byte(), self.byte())
       self.writer.frame(
         RawFrame(
-          type: type % 12, flags: flags, stream: self.stream(),
+          type: type % 12,
+          flags: flags,
+          stream: self.stream(),
           payload: ByteBuffer(bytes: self.bytes())
         )
       )

@@ -78,7 +78,9 @@ package enum TransportProperty {
   }
 
   private static func play(
-    _ input: [UInt8], on connection: EmbeddedConnection, _ check: inout AnswerCheck
+    _ input: [UInt8],
+    on connection: EmbeddedConnection,
+    _ check: inout AnswerCheck
   ) -> String? {
     var script = Script(ByteBuffer(bytes: input))
     connection.write(script.greeting())
@@ -95,7 +97,8 @@ package enum TransportProperty {
   }
 
   private static func drain(
-    _ connection: EmbeddedConnection, into check: inout AnswerCheck
+    _ connection: EmbeddedConnection,
+    into check: inout AnswerCheck
   ) -> String? {
     while let bytes = try? connection.read("more") {
       if let violation = check.received(bytes) { return violation }
@@ -106,7 +109,8 @@ package enum TransportProperty {
 
   /// Another connection of the same server is served as if nothing had happened.
   private static func neighbourViolation(
-    _ server: Server, _ configuration: ServerConfiguration
+    _ server: Server,
+    _ configuration: ServerConfiguration
   ) throws -> String? {
     let client = TestClient(try EmbeddedConnection(configuration.transport, acceptor: server))
     try client.handshake()

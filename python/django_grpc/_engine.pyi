@@ -8,6 +8,8 @@ from typing import Any, final
 
 import grpc
 
+from django_grpc.engine.types import MethodHandler
+
 def configure(bindings: Mapping[str, object]) -> None:
     """Give the engine the Python objects that it needs; called once, at import."""
 
@@ -33,6 +35,7 @@ def make_server_credentials(
     """
 
 def _run_call(context: ServicerContext, /) -> None: ...
+
 @final
 class ServerCredentials:
     """What `make_server_credentials` made; opaque."""
@@ -45,7 +48,8 @@ class ServicerContext(grpc.ServicerContext):
     def peer(self) -> str: ...
     def peer_identities(self) -> list[bytes] | None: ...
     def peer_identity_key(self) -> str | None: ...
-    def auth_context(self) -> dict[str, list[bytes]]: ...
+    # The stubs of grpcio say bytes; its server gives lists of them.
+    def auth_context(self) -> dict[str, list[bytes]]: ...  # type: ignore[override]
     def set_compression(self, compression: grpc.Compression) -> None: ...
     def send_initial_metadata(self, initial_metadata: Iterable[Any]) -> None: ...
     def set_trailing_metadata(self, trailing_metadata: Iterable[Any]) -> None: ...
@@ -73,7 +77,7 @@ class RequestIterator:
 class Server:
     """The engine's server; `django_grpc.engine` dresses it as a `grpc.Server`."""
 
-    def add_method(self, path: str, handler: grpc.RpcMethodHandler) -> None:
+    def add_method(self, path: str, handler: MethodHandler) -> None:
         """Register a method that always runs the same handler."""
 
     def add_resolved_method(self, path: str, request_streaming: bool) -> None:
@@ -81,7 +85,7 @@ class Server:
 
     def set_resolver(
         self,
-        resolver: Callable[[str, tuple[Any, ...]], grpc.RpcMethodHandler | None],
+        resolver: Callable[[str, tuple[Any, ...]], MethodHandler | None],
         fallback: bool,
     ) -> None:
         """Set who gives the handlers that have to be asked for.

@@ -10,6 +10,8 @@ import grpc
 import grpc.aio
 from grpc import RpcError, ServicerContext, StatusCode
 
+from django_grpc.engine.types import AsyncServicerContext
+
 MetadataType = Sequence[tuple[str, Any]]
 
 #: Seconds that `time_remaining()` reports unless `set_time_remaining()` says otherwise.
@@ -263,11 +265,15 @@ class FakeServicerContext(_FakeCall, ServicerContext):  # type: ignore[misc]
         return True
 
 
-class _FakeAbortError(grpc.aio.AbortError, RpcError):  # type: ignore[misc]
+# The stubs lack it.
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
+
+
+class _FakeAbortError(grpc.aio.AbortError, RpcError):
     """What an aborted call raises: grpc.aio's error, and the one of `FakeServicerContext`."""
 
 
-class FakeAsyncServicerContext(_FakeCall, grpc.aio.ServicerContext):  # type: ignore[misc]
+class FakeAsyncServicerContext(_FakeCall, AsyncServicerContext):  # type: ignore[misc]
     """A `grpc.aio.ServicerContext` for calling an async servicer's method directly.
 
     `abort` raises `grpc.aio.AbortError`, which here is a `grpc.RpcError` too.
@@ -292,8 +298,8 @@ class FakeAsyncServicerContext(_FakeCall, grpc.aio.ServicerContext):  # type: ig
     async def read(self) -> Any:
         """Return the next request, or `grpc.aio.EOF`."""
         if hasattr(self._requests, "__anext__"):
-            return await anext(self._requests, grpc.aio.EOF)
-        return next(self._requests, grpc.aio.EOF)
+            return await anext(self._requests, _EOF)
+        return next(self._requests, _EOF)
 
     async def write(self, message: Any) -> None:
         """Note a response."""
@@ -301,7 +307,7 @@ class FakeAsyncServicerContext(_FakeCall, grpc.aio.ServicerContext):  # type: ig
             raise grpc.aio.UsageError("RPC already finished.")
         self.written.append(message)
 
-    async def send_initial_metadata(self, initial_metadata: MetadataType) -> None:
+    async def send_initial_metadata(self, initial_metadata: Any) -> None:
         """Note the initial metadata; a second time it is a ValueError."""
         self._note_initial_metadata(initial_metadata)
 
@@ -309,7 +315,7 @@ class FakeAsyncServicerContext(_FakeCall, grpc.aio.ServicerContext):  # type: ig
         self,
         code: StatusCode,
         details: str = "",
-        trailing_metadata: MetadataType = (),
+        trailing_metadata: Any = (),
     ) -> NoReturn:
         """End the call with a status; raises `grpc.aio.AbortError`."""
         if trailing_metadata:

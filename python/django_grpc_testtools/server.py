@@ -14,6 +14,7 @@ from django.db import connections, reset_queries
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_grpc import conf, engine, signals, utils
+from django_grpc.engine.types import Interceptor
 from django_grpc.signals.wrapper import SignalWrapper
 
 #: Seconds that a call waits for the one before it, and the end of a test for the last one.
@@ -175,7 +176,7 @@ def _is_in_memory(connection: BaseDatabaseWrapper) -> bool:
     return is_in_memory is not None and is_in_memory()
 
 
-class _SharedConnections(grpc.ServerInterceptor):  # type: ignore[misc]
+class _SharedConnections(Interceptor):
     """Lends the test's connections to the thread of each call, for one call at a time.
 
     It is the outermost interceptor, so that the others, and the signals, have them too.

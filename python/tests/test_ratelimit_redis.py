@@ -40,9 +40,7 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
         pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
     socket = tmp_path / "redis.sock"
     options = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(tmp_path)]
-    with subprocess.Popen(  # noqa: S603
-        [REDIS, *options], stdout=subprocess.PIPE, text=True
-    ) as server:
+    with subprocess.Popen([REDIS, *options], stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             for line in server.stdout:
@@ -59,7 +57,7 @@ def test_processes_on_one_redis_never_get_the_same_count(redis_url: str) -> None
     arguments = [sys.executable, "-c", COUNTER, redis_url, str(CALLS)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     counters = [
-        subprocess.Popen(  # noqa: S603
+        subprocess.Popen(
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         for _ in range(PROCESSES)

@@ -28,7 +28,9 @@ extension PythonServer {
   private static var methodMethods: [PyMethodDef] {
     [
       PythonMethod.keywords("add_method", "Register a method handler for a path.") {
-        object, arguments, keywords in
+        object,
+        arguments,
+        keywords in
         let given = PythonArguments(arguments, keywords, "path", "handler")
         guard let server = PythonServer.server(object), let path = PythonServer.text(given, 0),
           let handler = given[1], server.addMethod(path, handler)
@@ -36,7 +38,8 @@ extension PythonServer {
         return Python.newNone()
       },
       PythonMethod.keywords(
-        "add_resolved_method", "Register a path whose handler the resolver gives."
+        "add_resolved_method",
+        "Register a path whose handler the resolver gives."
       ) { object, arguments, keywords in
         let given = PythonArguments(arguments, keywords, "path", "request_streaming")
         guard let server = PythonServer.server(object), let path = PythonServer.text(given, 0),
@@ -46,10 +49,12 @@ extension PythonServer {
         return Python.newNone()
       },
       PythonMethod.keywords(
-        "set_resolver", "Set who gives the handlers that have to be asked for."
+        "set_resolver",
+        "Set who gives the handlers that have to be asked for."
       ) { object, arguments, keywords in
         let given = PythonArguments(arguments, keywords, "resolver", "fallback")
-        guard let server = PythonServer.server(object), let resolver = given[0], let fallback = given[1]
+        guard let server = PythonServer.server(object), let resolver = given[0],
+          let fallback = given[1]
         else { return nil }
         server.setResolver(resolver, isFallback: Python.isTrue(fallback))
         return Python.newNone()
@@ -60,7 +65,9 @@ extension PythonServer {
   private static var lifeCycleMethods: [PyMethodDef] {
     [
       PythonMethod.keywords("add_port", "Bind an address; returns the port.") {
-        object, arguments, keywords in
+        object,
+        arguments,
+        keywords in
         let given = PythonArguments(arguments, keywords, "address", "credentials")
         guard let server = PythonServer.server(object), let address = PythonServer.text(given, 0),
           let credentials = given[1]
@@ -70,25 +77,29 @@ extension PythonServer {
         return PythonNumber.make(port)
       },
       PythonMethod.noArguments("start", "Start the event loops and accept connections.") {
-        object, _ in
+        object,
+        _ in
         guard let server = PythonServer.server(object), server.start() else { return nil }
         return Python.newNone()
       },
       PythonMethod.oneArgument(
-        "drain", "Refuse new calls; the callable is called when the last connection is gone."
+        "drain",
+        "Refuse new calls; the callable is called when the last connection is gone."
       ) { object, whenStopped in
         guard let server = PythonServer.server(object), let whenStopped else { return nil }
         server.drain(whenStopped)
         return Python.newNone()
       },
       PythonMethod.noArguments("cancel_all_calls", "End every call and connection.") {
-        object, _ in
+        object,
+        _ in
         guard let server = PythonServer.server(object) else { return nil }
         server.cancelAllCalls()
         return Python.newNone()
       },
       PythonMethod.noArguments("statistics", "Figures of calls, connections and workers.") {
-        object, _ in PythonServer.server(object)?.makeStatistics()
+        object,
+        _ in PythonServer.server(object)?.makeStatistics()
       },
     ]
   }
@@ -101,13 +112,15 @@ extension PythonServer {
         return Python.newNone()
       },
       PythonMethod.oneArgument("run_control", "The body of the control thread.") {
-        object, spawnWorker in
+        object,
+        spawnWorker in
         guard let server = PythonServer.server(object), let spawnWorker else { return nil }
         server.runControl(spawnWorker: spawnWorker)
         return Python.newNone()
       },
       PythonMethod.noArguments("stop_threads", "End the worker and control threads.") {
-        object, _ in
+        object,
+        _ in
         guard let server = PythonServer.server(object) else { return nil }
         server.stopThreads()
         return Python.newNone()

@@ -15,20 +15,21 @@ final class ResponseSender {
   }
 
   static func makeType() -> HeapType<ResponseSender>? {
-    let call:
-      @convention(c) (PythonPointer?, PythonPointer?, PythonPointer?) -> PythonPointer? = {
-        object, arguments, keywords in
-        guard let sender = HeapType<ResponseSender>.payload(object),
-          let response = PythonArguments(arguments, keywords, "response")[0]
-        else { return nil }
-        if Python.isNone(response) {
-          sender.context.finish(.ok)
-        } else {
-          // Whoever calls is not the call's worker and must not be made to wait for its peer.
-          _ = sender.context.send(response, mayWait: false)
-        }
-        return Python.newNone()
+    let call: @convention(c) (PythonPointer?, PythonPointer?, PythonPointer?) -> PythonPointer? = {
+      object,
+      arguments,
+      keywords in
+      guard let sender = HeapType<ResponseSender>.payload(object),
+        let response = PythonArguments(arguments, keywords, "response")[0]
+      else { return nil }
+      if Python.isNone(response) {
+        sender.context.finish(.ok)
+      } else {
+        // Whoever calls is not the call's worker and must not be made to wait for its peer.
+        _ = sender.context.send(response, mayWait: false)
       }
+      return Python.newNone()
+    }
     return HeapType.make(
       name: "django_grpc._engine.ResponseSender",
       documentation: "Sends a response of a non-blocking method, from any thread.",

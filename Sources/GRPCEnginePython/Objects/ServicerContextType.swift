@@ -27,7 +27,8 @@ enum ServicerContextType {
         return Python.newBool(context.call.isActive)
       },
       PythonMethod.noArguments(
-        "time_remaining", "Seconds until the deadline; infinite without one."
+        "time_remaining",
+        "Seconds until the deadline; infinite without one."
       ) { object, _ in
         guard let context = Self.context(object) else { return nil }
         return PythonNumber.make(context.timeRemaining)
@@ -38,7 +39,8 @@ enum ServicerContextType {
         return Python.newNone()
       },
       PythonMethod.keywords(
-        "add_callback", "Have a callable called when the call ends; False when it has ended."
+        "add_callback",
+        "Have a callable called when the call ends; False when it has ended."
       ) { object, arguments, keywords in
         guard let context = Self.context(object),
           let callback = PythonArguments(arguments, keywords, "callback")[0]
@@ -53,10 +55,12 @@ enum ServicerContextType {
   private static var metadataMethods: [PyMethodDef] {
     [
       PythonMethod.noArguments(
-        "invocation_metadata", "The metadata that the client sent."
+        "invocation_metadata",
+        "The metadata that the client sent."
       ) { object, _ in Self.context(object)?.invocationMetadata() },
       PythonMethod.keywords(
-        "send_initial_metadata", "Send initial metadata, before the first response."
+        "send_initial_metadata",
+        "Send initial metadata, before the first response."
       ) { object, arguments, keywords in
         guard let context = Self.context(object),
           let value = PythonArguments(arguments, keywords, "initial_metadata")[0],
@@ -73,7 +77,8 @@ enum ServicerContextType {
         return Python.newNone()
       },
       PythonMethod.keywords(
-        "set_trailing_metadata", "Set the metadata that goes out with the status."
+        "set_trailing_metadata",
+        "Set the metadata that goes out with the status."
       ) { object, arguments, keywords in
         guard let context = Self.context(object),
           let value = PythonArguments(arguments, keywords, "trailing_metadata")[0],
@@ -84,13 +89,15 @@ enum ServicerContextType {
         return Python.newNone()
       },
       PythonMethod.noArguments(
-        "trailing_metadata", "The metadata that was set to go out with the status."
+        "trailing_metadata",
+        "The metadata that was set to go out with the status."
       ) { object, _ in
         guard let context = Self.context(object) else { return nil }
         return Self.newReference(context.trailingMetadata)
       },
       PythonMethod.keywords(
-        "set_compression", "Set how the responses are compressed."
+        "set_compression",
+        "Set how the responses are compressed."
       ) { object, arguments, keywords in
         guard let context = Self.context(object),
           let value = PythonArguments(arguments, keywords, "compression")[0]
@@ -100,7 +107,8 @@ enum ServicerContextType {
         return Python.newNone()
       },
       PythonMethod.noArguments(
-        "disable_next_message_compression", "Send the next response as it is."
+        "disable_next_message_compression",
+        "Send the next response as it is."
       ) { object, _ in
         guard let context = Self.context(object) else { return nil }
         context.mayCompressNext = false
@@ -120,7 +128,9 @@ enum ServicerContextType {
   private static var statusMethods: [PyMethodDef] {
     [
       PythonMethod.keywords("abort", "End the call with a status, by raising.") {
-        object, arguments, keywords in
+        object,
+        arguments,
+        keywords in
         guard let context = Self.context(object) else { return nil }
         let given = PythonArguments(arguments, keywords, "code", "details")
         guard let code = given[0], let details = given[1] else { return nil }
@@ -128,7 +138,9 @@ enum ServicerContextType {
         return nil
       },
       PythonMethod.keywords("abort_with_status", "End the call with a grpc.Status, by raising.") {
-        object, arguments, keywords in
+        object,
+        arguments,
+        keywords in
         guard let context = Self.context(object),
           let status = PythonArguments(arguments, keywords, "status")[0],
           let code = PythonReference(owning: Python.attribute(status, "code")),
@@ -142,7 +154,9 @@ enum ServicerContextType {
         return nil
       },
       PythonMethod.keywords("set_code", "Set the status code to end with.") {
-        object, arguments, keywords in
+        object,
+        arguments,
+        keywords in
         guard let context = Self.context(object),
           let code = PythonArguments(arguments, keywords, "code")[0]
         else { return nil }
@@ -150,7 +164,9 @@ enum ServicerContextType {
         return Python.newNone()
       },
       PythonMethod.keywords("set_details", "Set the details to end with.") {
-        object, arguments, keywords in
+        object,
+        arguments,
+        keywords in
         guard let context = Self.context(object),
           let details = PythonArguments(arguments, keywords, "details")[0],
           let encoded = Self.encoded(details)
@@ -159,12 +175,14 @@ enum ServicerContextType {
         return Python.newNone()
       },
       PythonMethod.noArguments("code", "The status code that was set; None when none was.") {
-        object, _ in
+        object,
+        _ in
         guard let context = Self.context(object) else { return nil }
         return Self.newReference(context.code)
       },
       PythonMethod.noArguments("details", "The details that were set, as UTF-8 bytes.") {
-        object, _ in
+        object,
+        _ in
         guard let context = Self.context(object) else { return nil }
         return Self.newReference(context.details)
       },
@@ -172,7 +190,9 @@ enum ServicerContextType {
   }
 
   private static func abort(
-    _ context: ServicerContext, code: PythonPointer, details: PythonPointer
+    _ context: ServicerContext,
+    code: PythonPointer,
+    details: PythonPointer
   ) {
     let isOK =
       PythonCollections.value(context.bindings.statusCodes.pointer, code)
@@ -212,20 +232,23 @@ enum ServicerContextType {
         return PythonString.make(context.call.peer.description)
       },
       PythonMethod.noArguments("peer_identities", "Whom the peer's certificate names.") {
-        object, _ in
+        object,
+        _ in
         guard let context = Self.context(object) else { return nil }
         guard let identity = PeerIdentity(context.call.peer) else { return Python.newNone() }
         return identity.makeIdentities()
       },
       PythonMethod.noArguments(
-        "peer_identity_key", "The property of the auth context that identifies the peer."
+        "peer_identity_key",
+        "The property of the auth context that identifies the peer."
       ) { object, _ in
         guard let context = Self.context(object) else { return nil }
         guard let identity = PeerIdentity(context.call.peer) else { return Python.newNone() }
         return PythonString.make(identity.key)
       },
       PythonMethod.noArguments("auth_context", "What is known of the connection's security.") {
-        object, _ in
+        object,
+        _ in
         guard let context = Self.context(object) else { return nil }
         return PeerIdentity.makeAuthContext(context.call.peer)
       },

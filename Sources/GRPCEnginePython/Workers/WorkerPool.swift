@@ -92,7 +92,11 @@ final class WorkerPool: Sendable {
         if isIdle { state.isWatchingForIdleness = false }
         return isIdle
       }
-      if isIdle { self.control.submit(.giveBackMemory) } else { self.watchForIdleness(on: eventLoop) }
+      if isIdle {
+        self.control.submit(.giveBackMemory)
+      } else {
+        self.watchForIdleness(on: eventLoop)
+      }
     }
   }
 
@@ -116,7 +120,8 @@ final class WorkerPool: Sendable {
       guard !state.queue.isEmpty else { return }
       if areBlocked || now - state.lastTaken > Self.patience {
         wakeUp = self.wakeOne(&state)
-        if case .none = wakeUp {} else if now - state.lastRetired < .milliseconds(5) {
+        if case .none = wakeUp {
+        } else if now - state.lastRetired < .milliseconds(5) {
           state.retirePeriod = min(state.retirePeriod * 2, Self.longestRetirePeriod)
         }
       } else if state.awake.count > 1, state.retirements == 0,
@@ -196,14 +201,21 @@ final class WorkerPool: Sendable {
         }
         if mayRetire { state.retirements = 0 }
         Self.remove(worker, &state)
+        // Workers that stepped in for held ones end when those are back, and with them whatever
+        // the thread keeps, such as a database connection.
+        if state.threads > self.limits.running + state.held {
+          state.threads -= 1
+          if state.awake.isEmpty, !state.queue.isEmpty { wakeUp = self.wakeOne(&state) }
+          return (nil, true)
+        }
         state.idle.append(worker)
         // Whoever goes to sleep makes sure that calls do not wait for nobody.
         if state.awake.isEmpty, !state.queue.isEmpty { wakeUp = self.wakeOne(&state) }
         return (nil, false)
       }
       if let job { return job }
-      if isOver { return nil }
       self.perform(wakeUp)
+      if isOver { return nil }
       Python.detached { worker.parker.park() }
     }
   }

@@ -92,8 +92,11 @@ package final class Call: Sendable {
   nonisolated(unsafe) private var hasEnded = false
 
   init(
-    stream: ServerStream, head: RequestHead, configuration: ServerConfiguration,
-    admission: Admission, outbox: CallOutbox
+    stream: ServerStream,
+    head: RequestHead,
+    configuration: ServerConfiguration,
+    admission: Admission,
+    outbox: CallOutbox
   ) {
     self.stream = stream
     self.head = head
@@ -164,7 +167,8 @@ package final class Call: Sendable {
     guard message.isCompressed else { return .message(message.payload) }
     return .message(
       try Compression.decompress(
-        message.payload, self.head.encoding,
+        message.payload,
+        self.head.encoding,
         maximumLength: self.configuration.transport.maxReceiveMessageLength
       )
     )
@@ -224,7 +228,8 @@ package final class Call: Sendable {
   /// - Parameter mayCompress: false sends this message as it is, whatever the call's encoding.
   /// - Throws: `MessageCodecError` when compression fails; nothing is sent then.
   package func send(
-    _ message: UnsafeRawBufferPointer, mayCompress: Bool
+    _ message: UnsafeRawBufferPointer,
+    mayCompress: Bool
   ) throws(MessageCodecError) -> SendResult {
     let compressed = try self.compressed(message, mayCompress: mayCompress)
     var shouldEnqueue = false
@@ -266,7 +271,10 @@ package final class Call: Sendable {
   /// Sends the only message of an answer and its status, in one step. Ignored when the call has
   /// ended already.
   package func respond(
-    _ message: UnsafeRawBufferPointer, mayCompress: Bool, status: Status, metadata: Metadata?
+    _ message: UnsafeRawBufferPointer,
+    mayCompress: Bool,
+    status: Status,
+    metadata: Metadata?
   ) throws(MessageCodecError) {
     let compressed = try self.compressed(message, mayCompress: mayCompress)
     self.end(status, metadata: metadata, as: .answered, isLast: true) { state in
@@ -290,7 +298,10 @@ package final class Call: Sendable {
   }
 
   private func end(
-    _ status: Status, metadata: Metadata?, as termination: Termination, isLast: Bool,
+    _ status: Status,
+    metadata: Metadata?,
+    as termination: Termination,
+    isLast: Bool,
     _ change: (inout State) -> Void = { _ in }
   ) {
     if isLast { self.handlerReturned() }
@@ -311,7 +322,8 @@ package final class Call: Sendable {
   }
 
   private func compressed(
-    _ message: UnsafeRawBufferPointer, mayCompress: Bool
+    _ message: UnsafeRawBufferPointer,
+    mayCompress: Bool
   ) throws(MessageCodecError) -> ByteBuffer? {
     guard mayCompress else { return nil }
     let encoding = self.state.withLock { $0.encoding }
@@ -322,16 +334,24 @@ package final class Call: Sendable {
   }
 
   private static func append(
-    _ message: UnsafeRawBufferPointer, _ compressed: ByteBuffer?, to state: inout State
+    _ message: UnsafeRawBufferPointer,
+    _ compressed: ByteBuffer?,
+    to state: inout State
   ) {
     let length = compressed?.readableBytes ?? message.count
-    var outbox = state.outbox ?? ByteBufferAllocator().buffer(
-      capacity: MessageFramer.prefixLength + length
-    )
+    var outbox =
+      state.outbox
+      ?? ByteBufferAllocator().buffer(
+        capacity: MessageFramer.prefixLength + length
+      )
     // Released first, so that the buffer is unique and grows in place.
     state.outbox = nil
     MessageFramer.writePrefix(compressed: compressed != nil, length: length, into: &outbox)
-    if let compressed { outbox.writeImmutableBuffer(compressed) } else { outbox.writeBytes(message) }
+    if let compressed {
+      outbox.writeImmutableBuffer(compressed)
+    } else {
+      outbox.writeBytes(message)
+    }
     state.outbox = outbox
     state.areHeadersDecided = true
   }
@@ -357,7 +377,9 @@ package final class Call: Sendable {
 
   private static func takeWakeUps(_ state: inout State) -> WakeUps {
     let wakeUps = WakeUps(
-      reader: state.readWaiter, writer: state.writeWaiter, callbacks: state.terminationCallbacks
+      reader: state.readWaiter,
+      writer: state.writeWaiter,
+      callbacks: state.terminationCallbacks
     )
     state.readWaiter = nil
     state.writeWaiter = nil
@@ -401,7 +423,8 @@ package final class Call: Sendable {
   private func deadlinePassed() {
     self.deadlineTimer = nil
     self.endOnLoop(
-      Status(code: .deadlineExceeded, details: "Deadline Exceeded"), as: .deadlineExceeded
+      Status(code: .deadlineExceeded, details: "Deadline Exceeded"),
+      as: .deadlineExceeded
     )
   }
 

@@ -104,7 +104,10 @@ package struct FrameReader {
     self.bytes = rest
     self.bytes.discardReadBytes()
     return RawFrame(
-      type: type, flags: flags, stream: Int(stream & 0x7FFF_FFFF), payload: payload
+      type: type,
+      flags: flags,
+      stream: Int(stream & 0x7FFF_FFFF),
+      payload: payload
     )
   }
 
@@ -154,7 +157,9 @@ package struct FrameReader {
     }
     self.block = nil
     return .headers(
-      stream: stream, try self.decoder.decodeHeaders(from: &bytes), isEnd: isEnd
+      stream: stream,
+      try self.decoder.decodeHeaders(from: &bytes),
+      isEnd: isEnd
     )
   }
 }

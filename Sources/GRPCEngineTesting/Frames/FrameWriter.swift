@@ -40,7 +40,10 @@ package struct FrameWriter {
 
   /// - Parameter fragment: the most bytes a frame carries; the rest follows in CONTINUATIONs.
   package mutating func headers(
-    _ headers: HPACKHeaders, on stream: Int, isEnd: Bool = false, fragment: Int = 16_384
+    _ headers: HPACKHeaders,
+    on stream: Int,
+    isEnd: Bool = false,
+    fragment: Int = 16_384
   ) {
     var block = self.block(headers)
     var type = FrameType.headers
@@ -65,7 +68,10 @@ package struct FrameWriter {
 
   /// - Parameter padding: bytes of padding; `nil` writes an unpadded frame.
   package mutating func data(
-    _ payload: ByteBuffer, on stream: Int, isEnd: Bool = false, padding: UInt8? = nil
+    _ payload: ByteBuffer,
+    on stream: Int,
+    isEnd: Bool = false,
+    padding: UInt8? = nil
   ) {
     var flags: UInt8 = isEnd ? FrameFlag.endStream : 0
     var content = payload
@@ -87,7 +93,9 @@ package struct FrameWriter {
   package mutating func ping(_ data: UInt64 = 0, isAck: Bool = false) {
     self.frame(
       RawFrame(
-        type: FrameType.ping, flags: isAck ? FrameFlag.ack : 0, stream: 0,
+        type: FrameType.ping,
+        flags: isAck ? FrameFlag.ack : 0,
+        stream: 0,
         payload: ByteBuffer(integer: data)
       )
     )
@@ -102,7 +110,8 @@ package struct FrameWriter {
   package mutating func windowUpdate(_ stream: Int, increment: Int) {
     self.frame(
       RawFrame(
-        type: FrameType.windowUpdate, stream: stream,
+        type: FrameType.windowUpdate,
+        stream: stream,
         payload: ByteBuffer(integer: UInt32(increment))
       )
     )

@@ -11,7 +11,8 @@ package final class TestHandler: MethodHandler {
 
   /// - Parameter body: runs on the call's event loop and must not block.
   package init(
-    startsOnFirstMessage: Bool, _ body: @escaping @Sendable (Call, CallLog) -> Void
+    startsOnFirstMessage: Bool,
+    _ body: @escaping @Sendable (Call, CallLog) -> Void
   ) {
     self.startsOnFirstMessage = startsOnFirstMessage
     self.body = body

@@ -18,7 +18,8 @@ package final class ThreadedHandler: MethodHandler {
 
   /// - Parameter body: ends the call; a codec's error that it throws does so too.
   package init(
-    startsOnFirstMessage: Bool, _ body: @escaping @Sendable (BlockingCall) throws -> Void
+    startsOnFirstMessage: Bool,
+    _ body: @escaping @Sendable (BlockingCall) throws -> Void
   ) {
     self.startsOnFirstMessage = startsOnFirstMessage
     self.body = body

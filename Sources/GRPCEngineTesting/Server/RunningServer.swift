@@ -16,7 +16,8 @@ package final class RunningServer {
 
   /// Connects and greets.
   package func connect(
-    settings: [(UInt16, UInt32)] = [], receiveBuffer: Int? = nil
+    settings: [(UInt16, UInt32)] = [],
+    receiveBuffer: Int? = nil
   ) throws -> TestClient {
     let connection = try SocketConnection(to: self.address, receiveBuffer: receiveBuffer)
     let client = TestClient(connection)
@@ -30,8 +31,8 @@ package final class RunningServer {
   /// - Throws: what `body` throws, and `TestTimeout` when a call outlives its server: every call
   ///   that was admitted must be released by then.
   package static func run(
-    _ configuration: ServerConfiguration = ServerConfiguration(),
     _ methods: [String: any MethodHandler],
+    configuration: ServerConfiguration = ServerConfiguration(),
     address: String = "127.0.0.1:0",
     credentials: ServerCredentials? = nil,
     _ body: (RunningServer) throws -> Void

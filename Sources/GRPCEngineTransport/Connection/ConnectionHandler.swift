@@ -29,6 +29,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private var hasUnflushedWrites = false
   private var isFlushScheduled = false
   private var hasFailed = false
+  private var isClosing = false
   package private(set) lazy var peer: Peer = self.makePeer()
   /// Whatever the acceptor keeps for a connection; the transport does not look at it.
   package var attachment: AnyObject?
@@ -54,7 +55,9 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.isSecure = isSecure
     self.eventLoop = eventLoop
     self.lifecycle = ConnectionLifecycle(
-      configuration: configuration, now: eventLoop.now, ageSpread: Double.random(in: -1...1)
+      configuration: configuration,
+      now: eventLoop.now,
+      ageSpread: Double.random(in: -1...1)
     )
   }
 
@@ -137,7 +140,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
       if let event = event as? StreamClosedEvent { self.streamClosed(event) }
     } else if type == Self.streamCreated {
       return
-    } else if case .handshakeCompleted(let negotiated) = event as? TLSUserEvent, negotiated != "h2" {
+    } else if case .handshakeCompleted(let negotiated) = event as? TLSUserEvent, negotiated != "h2"
+    {
       // gRPC over TLS needs ALPN "h2" (RFC 9113 section 3.2).
       context.close(promise: nil)
     }
@@ -147,7 +151,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     // NIOHTTP2 reports errors of one stream here too; those it has answered with RST_STREAM.
     // An error of the connection it answers with GOAWAY, and leaves the closing to us.
     if self.hasFailed || !(error is any NIOHTTP2Error) {
-      self.closeAfterError(context: context)
+      self.closeGently(context: context)
     }
   }
 
@@ -155,9 +159,11 @@ package final class ConnectionHandler: ChannelInboundHandler {
     context.fireChannelWritabilityChanged()
   }
 
-  /// Lets the peer read the GOAWAY: a socket that is closed with bytes unread is reset instead.
-  private func closeAfterError(context: ChannelHandlerContext) {
-    guard context.channel.isActive else { return }
+  /// Lets the peer read what was sent last, and hang up itself: a socket that is closed with bytes
+  /// unread is reset, and the peer loses what it had not read.
+  private func closeGently(context: ChannelHandlerContext) {
+    guard context.channel.isActive, !self.isClosing else { return }
+    self.isClosing = true
     context.close(mode: .output, promise: nil)
     let bound = NIOLoopBound(context, eventLoop: self.eventLoop)
     self.eventLoop.scheduleTask(in: .milliseconds(500)) { bound.value.close(promise: nil) }
@@ -222,7 +228,9 @@ package final class ConnectionHandler: ChannelInboundHandler {
   // MARK: Frames out
 
   func send(
-    _ payload: HTTP2Frame.FramePayload, on id: HTTP2StreamID, promise: EventLoopPromise<Void>?
+    _ payload: HTTP2Frame.FramePayload,
+    on id: HTTP2StreamID,
+    promise: EventLoopPromise<Void>?
   ) {
     guard let context = self.context else {
       promise?.fail(ChannelError.ioOnClosedChannel)
@@ -230,7 +238,10 @@ package final class ConnectionHandler: ChannelInboundHandler {
     }
     self.hasUnflushedWrites = true
     self.lifecycle.sent()
-    context.write(self.wrapOutboundOut(HTTP2Frame(streamID: id, payload: payload)), promise: promise)
+    context.write(
+      self.wrapOutboundOut(HTTP2Frame(streamID: id, payload: payload)),
+      promise: promise
+    )
   }
 
   func sendWindowUpdate(_ id: HTTP2StreamID, increment: Int) {
@@ -293,7 +304,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     case .none:
       return
     case .beginDrain:
-      self.sendGoAway(.maxID, .noError)
+      self.sendWarningGoAway()
       self.send(.ping(Self.drainPing, ack: false), on: .rootStream, promise: nil)
     case .finishDrain(let closing):
       self.sendGoAway(self.lastStreamID, .noError)
@@ -317,12 +328,33 @@ package final class ConnectionHandler: ChannelInboundHandler {
     )
   }
 
+  /// The first GOAWAY of a drain, which names no last stream (RFC 9113 section 6.8).
+  ///
+  /// NIOHTTP2 refuses every new stream from the first GOAWAY on that it is given to write, whatever
+  /// stream id that names; calls that cross this one on the wire would be lost. So it goes out
+  /// below that handler.
+  private func sendWarningGoAway() {
+    guard let context = self.context,
+      let http2 = try? context.pipeline.syncOperations.context(handlerType: NIOHTTP2Handler.self)
+    else { return }
+    // What was written before must not come after.
+    self.hasUnflushedWrites = false
+    context.flush()
+    var frame = ByteBuffer()
+    // Length 8, type GOAWAY, no flags, stream 0; last stream id 2^31 - 1, NO_ERROR.
+    frame.writeBytes([0, 0, 8, 7, 0, 0, 0, 0, 0])
+    frame.writeInteger(UInt32(Int32.max))
+    frame.writeInteger(UInt32(0))
+    http2.write(NIOAny(frame), promise: nil)
+    http2.flush()
+  }
+
   /// Closes once what this turn of the event loop writes has been flushed.
   private func closeSoon() {
     self.eventLoop.assumeIsolated().execute {
       self.isReading = false
       self.flush()
-      self.context?.close(promise: nil)
+      if let context = self.context { self.closeGently(context: context) }
     }
   }
 

@@ -94,7 +94,7 @@ package struct ConnectionLifecycle {
     }
     self.state = .draining
     // A peer that never answers the ping must not keep the drain from ending.
-    self.drainDeadline = now + .seconds(2)
+    self.drainDeadline = now + .seconds(1)
     return .beginDrain
   }
 

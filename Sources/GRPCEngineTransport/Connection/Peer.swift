@@ -16,7 +16,9 @@ package final class Peer: Sendable {
   package let certificates: [NIOSSLCertificate]
 
   package init(
-    address: SocketAddress?, localAddress: SocketAddress?, isSecure: Bool,
+    address: SocketAddress?,
+    localAddress: SocketAddress?,
+    isSecure: Bool,
     certificates: [NIOSSLCertificate]
   ) {
     self.address = address

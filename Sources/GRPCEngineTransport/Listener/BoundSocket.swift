@@ -28,7 +28,9 @@ package final class BoundSocket: Sendable {
 
   /// - Throws: `Failure` with the errno of the call that failed: `EADDRINUSE`, `EACCES`, ….
   package static func bind(
-    _ address: ListenAddress, reusePort: Bool, backlog: CInt
+    _ address: ListenAddress,
+    reusePort: Bool,
+    backlog: CInt
   ) throws(Failure) -> BoundSocket {
     switch address {
     case .unix(let path):
@@ -49,11 +51,15 @@ package final class BoundSocket: Sendable {
   // MARK: TCP
 
   private static func bindTCP(
-    _ host: String, port: Int, reusePort: Bool, backlog: CInt
+    _ host: String,
+    port: Int,
+    reusePort: Bool,
+    backlog: CInt
   ) throws(Failure) -> BoundSocket {
     // One dual-stack socket serves both families; a machine without IPv6 gets the other.
     let candidates =
-      ListenAddress.isWildcard(host) ? (host == "0.0.0.0" ? ["0.0.0.0"] : ["::", "0.0.0.0"]) : [host]
+      ListenAddress.isWildcard(host)
+      ? (host == "0.0.0.0" ? ["0.0.0.0"] : ["::", "0.0.0.0"]) : [host]
     var hints = addrinfo()
     hints.ai_socktype = CInt(SOCK_STREAM.rawValue)
     hints.ai_flags = AI_PASSIVE
@@ -82,7 +88,9 @@ package final class BoundSocket: Sendable {
   }
 
   private static func bindTCP(
-    _ info: addrinfo, reusePort: Bool, backlog: CInt
+    _ info: addrinfo,
+    reusePort: Bool,
+    backlog: CInt
   ) throws(Failure) -> BoundSocket {
     let descriptor = try Self.makeSocket(info.ai_family)
     do throws(Failure) {
@@ -116,7 +124,13 @@ package final class BoundSocket: Sendable {
     _ = withUnsafePointer(to: &storage) { pointer in
       pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
         getnameinfo(
-          $0, length, nil, 0, &service, socklen_t(service.count), NI_NUMERICSERV | NI_NUMERICHOST
+          $0,
+          length,
+          nil,
+          0,
+          &service,
+          socklen_t(service.count),
+          NI_NUMERICSERV | NI_NUMERICHOST
         )
       }
     }
@@ -127,7 +141,9 @@ package final class BoundSocket: Sendable {
   // MARK: Unix domain sockets
 
   private static func bindUnix(
-    _ name: [UInt8], path: String?, backlog: CInt
+    _ name: [UInt8],
+    path: String?,
+    backlog: CInt
   ) throws(Failure) -> BoundSocket {
     guard var address = Self.unixAddress(name) else {
       throw Failure(errno: ENAMETOOLONG, message: "The socket's path is too long (max: 107 bytes)")
@@ -183,7 +199,10 @@ package final class BoundSocket: Sendable {
   }
 
   private static func set(
-    _ descriptor: CInt, _ level: CInt, _ name: CInt, _ value: CInt
+    _ descriptor: CInt,
+    _ level: CInt,
+    _ name: CInt,
+    _ value: CInt
   ) throws(Failure) {
     var value = value
     let size = socklen_t(MemoryLayout<CInt>.size)

@@ -37,7 +37,10 @@ package final class Listener: Sendable {
       .childChannelInitializer { channel in
         channel.eventLoop.makeCompletedFuture {
           try Self.configure(
-            channel, credentials: credentials, configuration: configuration, acceptor: acceptor,
+            channel,
+            credentials: credentials,
+            configuration: configuration,
+            acceptor: acceptor,
             registry: registry
           )
         }
@@ -74,7 +77,8 @@ package final class Listener: Sendable {
 
   /// The HTTP/2 layer with the limits that it keeps itself.
   package static func http2Handler(
-    _ configuration: TransportConfiguration.HTTP2, delegate: ConnectionHandler
+    _ configuration: TransportConfiguration.HTTP2,
+    delegate: ConnectionHandler
   ) -> NIOHTTP2Handler {
     var connection = NIOHTTP2Handler.ConnectionConfiguration()
     connection.initialSettings = [

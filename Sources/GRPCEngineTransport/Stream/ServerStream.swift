@@ -21,6 +21,8 @@ package final class ServerStream {
   private var window: ReceiveWindow
   private var outbound = Outbound.idle
   private var inboundEnded: Bool
+  /// What the peer sends is no longer read: it was no message.
+  private var isUnreadable = false
   /// The answer has left for the socket, trailers and all.
   private var answerWritten = false
   /// Whether messages given to `sendMessages` have not left for the socket.
@@ -46,7 +48,7 @@ package final class ServerStream {
 
   func receivedData(_ data: ByteBuffer, flowControlledLength: Int, endStream: Bool) {
     self.window.received(flowControlledLength)
-    guard !self.inboundEnded, let receiver = self.receiver else { return }
+    guard !self.inboundEnded, !self.isUnreadable, let receiver = self.receiver else { return }
     self.decoder.append(data)
     do {
       while let message = try self.decoder.next() {
@@ -54,7 +56,8 @@ package final class ServerStream {
         receiver.received(message)
       }
     } catch {
-      self.inboundEnded = true
+      self.isUnreadable = true
+      self.inboundEnded = endStream
       receiver.receivedInvalidMessage(error.status)
       return
     }
@@ -103,7 +106,7 @@ package final class ServerStream {
   /// The application took messages of `length` bytes, prefixes included: lets the peer send more.
   package func consumed(_ length: Int) {
     self.window.consumed(length)
-    if !self.inboundEnded { self.grantWindow() }
+    if !self.inboundEnded, !self.isUnreadable { self.grantWindow() }
   }
 
   private func grantWindow() {

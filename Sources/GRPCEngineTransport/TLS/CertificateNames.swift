@@ -108,7 +108,9 @@ package struct CertificateNames: Sendable {
       for attribute in Self.elements(relative.contents) {
         let parts = Self.elements(attribute.contents)
         guard parts.count == 2 else { continue }
-        attributes.append(Attribute(type: Array(parts[0].contents), value: Array(parts[1].contents)))
+        attributes.append(
+          Attribute(type: Array(parts[0].contents), value: Array(parts[1].contents))
+        )
       }
     }
     return attributes

@@ -26,7 +26,9 @@ package struct ServerCredentials: Sendable {
   ///   - rootCertificates: PEM of the authorities that may vouch for clients.
   ///   - requireClientAuth: whether a client without a certificate is refused.
   package init(
-    keyPairs: [KeyPair], rootCertificates: [UInt8]?, requireClientAuth: Bool
+    keyPairs: [KeyPair],
+    rootCertificates: [UInt8]?,
+    requireClientAuth: Bool
   ) throws(InvalidCredentials) {
     guard let first = keyPairs.first else {
       throw InvalidCredentials(message: "at least one private key and certificate chain is needed")
@@ -63,7 +65,9 @@ package struct ServerCredentials: Sendable {
   }
 
   private static func contexts(
-    _ keyPairs: [KeyPair], _ roots: [UInt8]?, _ requireClientAuth: Bool
+    _ keyPairs: [KeyPair],
+    _ roots: [UInt8]?,
+    _ requireClientAuth: Bool
   ) throws(InvalidCredentials) -> [NamedKeyPair] {
     var result: [NamedKeyPair] = []
     for pair in keyPairs {
@@ -82,7 +86,9 @@ package struct ServerCredentials: Sendable {
   }
 
   private static func configuration(
-    _ pair: KeyPair, _ roots: [UInt8]?, _ requireClientAuth: Bool
+    _ pair: KeyPair,
+    _ roots: [UInt8]?,
+    _ requireClientAuth: Bool
   ) throws(InvalidCredentials) -> TLSConfiguration {
     let chain = try Self.certificates(pair.certificateChain, "certificate chain")
     var configuration = TLSConfiguration.makeServerConfiguration(
@@ -110,7 +116,8 @@ package struct ServerCredentials: Sendable {
   }
 
   private static func certificates(
-    _ pem: [UInt8], _ what: String
+    _ pem: [UInt8],
+    _ what: String
   ) throws(InvalidCredentials) -> [NIOSSLCertificate] {
     let certificates = (try? NIOSSLCertificate.fromPEMBytes(pem)) ?? []
     guard !certificates.isEmpty else {

@@ -5,7 +5,8 @@ package enum PythonBytes {
   /// A new `bytes`; `nil` with MemoryError set when there is no room.
   package static func make(_ bytes: UnsafeRawBufferPointer) -> PythonPointer? {
     PyBytes_FromStringAndSize(
-      bytes.baseAddress?.assumingMemoryBound(to: CChar.self), Py_ssize_t(bytes.count)
+      bytes.baseAddress?.assumingMemoryBound(to: CChar.self),
+      Py_ssize_t(bytes.count)
     )
   }
 

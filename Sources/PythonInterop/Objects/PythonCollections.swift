@@ -17,7 +17,8 @@ package enum PythonCollections {
   ///
   /// - Returns: whether the end was reached; when not, an exception may be set.
   package static func forEach(
-    _ iterable: PythonPointer, _ body: (PythonPointer) -> Bool
+    _ iterable: PythonPointer,
+    _ body: (PythonPointer) -> Bool
   ) -> Bool {
     guard let iterator = PythonReference(owning: PyObject_GetIter(iterable)) else { return false }
     while let item = PythonReference(owning: PyIter_Next(iterator.pointer)) {

@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterator
 
 import grpc
-from django_grpc.serializers import serialize_model
 
 from cities import bench_pb2, bench_pb2_grpc
 from cities.models import City
 from cities.probe import probe
+from django_grpc.serializers import serialize_model
 
 
 class BenchServicer(bench_pb2_grpc.BenchServicer):

@@ -20,6 +20,8 @@ from django_grpc.engine.sync import Server
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from django_grpc.engine.types import GenericHandler, Interceptor
+
 __all__ = [
     "AbortError",
     "Metadatum",
@@ -32,8 +34,8 @@ __all__ = [
 
 def server(
     thread_pool: Executor | None = None,
-    handlers: Sequence[grpc.GenericRpcHandler] | None = None,
-    interceptors: Sequence[grpc.ServerInterceptor] | None = None,
+    handlers: Sequence[GenericHandler] | None = None,
+    interceptors: Sequence[Interceptor] | None = None,
     options: Sequence[ChannelArgument] | None = None,
     maximum_concurrent_rpcs: int | None = None,
     compression: grpc.Compression | None = None,
@@ -75,7 +77,7 @@ def _pool_size(pool: Executor | None) -> int:
     # An executor has no public size; every one of the standard library keeps it here.
     size = getattr(pool or ThreadPoolExecutor(), "_max_workers", None)
     if not isinstance(size, int):
-        raise ValueError(  # noqa: TRY004 - grpcio raises ValueError for what it cannot use
+        raise ValueError(
             f"thread_pool must be a ThreadPoolExecutor, so that its size is known; got {pool!r}."
         )
     return size

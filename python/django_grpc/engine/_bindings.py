@@ -49,4 +49,4 @@ _engine.configure(
 )
 
 # isinstance(context, grpc.ServicerContext) holds, although a C type cannot inherit from an ABC.
-grpc.ServicerContext.register(_engine.ServicerContext)
+grpc.ServicerContext.register(_engine.ServicerContext)  # type: ignore[attr-defined]

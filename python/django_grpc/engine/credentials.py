@@ -17,7 +17,6 @@ class ServerCredentials(grpc.ServerCredentials):
 
     def __init__(self, native: _engine.ServerCredentials) -> None:
         """Keep what the engine made; use `ssl_server_credentials` to make one."""
-        super().__init__(native)
         self.native = native
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from django_grpc import _engine
+    from django_grpc.engine.types import GenericHandler, Interceptor, MethodHandler
 
 #: What generated code makes; it answers by path alone, so it can be looked through in advance.
 _DictionaryHandler = type(grpc.method_handlers_generic_handler("", {}))
@@ -22,7 +23,7 @@ class HandlerCallDetails(NamedTuple):
     invocation_metadata: tuple[Any, ...]
 
 
-grpc.HandlerCallDetails.register(HandlerCallDetails)
+grpc.HandlerCallDetails.register(HandlerCallDetails)  # type: ignore[attr-defined]
 
 
 class HandlerTable:
@@ -33,7 +34,7 @@ class HandlerTable:
     that have to be asked, cost a look-up for each call.
     """
 
-    def __init__(self, interceptors: Sequence[grpc.ServerInterceptor]) -> None:
+    def __init__(self, interceptors: Sequence[Interceptor]) -> None:
         """Create an empty table.
 
         Raises:
@@ -43,10 +44,10 @@ class HandlerTable:
             if not hasattr(interceptor, "intercept_service"):
                 raise ValueError(f"{interceptor!r} is no grpc.ServerInterceptor.")
         self._interceptors = tuple(interceptors)
-        self._registered: dict[str, grpc.RpcMethodHandler] = {}
-        self._generic: list[grpc.GenericRpcHandler] = []
+        self._registered: dict[str, MethodHandler] = {}
+        self._generic: list[GenericHandler] = []
 
-    def add_generic(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+    def add_generic(self, handlers: Iterable[GenericHandler]) -> None:
         """Add generic handlers.
 
         Raises:
@@ -61,35 +62,34 @@ class HandlerTable:
                 )
         self._generic.extend(handlers)
 
-    def add_registered(
-        self, service_name: str, handlers: Mapping[str, grpc.RpcMethodHandler]
-    ) -> None:
+    def add_registered(self, service_name: str, handlers: Mapping[str, MethodHandler]) -> None:
         """Register handlers by method name."""
         for method, handler in handlers.items():
             self._registered[f"/{service_name}/{method}"] = handler
 
-    def known(self) -> dict[str, grpc.RpcMethodHandler]:
+    def known(self) -> dict[str, MethodHandler]:
         """Return every handler that is known by path; registered ones go before generic ones."""
-        known: dict[str, grpc.RpcMethodHandler] = {}
+        known: dict[str, MethodHandler] = {}
         for handler in reversed(self._generic):
             if _is_dictionary(handler):
                 # There is no public way to list them.
-                known.update(handler._method_handlers)
+                known.update(handler._method_handlers)  # type: ignore[attr-defined]
         return known | self._registered
 
-    def resolve(self, path: str, metadata: tuple[Any, ...]) -> grpc.RpcMethodHandler | None:
+    def resolve(self, path: str, metadata: tuple[Any, ...]) -> MethodHandler | None:
         """Find the handler of one call, through the interceptors."""
         return self._continue(0, HandlerCallDetails(path, metadata))
 
-    def _continue(self, index: int, details: Any) -> grpc.RpcMethodHandler | None:
+    def _continue(self, index: int, details: Any) -> MethodHandler | None:
         if index == len(self._interceptors):
             return self._look_up(details)
-        continuation: Callable[[Any], grpc.RpcMethodHandler | None] = (
-            lambda next_details: self._continue(index + 1, next_details)
-        )
+
+        def continuation(next_details: Any) -> MethodHandler | None:
+            return self._continue(index + 1, next_details)
+
         return self._interceptors[index].intercept_service(continuation, details)
 
-    def _look_up(self, details: Any) -> grpc.RpcMethodHandler | None:
+    def _look_up(self, details: Any) -> MethodHandler | None:
         handler = self._registered.get(details.method)
         if handler is not None:
             return handler
@@ -116,5 +116,5 @@ class HandlerTable:
         native.set_resolver(self.resolve, must_ask or bool(self._interceptors))
 
 
-def _is_dictionary(handler: grpc.GenericRpcHandler) -> bool:
+def _is_dictionary(handler: GenericHandler) -> bool:
     return type(handler) is _DictionaryHandler

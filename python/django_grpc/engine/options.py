@@ -25,35 +25,39 @@ class Mapping(NamedTuple):
     """How a channel argument becomes a setting."""
 
     setting: str
-    #: Whether -1 or the greatest int takes the limit away by leaving the setting out.
+    #: The least value that the engine can work with.
+    least: int
+    #: The greatest one.
+    greatest: int = _INT_MAX
+    #: Whether -1 or the greatest int takes the limit away, by leaving the setting out.
     is_limit: bool = False
 
 
 CHANNEL_ARGUMENTS: dict[str, Mapping] = {
-    "grpc.max_receive_message_length": Mapping("max_receive_message_length"),
-    "grpc.max_send_message_length": Mapping("max_send_message_length"),
-    "grpc.max_concurrent_streams": Mapping("max_concurrent_streams", is_limit=True),
-    "grpc.max_metadata_size": Mapping("max_metadata_size"),
-    "grpc.absolute_max_metadata_size": Mapping("max_metadata_size"),
-    "grpc.keepalive_time_ms": Mapping("keepalive_time_ms"),
-    "grpc.keepalive_timeout_ms": Mapping("keepalive_timeout_ms"),
-    "grpc.http2.ping_timeout_ms": Mapping("keepalive_timeout_ms"),
-    "grpc.keepalive_permit_without_calls": Mapping("keepalive_permit_without_calls"),
-    "grpc.http2.min_ping_interval_without_data_ms": Mapping("min_recv_ping_interval_ms"),
-    "grpc.http2.min_recv_ping_interval_without_data_ms": Mapping("min_recv_ping_interval_ms"),
-    "grpc.http2.max_ping_strikes": Mapping("max_ping_strikes"),
-    "grpc.http2.lookahead_bytes": Mapping("stream_window_size"),
-    "grpc.http2.max_frame_size": Mapping("max_frame_size"),
-    "grpc.max_connection_idle_ms": Mapping("max_connection_idle_ms", is_limit=True),
-    "grpc.max_connection_age_ms": Mapping("max_connection_age_ms", is_limit=True),
-    "grpc.max_connection_age_grace_ms": Mapping("max_connection_age_grace_ms", is_limit=True),
-    "grpc.server_handshake_timeout_ms": Mapping("handshake_timeout_ms"),
-    "grpc.so_reuseport": Mapping("reuse_port"),
-    "grpc.default_compression_algorithm": Mapping("compression"),
-    "django_grpc.max_held_workers": Mapping("max_held_workers"),
-    "django_grpc.event_loop_threads": Mapping("event_loop_threads"),
-    "django_grpc.send_buffer_size": Mapping("send_buffer_size"),
-    "django_grpc.connection_window_size": Mapping("connection_window_size"),
+    "grpc.max_receive_message_length": Mapping("max_receive_message_length", -1),
+    "grpc.max_send_message_length": Mapping("max_send_message_length", -1),
+    "grpc.max_concurrent_streams": Mapping("max_concurrent_streams", 1, is_limit=True),
+    "grpc.max_metadata_size": Mapping("max_metadata_size", 1, 1 << 30),
+    "grpc.absolute_max_metadata_size": Mapping("max_metadata_size", 1, 1 << 30),
+    "grpc.keepalive_time_ms": Mapping("keepalive_time_ms", 1),
+    "grpc.keepalive_timeout_ms": Mapping("keepalive_timeout_ms", 1),
+    "grpc.http2.ping_timeout_ms": Mapping("keepalive_timeout_ms", 1),
+    "grpc.keepalive_permit_without_calls": Mapping("keepalive_permit_without_calls", 0, 1),
+    "grpc.http2.min_ping_interval_without_data_ms": Mapping("min_recv_ping_interval_ms", 0),
+    "grpc.http2.min_recv_ping_interval_without_data_ms": Mapping("min_recv_ping_interval_ms", 0),
+    "grpc.http2.max_ping_strikes": Mapping("max_ping_strikes", 0),
+    "grpc.http2.lookahead_bytes": Mapping("stream_window_size", 1024),
+    "grpc.http2.max_frame_size": Mapping("max_frame_size", 16_384, 16_777_215),
+    "grpc.max_connection_idle_ms": Mapping("max_connection_idle_ms", 1, is_limit=True),
+    "grpc.max_connection_age_ms": Mapping("max_connection_age_ms", 1, is_limit=True),
+    "grpc.max_connection_age_grace_ms": Mapping("max_connection_age_grace_ms", 1, is_limit=True),
+    "grpc.server_handshake_timeout_ms": Mapping("handshake_timeout_ms", 1),
+    "grpc.so_reuseport": Mapping("reuse_port", 0, 1),
+    "grpc.default_compression_algorithm": Mapping("compression", 0, 2),
+    "django_grpc.max_held_workers": Mapping("max_held_workers", 0),
+    "django_grpc.event_loop_threads": Mapping("event_loop_threads", 1, 1024),
+    "django_grpc.send_buffer_size": Mapping("send_buffer_size", 1),
+    "django_grpc.connection_window_size": Mapping("connection_window_size", 65_535),
 }
 
 #: Arguments that change nothing here because the engine always behaves as they ask.
@@ -78,7 +82,7 @@ def configuration(options: Iterable[ChannelArgument]) -> dict[str, int]:
         a warning that names it.
 
     Raises:
-        ValueError: An option is no pair, or its value no whole number.
+        ValueError: An option is no pair, or its value no whole number or out of range.
     """
     settings: dict[str, int] = {}
     seen: set[str] = set()
@@ -86,7 +90,9 @@ def configuration(options: Iterable[ChannelArgument]) -> dict[str, int]:
         try:
             name, value = option
         except (TypeError, ValueError):
-            raise ValueError(f"A server option must be a (name, value) pair, not {option!r}.") from None
+            raise ValueError(
+                f"A server option must be a (name, value) pair, not {option!r}."
+            ) from None
         if name in WITHOUT_EFFECT or name in seen:
             continue
         seen.add(name)
@@ -95,11 +101,14 @@ def configuration(options: Iterable[ChannelArgument]) -> dict[str, int]:
             _warn(name)
             continue
         if not isinstance(value, int):
-            raise ValueError(  # noqa: TRY004 - grpcio raises ValueError for options
-                f"The server option {name!r} needs a whole number, not {value!r}."
-            )
-        if mapping.is_limit and (value < 0 or value >= _INT_MAX):
+            raise ValueError(f"The server option {name!r} needs a whole number, not {value!r}.")
+        if mapping.is_limit and (value == -1 or value >= _INT_MAX):
             continue
+        if not mapping.least <= value <= mapping.greatest:
+            raise ValueError(
+                f"The server option {name!r} must be from {mapping.least} to {mapping.greatest}, "
+                f"not {value!r}."
+            )
         settings[mapping.setting] = int(value)
     return settings
 

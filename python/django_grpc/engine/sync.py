@@ -18,6 +18,8 @@ from django_grpc.engine.handlers import HandlerTable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from django_grpc.engine.types import GenericHandler, Interceptor, MethodHandler
+
 logger = logging.getLogger("django_grpc")
 
 #: How long the interpreter's end waits for servicers that are still running, in seconds.
@@ -34,8 +36,8 @@ class Server(grpc.Server):
     def __init__(
         self,
         settings: Mapping[str, int],
-        handlers: Sequence[grpc.GenericRpcHandler],
-        interceptors: Sequence[grpc.ServerInterceptor],
+        handlers: Sequence[GenericHandler],
+        interceptors: Sequence[Interceptor],
     ) -> None:
         """Create a server; `django_grpc.engine.server` is the public way."""
         self._native = _engine.make_server(settings)
@@ -48,16 +50,14 @@ class Server(grpc.Server):
         if handlers:
             self.add_generic_rpc_handlers(handlers)
 
-    def add_generic_rpc_handlers(
-        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
-    ) -> None:
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[GenericHandler]) -> None:
         """Add handlers that are asked, in order, for methods that are not registered."""
         self._handlers.add_generic(tuple(generic_rpc_handlers))
         if self._is_started:
             self._handlers.install(self._native)
 
     def add_registered_method_handlers(
-        self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler]
+        self, service_name: str, method_handlers: Mapping[str, MethodHandler]
     ) -> None:
         """Register a service's methods; they go before generic handlers."""
         if self._is_started:
@@ -65,7 +65,7 @@ class Server(grpc.Server):
             return
         self._handlers.add_registered(service_name, method_handlers)
 
-    def method_handlers(self) -> dict[str, grpc.RpcMethodHandler]:
+    def method_handlers(self) -> dict[str, MethodHandler]:
         """Return the method handlers that are known by path, `/package.Service/Method`.
 
         Those of a generic handler that only answers when it is asked are not among them.
@@ -121,7 +121,7 @@ class Server(grpc.Server):
             self._native.start()
             _running.add(self)
 
-    def stop(self, grace: float | None) -> threading.Event:
+    def stop(self, grace: float | None = None) -> threading.Event:
         """Refuse new calls at once, and end those in flight after `grace` seconds.
 
         Args:

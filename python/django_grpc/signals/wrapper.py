@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
 from django_grpc.engine import AbortError
+from django_grpc.engine.types import GenericHandler, MethodHandler, ServiceHandler
 from django_grpc.signals import (
     grpc_got_request_exception,
     grpc_request_finished,
@@ -15,16 +16,6 @@ from django_grpc.signals import (
 from django_grpc.signals.hygiene import close_old_connections
 
 Behavior = Callable[..., Any]
-
-if TYPE_CHECKING:
-    # Generic in their stubs only.
-    MethodHandler = grpc.RpcMethodHandler[Any, Any]
-    GenericHandler = grpc.GenericRpcHandler[Any, Any]
-    ServiceHandler = grpc.ServiceRpcHandler[Any, Any]
-else:
-    MethodHandler = grpc.RpcMethodHandler
-    GenericHandler = grpc.GenericRpcHandler
-    ServiceHandler = grpc.ServiceRpcHandler
 
 # A handler that is made anew for every call (a proxy's, say) is wrapped anew; the cache that spares
 # all the others must not grow with it.

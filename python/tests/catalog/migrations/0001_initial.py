@@ -1,5 +1,3 @@
-# ruff: noqa: RUF012
-
 import uuid
 from decimal import Decimal
 

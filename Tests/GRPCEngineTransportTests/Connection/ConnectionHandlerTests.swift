@@ -1,0 +1,350 @@
+import GRPCEngineTesting
+import GRPCEngineTransport
+import GRPCEngineWire
+import NIOCore
+import NIOHPACK
+import NIOHTTP2
+import Testing
+import TransportFuzz
+
+/// The life of a connection, on a clock that stands still unless a test moves it.
+struct ConnectionHandlerTests {
+  private let recorder = Recorder()
+  private static let maxStreamID = Int(Int32.max)
+
+  @Test("A peer that says nothing is closed when its time is over")
+  func handshakeTimeout() throws {
+    let connection = try EmbeddedConnection(acceptor: self.recorder)
+    connection.advance(by: .seconds(119))
+    #expect(connection.isOpen)
+    connection.advance(by: .seconds(1))
+    #expect(!connection.isOpen)
+    #expect(connection.registry.count == 0)
+  }
+
+  @Test("A peer that sends its preface byte by byte is greeted")
+  func slowPreface() throws {
+    let connection = try EmbeddedConnection(acceptor: self.recorder)
+    let client = TestClient(connection)
+    client.writer.preface()
+    client.writer.settings()
+    for byte in client.writer.take().readableBytesView { connection.write(ByteBuffer(bytes: [byte])) }
+    try client.barrier()
+    #expect(connection.isOpen)
+  }
+
+  @Test("A silent peer with a call is pinged, and closed when it does not answer")
+  func keepalive() throws {
+    var configuration = TransportConfiguration()
+    configuration.keepalive.interval = .seconds(10)
+    configuration.keepalive.timeout = .seconds(3)
+    let (client, connection) = try self.recorder.connect(configuration)
+    client.open("/a/b")
+    try client.barrier()
+    connection.advance(by: .seconds(10))
+    try client.wait("a ping") { client.pings.count == 1 }
+    connection.advance(by: .seconds(5))
+    #expect(connection.isOpen, "the ping was answered")
+    client.answersPings = false
+    connection.advance(by: .seconds(5))
+    try client.wait("a ping") { client.pings.count == 2 }
+    connection.advance(by: .seconds(2))
+    #expect(connection.isOpen)
+    connection.advance(by: .seconds(1))
+    #expect(!connection.isOpen, "a half-open connection does not live on")
+    #expect(self.recorder.receivers.first?.events == [.failed(.connectionLost)])
+  }
+
+  @Test("An idle connection is drained")
+  func idle() throws {
+    var configuration = TransportConfiguration()
+    configuration.maxConnectionIdle = .seconds(30)
+    let (client, connection) = try self.recorder.connect(configuration)
+    connection.advance(by: .seconds(20))
+    let stream = client.open("/a/b", isEnd: true)
+    _ = try client.answer(on: stream)
+    connection.advance(by: .seconds(29))
+    try client.barrier()
+    #expect(client.goAways == [])
+    connection.advance(by: .seconds(1))
+    try client.waitForClose()
+    #expect(client.goAways.map(\.last) == [Self.maxStreamID, stream])
+    #expect(client.goAways.map(\.code) == [ErrorCode.noError, ErrorCode.noError])
+  }
+
+  @Test("At its age a connection is drained, and after the grace its calls are cut off")
+  func age() throws {
+    var configuration = TransportConfiguration()
+    configuration.maxConnectionAge = .seconds(100)
+    configuration.maxConnectionAgeGrace = .seconds(10)
+    let (client, connection) = try self.recorder.connect(configuration)
+    client.open("/a/b")
+    try client.barrier()
+    // The spread of a tenth leaves this much in doubt.
+    connection.advance(by: .seconds(89))
+    try client.barrier()
+    #expect(client.goAways == [])
+    connection.advance(by: .seconds(21))
+    try client.wait("GOAWAY") { !client.goAways.isEmpty }
+    connection.advance(by: .seconds(11))
+    #expect(!connection.isOpen)
+    #expect(self.recorder.receivers.first?.events == [.failed(.connectionLost)])
+  }
+
+  @Test("Pings that come too often end the connection, and say why")
+  func tooManyPings() throws {
+    let (client, connection) = try self.recorder.connect()
+    client.open("/a/b")
+    for ping in UInt64(1)...4 { client.writer.ping(ping) }
+    try client.waitForClose()
+    #expect(client.goAways.map(\.code) == [ErrorCode.enhanceYourCalm])
+    #expect(client.goAways.map(\.debug) == ["too_many_pings"])
+    #expect(!connection.isOpen)
+  }
+
+  // MARK: Drain
+
+  @Test("A drain serves what was opened before its ping is answered, and nothing after")
+  func drain() throws {
+    let (client, connection) = try self.recorder.connect()
+    client.answersPings = false
+    let first = client.open("/a/b")
+    try client.barrier()
+    connection.registry.drain {}
+    try client.wait("GOAWAY") { client.goAways.count == 1 && client.pings.count == 1 }
+    #expect(client.goAways.map(\.last) == [Self.maxStreamID])
+    let second = client.open("/a/b", isEnd: true)
+    #expect(try client.answer(on: second).code == .ok)
+    let ping = try #require(client.pings.first)
+    client.send { $0.ping(ping, isAck: true) }
+    try client.wait("GOAWAY") { client.goAways.count == 2 }
+    #expect(client.goAways.last?.last == second)
+    let third = client.open("/a/b", isEnd: true)
+    try client.barrier()
+    #expect(client.answers[third]?.headers == nil, "GOAWAY has said that it is not served")
+    #expect(self.recorder.receivers.count == 2)
+    try client.data(ByteBuffer(), on: first, isEnd: true)
+    #expect(try client.answer(on: first).code == .ok)
+    try client.waitForClose()
+  }
+
+  @Test("A registry is empty when the last connection has gone, and takes none while it drains")
+  func registry() throws {
+    let registry = ConnectionRegistry()
+    let connections = try (0..<3).map { _ in
+      try EmbeddedConnection(acceptor: self.recorder, registry: registry)
+    }
+    for connection in connections { try TestClient(connection).handshake() }
+    #expect(registry.count == 3)
+    let isEmpty = Monitor(false)
+    registry.drain { isEmpty.update { $0 = true } }
+    for connection in connections { connection.advance(by: .zero) }
+    #expect(!isEmpty.current)
+    for connection in connections {
+      // Nobody answers the ping.
+      connection.advance(by: .seconds(1))
+      #expect(!connection.isOpen)
+    }
+    #expect(isEmpty.current)
+    let late = try EmbeddedConnection(acceptor: self.recorder, registry: registry)
+    #expect(!late.isOpen)
+    #expect(registry.count == 0)
+  }
+
+  @Test("Cancelling ends every call and the connection")
+  func cancel() throws {
+    let (client, connection) = try self.recorder.connect()
+    for _ in 0..<3 { client.open("/a/b") }
+    try client.barrier()
+    connection.registry.cancel(Status(code: .unavailable))
+    try client.waitForClose()
+    for receiver in self.recorder.receivers {
+      #expect(receiver.events == [.cancelled(.unavailable), .failed(.connectionLost)])
+    }
+  }
+
+  // MARK: Errors of the connection
+
+  private static let brokenConnections: [(String, UInt32, @Sendable (inout FrameWriter) -> Void)] =
+    [
+      ("DATA on the connection", ErrorCode.protocolError, { $0.data(ByteBuffer(), on: 0) }),
+      ("DATA on a stream never opened", ErrorCode.protocolError, { $0.data(ByteBuffer(), on: 7) }),
+      ("a stream with an even number", ErrorCode.protocolError, { $0.headers(request, on: 2) }),
+      (
+        "a stream number that goes back", ErrorCode.protocolError,
+        { writer in
+          writer.headers(request, on: 5, isEnd: true)
+          writer.headers(request, on: 3, isEnd: true)
+        }
+      ),
+      ("a reset of a stream never opened", ErrorCode.protocolError, { $0.reset(9) }),
+      (
+        "a frame above the limit", ErrorCode.frameSizeError,
+        { $0.data(ByteBuffer(repeating: 0, count: 16_385), on: 1) }
+      ),
+      (
+        "a ping of seven bytes", ErrorCode.frameSizeError,
+        { $0.frame(RawFrame(type: FrameType.ping, stream: 0, payload: ByteBuffer(bytes: [1, 2, 3, 4, 5, 6, 7]))) }
+      ),
+      (
+        "settings of five bytes", ErrorCode.frameSizeError,
+        { $0.frame(RawFrame(type: FrameType.settings, stream: 0, payload: ByteBuffer(bytes: [1, 2, 3, 4, 5]))) }
+      ),
+      ("a window of 2^31 in the settings", ErrorCode.flowControlError, { $0.settings([(4, 1 << 31)]) }),
+      ("a frame size below the least", ErrorCode.protocolError, { $0.settings([(5, 1)]) }),
+      (
+        "a connection window past 2^31", ErrorCode.flowControlError,
+        { $0.windowUpdate(0, increment: Int(Int32.max)) }
+      ),
+      ("a window update of 0", ErrorCode.protocolError, { $0.windowUpdate(0, increment: 0) }),
+      (
+        "a CONTINUATION without HEADERS", ErrorCode.protocolError,
+        { $0.frame(RawFrame(type: FrameType.continuation, stream: 1)) }
+      ),
+      (
+        "a frame inside a header block", ErrorCode.protocolError,
+        { writer in
+          writer.frame(RawFrame(type: FrameType.headers, stream: 1))
+          writer.ping()
+        }
+      ),
+      (
+        "a header block that is no HPACK", ErrorCode.compressionError,
+        {
+          $0.frame(
+            RawFrame(
+              type: FrameType.headers, flags: FrameFlag.endHeaders, stream: 1,
+              payload: ByteBuffer(bytes: [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF])
+            )
+          )
+        }
+      ),
+      (
+        "padding longer than its frame", ErrorCode.protocolError,
+        { writer in
+          writer.headers(request, on: 1)
+          writer.frame(
+            RawFrame(
+              type: FrameType.data, flags: FrameFlag.padded, stream: 1,
+              payload: ByteBuffer(bytes: [200, 1, 2])
+            )
+          )
+        }
+      ),
+      (
+        "a push from a client", ErrorCode.protocolError,
+        { writer in
+          writer.headers(request, on: 1)
+          var payload = ByteBuffer(integer: UInt32(2))
+          payload.writeImmutableBuffer(writer.block(request))
+          writer.frame(
+            RawFrame(
+              type: FrameType.pushPromise, flags: FrameFlag.endHeaders, stream: 1, payload: payload
+            )
+          )
+        }
+      ),
+    ]
+
+  private static let request = FrameWriter.request("/a/b")
+
+  @Test("What breaks HTTP/2 ends the connection with GOAWAY", arguments: brokenConnections.indices)
+  func connectionErrors(index: Int) throws {
+    let (name, code, write) = Self.brokenConnections[index]
+    let (client, connection) = try self.recorder.connect()
+    client.send(write)
+    try client.waitForClose()
+    #expect(client.goAways.last?.code == code, "\(name)")
+    #expect(!connection.isOpen, "\(name)")
+    for receiver in self.recorder.receivers {
+      #expect(receiver.events.last == .failed(.connectionLost) || receiver.events.last == .finished)
+    }
+  }
+
+  @Test(
+    "A peer that does not speak HTTP/2 is closed",
+    arguments: [
+      "GET / HTTP/1.1\r\nHost: a\r\n\r\n", "PRI * HTTP/1.1\r\n\r\nSM\r\n\r\n",
+      "\u{16}\u{3}\u{1}\u{2}\u{0}\u{1}" + String(repeating: "\u{0}", count: 40),
+      "PRI * HTTP/2.0\r\n\r\nSM\r\n\rX",
+    ]
+  )
+  func otherProtocols(text: String) throws {
+    let connection = try EmbeddedConnection(acceptor: self.recorder)
+    connection.write(ByteBuffer(string: text))
+    #expect(!connection.isOpen)
+    #expect(connection.registry.count == 0)
+  }
+
+  // MARK: Errors of a stream
+
+  @Test("What breaks one stream resets that stream and no other")
+  func streamErrors() throws {
+    let (client, connection) = try self.recorder.connect()
+    let neighbour = client.open("/a/b")
+    let tooLong = client.open("/a/b", ["content-length": "1"])
+    client.writer.data(ByteBuffer(bytes: [1, 2]), on: tooLong)
+    #expect(try client.answer(on: tooLong).reset == ErrorCode.protocolError)
+    let overflow = client.open("/a/b")
+    client.writer.windowUpdate(overflow, increment: Int(Int32.max))
+    #expect(try client.answer(on: overflow).reset == ErrorCode.flowControlError)
+    let late = client.open("/a/b", isEnd: true)
+    _ = try client.answer(on: late)
+    try client.data(ByteBuffer(), on: neighbour, isEnd: true)
+    #expect(try client.answer(on: neighbour).code == .ok)
+    #expect(connection.isOpen)
+  }
+
+  @Test("Frames for a stream that the server has ended are borne")
+  func framesAfterTheEnd() throws {
+    let (client, connection) = try self.recorder.connect()
+    let stream = client.open("/a/b")
+    try client.barrier()
+    let server = try #require(self.recorder.receivers.first?.stream)
+    server.sendEnd(messages: nil, trailers: Recorder.trailersOnly)
+    server.connection.flush()
+    #expect(try client.answer(on: stream).code == .ok)
+    for _ in 0..<3 { client.writer.data(FrameWriter.message([1]), on: stream) }
+    client.writer.windowUpdate(stream, increment: 100)
+    client.writer.reset(stream)
+    try client.barrier()
+    #expect(connection.isOpen)
+    #expect(client.goAways == [])
+  }
+
+  // MARK: Requests that open no call
+
+  @Test("A request that is not gRPC gets an HTTP status and no call")
+  func notGRPC() throws {
+    let (client, _) = try self.recorder.connect()
+    var headers = Self.request
+    headers.replaceOrAdd(name: "content-type", value: "text/html")
+    let stream = client.open(headers: headers, isEnd: true)
+    let answer = try client.answer(on: stream)
+    #expect(answer.httpStatus == "415" && answer.isTrailersOnly && answer.code == nil)
+    #expect(self.recorder.receivers.isEmpty)
+  }
+
+  @Test("A refused request that goes on sending is asked to stop")
+  func refusedWhileSending() throws {
+    let (client, _) = try self.recorder.connect()
+    let stream = client.open("/a/b", ["grpc-encoding": "br"])
+    try client.wait("a reset") { client.answers[stream]?.reset != nil }
+    let answer = try client.answer(on: stream)
+    #expect(answer.code == .unimplemented && answer.isTrailersOnly)
+    #expect(answer.headers?.first(name: "grpc-accept-encoding") == "identity, deflate, gzip")
+    #expect(answer.reset == ErrorCode.noError)
+  }
+
+  @Test("Headers somewhat above the limit cost the call, far above it the connection")
+  func oversizedHeaders() throws {
+    let (client, connection) = try self.recorder.connect()
+    let stream = client.open("/a/b", ["x": String(repeating: "a", count: 20_000)], isEnd: true)
+    #expect(try client.answer(on: stream).code == .resourceExhausted)
+    #expect(connection.isOpen)
+    client.open("/a/b", ["x": String(repeating: "a", count: 200_000)], isEnd: true)
+    try client.waitForClose()
+    #expect(client.goAways.count == 1)
+    #expect(self.recorder.receivers.isEmpty)
+  }
+}
