@@ -49,15 +49,7 @@ package enum EngineModule {
         "make_server_credentials",
         "Make credentials of PEM bytes."
       ) { _, arguments, keywords in
-        CredentialsBox.make(
-          PythonArguments(
-            arguments,
-            keywords,
-            "key_pairs",
-            "root_certificates",
-            "require_client_auth"
-          )
-        )
+        CredentialsBox.make(.credentials(arguments, keywords))
       },
       PythonMethod.oneArgument("_run_call", "Run a call, in the Python context of the caller.") {
         _,

@@ -20,11 +20,12 @@ struct CallKindTests {
     }
   }
 
-  @Test("Messages of every size come back whole", arguments: [0, 1, 65_530, 65_531, 3_000_000])
+  @Test("Messages of every size come back whole", arguments: [0, 1, 65_530, 65_531, 500_000])
   func sizes(length: Int) throws {
     try RunningServer.run(["/t/echo": TestHandler.echo()]) { running in
+      let client = try running.connect()
       let message = (0..<length).map { UInt8(truncatingIfNeeded: $0 >> 3) }
-      #expect(try running.connect().unary("/t/echo", message).payloads == [message])
+      #expect(try client.unary("/t/echo", message).payloads == [message])
     }
   }
 
@@ -77,16 +78,16 @@ struct CallKindTests {
       running in
       let client = try running.connect()
       client.open("/t/held")
-      let streams = (0..<500).map { index in
+      let streams = (0..<200).map { index in
         let stream = client.open("/t/echo")
         client.writer.data(
-          FrameWriter.message([UInt8(index & 0xFF), UInt8(index >> 8)]), on: stream, isEnd: true
+          FrameWriter.message([UInt8(index)]), on: stream, isEnd: true
         )
         return stream
       }
       for (index, stream) in streams.enumerated() {
         let answer = try client.answer(on: stream)
-        #expect(answer.payloads == [[UInt8(index & 0xFF), UInt8(index >> 8)]])
+        #expect(answer.payloads == [[UInt8(index)]])
       }
     }
   }

@@ -38,7 +38,19 @@ def _run_call(context: ServicerContext, /) -> None: ...
 
 @final
 class ServerCredentials:
-    """What `make_server_credentials` made; opaque."""
+    """What `make_server_credentials` made."""
+
+    def renew(
+        self,
+        key_pairs: Sequence[tuple[bytes, bytes]],
+        root_certificates: bytes | None,
+        require_client_auth: bool,
+    ) -> None:
+        """Serve later connections with others.
+
+        Raises:
+            ValueError: As `make_server_credentials`; what there was stays in use then.
+        """
 
 @final
 class ServicerContext(grpc.ServicerContext):

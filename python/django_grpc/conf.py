@@ -44,7 +44,8 @@ class Credentials:
         key_pairs: At least one.
         root_certificates: Path of a PEM file with the authorities that may sign a client's
             certificate. Default: none, client certificates are not asked for.
-        require_client_auth: Whether a client without such a certificate is refused. Default: False.
+        require_client_auth: Whether a client without such a certificate is refused; one that shows
+            a certificate is verified by it either way. Default: False.
     """
 
     key_pairs: tuple[KeyPair, ...]

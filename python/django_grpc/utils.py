@@ -1,12 +1,12 @@
 """Making a server from `settings.GRPCSERVER`."""
 
+import contextlib
 import importlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
 from django.core.exceptions import ImproperlyConfigured
 
 from django_grpc import conf, engine
@@ -64,10 +64,13 @@ def build_server(
         "options": _options(config),
         "maximum_concurrent_rpcs": config.maximum_concurrent_rpcs,
     }
-    if config.is_async:
-        server = _aio().server(migration_thread_pool=pool, **arguments)
-    else:
-        server = engine.server(pool, **arguments)
+    try:
+        if config.is_async:
+            server = _aio().server(migration_thread_pool=pool, **arguments)
+        else:
+            server = engine.server(pool, **arguments)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{conf.SETTING}['options'] can't be used: {error}") from error
     add_servicers(server, config.servicers)
     if config.reflection:
         enable_reflection(server)
@@ -93,7 +96,12 @@ def _aio() -> Any:
 
 
 def bind(
-    server: Any, config: conf.ServerConfig, port: int | str, *, host: str | None = None
+    server: Any,
+    config: conf.ServerConfig,
+    port: int | str,
+    *,
+    host: str | None = None,
+    credentials: engine.ServerCredentials | None = None,
 ) -> int:
     """Have a server listen, with TLS if the settings have credentials.
 
@@ -102,6 +110,7 @@ def bind(
         config: For the credentials and the host.
         port: TCP port; 0 lets the system choose.
         host: As for `create_server`.
+        credentials: Those of the settings, when they have been loaded already.
 
     Returns:
         The port that was bound; for a Unix socket whatever the engine returns.
@@ -115,7 +124,7 @@ def bind(
     if config.credentials is None:
         bound = server.add_insecure_port(address)
     else:
-        bound = server.add_secure_port(address, load_credentials(config.credentials))
+        bound = server.add_secure_port(address, credentials or load_credentials(config.credentials))
     return bound
 
 
@@ -128,14 +137,41 @@ def format_address(host: str, port: int | str) -> str:
     return f"{host}:{port}"
 
 
-def load_credentials(credentials: conf.Credentials) -> grpc.ServerCredentials:
+def load_credentials(credentials: conf.Credentials) -> engine.ServerCredentials:
     """Read the files of the ``credentials`` setting.
 
     Raises:
         ImproperlyConfigured: A file can't be read, or the engine can't use what it holds.
     """
+    with _naming_credentials():
+        return engine.ssl_server_credentials(*_read_credentials(credentials))
+
+
+def renew_credentials(credentials: conf.Credentials, loaded: engine.ServerCredentials) -> None:
+    """Read the files again, for the connections that come from now on.
+
+    Raises:
+        ImproperlyConfigured: As `load_credentials`; what was loaded stays in use then.
+    """
+    with _naming_credentials():
+        loaded.renew(*_read_credentials(credentials))
+
+
+@contextlib.contextmanager
+def _naming_credentials() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"{conf.SETTING}['credentials'] can't be used: {error}"
+        ) from error
+
+
+def _read_credentials(
+    credentials: conf.Credentials,
+) -> tuple[list[tuple[bytes, bytes]], bytes | None, bool]:
     root_certificates = credentials.root_certificates
-    arguments = (
+    return (
         [
             (_read(pair.private_key), _read(pair.certificate_chain))
             for pair in credentials.key_pairs
@@ -143,12 +179,6 @@ def load_credentials(credentials: conf.Credentials) -> grpc.ServerCredentials:
         None if root_certificates is None else _read(root_certificates),
         credentials.require_client_auth,
     )
-    try:
-        return engine.ssl_server_credentials(*arguments)
-    except ValueError as error:
-        raise ImproperlyConfigured(
-            f"{conf.SETTING}['credentials'] can't be used: {error}"
-        ) from error
 
 
 def _read(path: str) -> bytes:

@@ -174,9 +174,10 @@ package final class Call: Sendable {
     )
   }
 
-  /// The peer may send more once enough was taken, or when the reader has nothing left.
+  /// The peer may send more once enough was taken, or when the reader has nothing left. Nothing is
+  /// due to it after the call's end, when its event loop may be gone.
   private func noteConsumption(_ state: inout State, isWaiting: Bool) -> Bool {
-    guard state.consumed > 0, !state.isInboundEnded, !state.isEnqueued else { return false }
+    guard state.termination == nil, state.consumed > 0, !state.isInboundEnded, !state.isEnqueued else { return false }
     let half = self.configuration.transport.http2.streamWindowSize / 2
     guard isWaiting || state.consumed >= half else { return false }
     state.isEnqueued = true
@@ -216,7 +217,7 @@ package final class Call: Sendable {
       guard !state.areHeadersDecided, !state.areHeadersSent else { return false }
       state.initialMetadata = metadata
       state.areHeadersDecided = true
-      shouldEnqueue = Self.enqueueOnce(&state)
+      shouldEnqueue = state.termination == nil && Self.enqueueOnce(&state)
       return true
     }
     if shouldEnqueue { self.outbox.enqueue(self) }

@@ -61,11 +61,14 @@ package final class SocketConnection: ByteConnection {
     for _ in 0..<TestTimeout.seconds {
       // Asked for again and again: TLS may read without having anything to hand on.
       self.channel.read()
-      let bytes = try? self.collector.inbound.wait(what, seconds: 1) { inbound -> ByteBuffer?? in
-        if !inbound.bytes.isEmpty { return .some(inbound.bytes.removeFirst()) }
-        return inbound.isClosed ? .some(nil) : nil
+      do {
+        return try self.collector.inbound.wait(what, seconds: 1) { inbound -> ByteBuffer?? in
+          if !inbound.bytes.isEmpty { return .some(inbound.bytes.removeFirst()) }
+          return inbound.isClosed ? .some(nil) : nil
+        }
+      } catch is TestTimeout {
+        continue
       }
-      if let bytes { return bytes }
     }
     throw TestTimeout(what: what)
   }

@@ -1,8 +1,11 @@
 internal import NIOCore
 package import NIOSSL
+internal import Synchronization
 
 /// What a secure port shows and demands.
-package struct ServerCredentials: Sendable {
+///
+/// What it shows may be renewed while it is in use: connections that come later get the new one.
+package final class ServerCredentials: Sendable {
   /// A private key and the certificates that vouch for it, both PEM.
   package struct KeyPair: Sendable {
     package var privateKey: [UInt8]
@@ -18,18 +21,52 @@ package struct ServerCredentials: Sendable {
     package let message: String
   }
 
-  package let context: NIOSSLContext
+  private let current: Mutex<NIOSSLContext>
+
+  /// What the next connection is served with.
+  package var context: NIOSSLContext { self.current.withLock { $0 } }
 
   /// - Parameters:
   ///   - keyPairs: at least one; the one whose certificate names the host that the client asks for
   ///     (SNI) is shown, the first when none does.
   ///   - rootCertificates: PEM of the authorities that may vouch for clients.
-  ///   - requireClientAuth: whether a client without a certificate is refused.
+  ///   - requireClientAuth: whether a client without a certificate is refused. When not, one that
+  ///     shows a certificate is verified all the same.
   package init(
     keyPairs: [KeyPair],
     rootCertificates: [UInt8]?,
     requireClientAuth: Bool
   ) throws(InvalidCredentials) {
+    self.current = Mutex(
+      try Self.makeContext(
+        keyPairs: keyPairs,
+        rootCertificates: rootCertificates,
+        requireClientAuth: requireClientAuth
+      )
+    )
+  }
+
+  /// Puts others in place of what was given to `init`. May be called from any thread.
+  ///
+  /// - Throws: `InvalidCredentials`; what there was stays in use then.
+  package func renew(
+    keyPairs: [KeyPair],
+    rootCertificates: [UInt8]?,
+    requireClientAuth: Bool
+  ) throws(InvalidCredentials) {
+    let context = try Self.makeContext(
+      keyPairs: keyPairs,
+      rootCertificates: rootCertificates,
+      requireClientAuth: requireClientAuth
+    )
+    self.current.withLock { $0 = context }
+  }
+
+  private static func makeContext(
+    keyPairs: [KeyPair],
+    rootCertificates: [UInt8]?,
+    requireClientAuth: Bool
+  ) throws(InvalidCredentials) -> NIOSSLContext {
     guard let first = keyPairs.first else {
       throw InvalidCredentials(message: "at least one private key and certificate chain is needed")
     }
@@ -45,7 +82,7 @@ package struct ServerCredentials: Sendable {
         promise.succeed(override)
       }
     }
-    self.context = try Self.context(configuration)
+    return try Self.context(configuration)
   }
 
   private struct NamedKeyPair: Sendable {
@@ -100,7 +137,7 @@ package struct ServerCredentials: Sendable {
     if let roots {
       configuration.trustRoots = .certificates(try Self.certificates(roots, "root certificates"))
       configuration.certificateVerification =
-        requireClientAuth ? .noHostnameVerification : .none
+        requireClientAuth ? .noHostnameVerification : .optionalVerification
     }
     return configuration
   }

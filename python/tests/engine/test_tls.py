@@ -337,3 +337,41 @@ def test_taken_port_raises_for_tls_too(serve, server_pair):
     port = serve.bare(options=options).add_secure_port("127.0.0.1:0", credentials)
     with pytest.raises(RuntimeError, match=f"Failed to bind to address 127.0.0.1:{port}"):
         serve.bare(options=options).add_secure_port(f"127.0.0.1:{port}", credentials)
+
+
+@ours_only("grpcio never asks for a certificate that it does not require")
+def test_client_certificate_may_be_optional(secure, authority, auth_contexts):
+    """With authorities but no demand, a client may show a certificate, and is known by it."""
+    served = secure(authority.certificate, False)
+    assert call(served, authority) == b"x"
+    assert call(served, authority, authority.issue("alice")) == b"x"
+    assert [identities for identities, _, _ in auth_contexts] == [None, [b"alice"]]
+    stranger = Authority("another authority").issue("mallory")
+    assert failure(lambda: call(served, authority, stranger)).code() is grpc.StatusCode.UNAVAILABLE
+
+
+@ours_only("grpcio renews by a function of its own, dynamic_ssl_server_credentials")
+def test_renewed_credentials_are_shown_to_later_connections(serve, authority, server_pair):
+    """Connections that are open go on; those that come get what is new."""
+    credentials = ssl_server_credentials([(server_pair.private_key, server_pair.certificate)])
+    served = serve(credentials=credentials)
+    old = served.unary_unary(
+        "Echo", served.channel(credentials=grpc.ssl_channel_credentials(authority.certificate))
+    )
+    assert old(b"x", timeout=PATIENCE) == b"x"
+    renewed = Authority("renewed authority")
+    pair = renewed.issue("localhost", dns=("localhost",), addresses=("127.0.0.1",))
+    credentials.renew([(pair.private_key, pair.certificate)])
+    assert old(b"x", timeout=PATIENCE) == b"x"
+    assert call(served, renewed) == b"x"
+    assert failure(lambda: call(served, authority)).code() is grpc.StatusCode.UNAVAILABLE
+
+
+@ours_only("grpcio has no such method")
+def test_credentials_that_cannot_be_renewed_stay(serve, authority, server_pair):
+    """A bad renewal is a ValueError, and changes nothing."""
+    credentials = ssl_server_credentials([(server_pair.private_key, server_pair.certificate)])
+    served = serve(credentials=credentials)
+    with pytest.raises(ValueError, match="no PEM certificate"):
+        credentials.renew([(server_pair.private_key, b"nonsense")])
+    assert call(served, authority) == b"x"

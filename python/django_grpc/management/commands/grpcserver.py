@@ -14,7 +14,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connections
 
-from django_grpc import conf, utils
+from django_grpc import conf, engine, utils
+from django_grpc.certificates import CertificateWatcher
 from django_grpc.management import reloading
 from django_grpc.management.shutdown import ShutdownRequest, end_process_soon
 from django_grpc.signals import grpc_shutdown
@@ -45,6 +46,8 @@ class Command(BaseCommand):
 
     # They are run by serve(), which --autoreload starts again and again.
     requires_system_checks: list[str] = []  # noqa: RUF012 - as Django declares it
+
+    _credentials: engine.ServerCredentials | None = None
 
     # Whether a drain ended with calls that had to be cut.
     _has_cut_calls = False
@@ -145,6 +148,7 @@ class Command(BaseCommand):
         server = self.get_server(config)
         address = self._bind(server, config, **options)
         server.start()
+        self._watch_certificates(config)
         self.on_listening(server, config, address, **options)
 
         def follow_server() -> None:  # in case that a servicer stops it
@@ -164,6 +168,7 @@ class Command(BaseCommand):
         server = self.get_server(config)
         address = self._bind(server, config, **options)
         await server.start()
+        self._watch_certificates(config)
         self.on_listening(server, config, address, **options)
         grace = self._get_grace(await asyncio.to_thread(shutdown.wait), config)
         begun = time.monotonic()
@@ -251,12 +256,21 @@ class Command(BaseCommand):
     def _bind(self, server: Any, config: conf.ServerConfig, **options: Any) -> str:
         host, port = _parse_address(config.host, options["port"], options["addrport"])
         address = utils.format_address(host, port)
+        if config.credentials is not None:
+            self._credentials = utils.load_credentials(config.credentials)
         try:
-            bound = utils.bind(server, config, port, host=host)
+            bound = utils.bind(server, config, port, host=host, credentials=self._credentials)
         except (OSError, RuntimeError) as error:
             reason = _why_not_bound(error)
             raise CommandError(f"The server can't listen on {address}: {reason}.") from error
         return address if address.startswith("unix") else utils.format_address(host, bound)
+
+    def _watch_certificates(self, config: conf.ServerConfig) -> None:
+        settings, loaded = config.credentials, self._credentials
+        if settings is not None and loaded is not None:
+            CertificateWatcher(
+                settings.paths(), lambda: utils.renew_credentials(settings, loaded)
+            ).start()
 
 
 def _why_not_bound(error: OSError | RuntimeError) -> str:

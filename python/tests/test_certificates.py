@@ -1,0 +1,124 @@
+"""Certificates that are renewed on disk."""
+
+import os
+import shutil
+import threading
+
+import grpc
+import pytest
+from certificates import make_certificate
+from django.core.exceptions import ImproperlyConfigured
+
+from django_grpc import conf, engine, utils
+from django_grpc.certificates import CertificateWatcher
+
+PATIENCE = 10
+
+
+class Renewals:
+    """A `renew` that fails as often as it is told to, and says when it was called."""
+
+    def __init__(self, failures=0):
+        self.failures = failures
+        self.tried = threading.Semaphore(0)
+        self.done = threading.Event()
+
+    def __call__(self):
+        self.tried.release()
+        if self.failures:
+            self.failures -= 1
+            raise ImproperlyConfigured("not yet")
+        self.done.set()
+
+
+@pytest.fixture
+def watch():
+    watchers = []
+
+    def start(paths, renew):
+        watchers.append(CertificateWatcher(paths, renew, period=0.01))
+        watchers[-1].start()
+
+    yield start
+    for watcher in watchers:
+        watcher.stop()
+        watcher.join(PATIENCE)
+
+
+def test_changed_file_is_renewed(tmp_path, watch):
+    path = tmp_path / "certificate.pem"
+    path.write_text("old")
+    renewals = Renewals()
+    watch([str(path)], renewals)
+    path.write_text("new one")
+    assert renewals.done.wait(PATIENCE)
+
+
+def test_replaced_link_is_renewed(tmp_path, watch):
+    """Kubernetes and certbot replace a link rather than write a file."""
+    (tmp_path / "1").write_text("same")
+    (tmp_path / "2").write_text("same")
+    link = tmp_path / "certificate.pem"
+    link.symlink_to(tmp_path / "1")
+    renewals = Renewals()
+    watch([str(link)], renewals)
+    (tmp_path / "next").symlink_to(tmp_path / "2")
+    os.replace(tmp_path / "next", link)
+    assert renewals.done.wait(PATIENCE)
+
+
+def test_failed_renewal_is_tried_again(tmp_path, watch, caplog):
+    """A key that is written before its certificate does not fit for a moment."""
+    path = tmp_path / "certificate.pem"
+    path.write_text("old")
+    renewals = Renewals(failures=2)
+    watch([str(path)], renewals)
+    path.write_text("new one")
+    assert renewals.done.wait(PATIENCE)
+    assert "not in use yet: not yet" in caplog.text
+
+
+def test_unchanged_file_is_left_alone(tmp_path, watch):
+    path = tmp_path / "certificate.pem"
+    path.write_text("old")
+    renewals = Renewals()
+    watch([str(path)], renewals)
+    assert not renewals.tried.acquire(timeout=0.2)
+
+
+def test_server_shows_what_was_renewed(tmp_path):
+    """End to end: files, settings, engine, a real client."""
+    old_authority = make_certificate(tmp_path, "old-authority")
+    old = make_certificate(tmp_path, "old", old_authority)
+    new_authority = make_certificate(tmp_path, "new-authority")
+    new = make_certificate(tmp_path, "new", new_authority)
+    key, chain = tmp_path / "server.key", tmp_path / "server.pem"
+    shutil.copy(old.key_file, key)
+    shutil.copy(old.certificate_file, chain)
+    settings = conf.Credentials(
+        key_pairs=(conf.KeyPair(private_key=str(key), certificate_chain=str(chain)),)
+    )
+    loaded = utils.load_credentials(settings)
+    server = engine.server()
+    port = server.add_secure_port("127.0.0.1:0", loaded)
+    server.start()
+
+    def is_trusted(authority):
+        credentials = grpc.ssl_channel_credentials(authority.certificate_file.read_bytes())
+        with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.unary_unary("/no.Service/Method")(b"", timeout=PATIENCE)
+            return caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    try:
+        assert is_trusted(old_authority)
+        shutil.copy(new.key_file, key)
+        with pytest.raises(ImproperlyConfigured, match="does not fit"):
+            utils.renew_credentials(settings, loaded)
+        assert is_trusted(old_authority)
+        shutil.copy(new.certificate_file, chain)
+        utils.renew_credentials(settings, loaded)
+        assert is_trusted(new_authority)
+        assert not is_trusted(old_authority)
+    finally:
+        server.stop(None)
