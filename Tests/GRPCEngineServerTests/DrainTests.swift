@@ -71,6 +71,7 @@ struct DrainTests {
       go.update { $0 = true }
       // The call has ended for the server once its answer is handed to the socket.
       try running.waitForRelease()
+      client.readInterval = 2000
       let answer = try client.answer(on: stream)
       #expect(answer.receivedBytes == message.count + 5)
       #expect(answer.code == .ok)

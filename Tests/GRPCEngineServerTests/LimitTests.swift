@@ -1,5 +1,6 @@
 import GRPCEngineServer
 import GRPCEngineTesting
+import GRPCEngineTransport
 import GRPCEngineWire
 import NIOCore
 import NIOHPACK
@@ -119,23 +120,27 @@ struct LimitTests {
     }
   }
 
-  @Test("Streams past SETTINGS_MAX_CONCURRENT_STREAMS are refused, the others served")
+  @Test("A peer that opens more streams than it may loses its connection, and no one else theirs")
   func concurrentStreams() throws {
     var configuration = ServerConfiguration()
     configuration.transport.http2.maxConcurrentStreams = 5
     try RunningServer.run(["/t/silent": TestHandler.silent()], configuration: configuration) {
       running in
       let client = try running.connect()
+      let neighbour = try running.connect()
       #expect(client.settings?[3] == 5)
       let streams = (0..<5).map { _ in client.open("/t/silent") }
       try client.barrier()
       #expect(running.server.admission.activeCalls == 5)
-      let sixth = client.open("/t/silent")
-      #expect(try client.answer(on: sixth).reset == ErrorCode.refusedStream)
       client.writer.reset(streams[2])
       client.open("/t/silent")
       try client.barrier()
       #expect(running.server.admission.activeCalls == 5)
+      client.open("/t/silent")
+      try client.waitForClose()
+      #expect(client.goAways.last?.code == ErrorCode.protocolError)
+      try running.waitForRelease()
+      try neighbour.barrier()
     }
   }
 

@@ -177,7 +177,8 @@ package final class Call: Sendable {
   /// The peer may send more once enough was taken, or when the reader has nothing left. Nothing is
   /// due to it after the call's end, when its event loop may be gone.
   private func noteConsumption(_ state: inout State, isWaiting: Bool) -> Bool {
-    guard state.termination == nil, state.consumed > 0, !state.isInboundEnded, !state.isEnqueued else { return false }
+    guard state.termination == nil, state.consumed > 0, !state.isInboundEnded, !state.isEnqueued
+    else { return false }
     let half = self.configuration.transport.http2.streamWindowSize / 2
     guard isWaiting || state.consumed >= half else { return false }
     state.isEnqueued = true

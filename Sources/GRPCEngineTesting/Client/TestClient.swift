@@ -1,4 +1,5 @@
 internal import GRPCEngineWire
+internal import Glibc
 package import NIOCore
 package import NIOHPACK
 
@@ -36,6 +37,8 @@ package final class TestClient {
   package var answersPings = true
   /// Whether the server may send on as messages come in.
   package var grantsWindows = true
+  /// Microseconds that a slow peer lets pass between two reads.
+  package var readInterval: UInt32 = 0
 
   private var nextStream = 1
   private var sendWindow = 65_535
@@ -174,6 +177,7 @@ package final class TestClient {
   }
 
   private func pump(_ what: String) throws {
+    if self.readInterval > 0 { usleep(self.readInterval) }
     guard let bytes = try self.connection.read(what) else {
       self.isClosed = true
       return

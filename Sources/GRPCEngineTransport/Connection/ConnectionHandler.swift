@@ -98,7 +98,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     case .headers(let payload):
       if let stream = self.streams[frame.streamID] {
         // NIOHTTP2 lets a second HEADERS pass only when it ends the stream.
-        stream.receivedTrailers()
+        stream.receivedTrailers(payload.headers)
       } else {
         self.openStream(frame.streamID, payload.headers, endStream: payload.endStream)
       }
@@ -204,7 +204,11 @@ package final class ConnectionHandler: ChannelInboundHandler {
       let head = try RequestHead(headers, maxSize: self.configuration.http2.maxHeaderListSize)
       if let receiver = self.acceptor.accept(stream, head: head) { stream.attach(receiver) }
     } catch {
-      stream.sendEnd(messages: nil, trailers: error.headers)
+      if let headers = error.headers {
+        stream.sendEnd(messages: nil, trailers: headers)
+      } else {
+        stream.reset(.protocolError)
+      }
     }
   }
 
@@ -379,9 +383,11 @@ extension ConnectionHandler: NIOHTTP2FrameDelegate {
 }
 
 extension RequestHead.Rejection {
-  /// The whole answer, as one header block.
-  var headers: HPACKHeaders {
+  /// The whole answer, as one header block; `nil` for what deserves none.
+  var headers: HPACKHeaders? {
     switch self {
+    case .malformed:
+      return nil
     case .http(let status):
       return [":status": status]
     case .grpc(let status, let advertisesEncodings):

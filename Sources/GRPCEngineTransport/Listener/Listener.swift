@@ -71,6 +71,7 @@ package final class Listener: Sendable {
       isSecure: credentials != nil,
       eventLoop: channel.eventLoop
     )
+    try pipeline.addHandler(WriteCoalescer())
     try pipeline.addHandler(Self.http2Handler(configuration.http2, delegate: connection))
     try pipeline.addHandler(connection)
   }
@@ -90,6 +91,8 @@ package final class Listener: Sendable {
     // grpc's clients ping up to ten times a second to measure bandwidth; floods are far above that.
     connection.controlFrameRateLimit.maximumCount = 1000
     // Bounds against floods, far above what a clumsy but honest peer needs.
+    // RequestHead and ServerStream check what comes; what goes out is ours.
+    connection.headerBlockValidation = .disabled
     connection.maximumSequentialEmptyDataFrames = 1000
     connection.maximumSequentialContinuationFrames = 64
     var stream = NIOHTTP2Handler.StreamConfiguration()

@@ -76,7 +76,8 @@ package final class ServerStream {
   }
 
   /// Trailers of the peer; gRPC gives them no meaning beyond the end of the stream.
-  func receivedTrailers() {
+  func receivedTrailers(_ headers: HPACKHeaders) {
+    guard RequestHead.areTrailers(headers) else { return self.reset(.protocolError) }
     self.receivedData(ByteBuffer(), flowControlledLength: 0, endStream: true)
   }
 

@@ -1,0 +1,75 @@
+package import NIOCore
+
+/// Gathers the small writes between two flushes into one.
+///
+/// An answer is three frames, each written by NIOHTTP2 as a buffer of its own. Gathered, a burst of
+/// answers is one buffer and one system call, and NIOHTTP2 gets its own buffer back at once to
+/// encode the next frame in.
+package final class WriteCoalescer: ChannelOutboundHandler {
+  package typealias OutboundIn = IOData
+  package typealias OutboundOut = IOData
+
+  /// A write of more bytes is passed on as it is: copying it would cost more than it saves.
+  private static let largestGathered = 2048
+  /// Gathered bytes that are passed on without waiting for a flush.
+  private static let capacity = 32 * 1024
+
+  private var gathered = ByteBuffer()
+  /// What was gathered has been passed on; its storage is used again once the socket has taken it.
+  private var isPassedOn = true
+  private var promise: EventLoopPromise<Void>?
+
+  package init() {}
+
+  package func write(
+    context: ChannelHandlerContext,
+    data: NIOAny,
+    promise: EventLoopPromise<Void>?
+  ) {
+    guard case .byteBuffer(let bytes) = self.unwrapOutboundIn(data),
+      bytes.readableBytes <= Self.largestGathered
+    else {
+      self.passOn(context: context)
+      context.write(data, promise: promise)
+      return
+    }
+    if self.gathered.readableBytes + bytes.readableBytes > Self.capacity {
+      self.passOn(context: context)
+    }
+    if self.isPassedOn {
+      self.gathered.clear(minimumCapacity: 1024)
+      self.isPassedOn = false
+    }
+    self.gathered.writeImmutableBuffer(bytes)
+    if let promise {
+      // All of them succeed or fail with the one write that they become.
+      if let first = self.promise {
+        first.futureResult.cascade(to: promise)
+      } else {
+        self.promise = promise
+      }
+    }
+  }
+
+  package func flush(context: ChannelHandlerContext) {
+    self.passOn(context: context)
+    context.flush()
+  }
+
+  package func close(
+    context: ChannelHandlerContext,
+    mode: CloseMode,
+    promise: EventLoopPromise<Void>?
+  ) {
+    self.passOn(context: context)
+    context.close(mode: mode, promise: promise)
+  }
+
+  private func passOn(context: ChannelHandlerContext) {
+    guard !self.isPassedOn else { return }
+    self.isPassedOn = true
+    let promise = self.promise
+    self.promise = nil
+    context.write(self.wrapOutboundOut(.byteBuffer(self.gathered)), promise: promise)
+  }
+}

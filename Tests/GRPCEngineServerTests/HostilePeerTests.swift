@@ -1,0 +1,169 @@
+import GRPCEngineServer
+import GRPCEngineTesting
+import GRPCEngineTransport
+import GRPCEngineWire
+import Glibc
+import NIOCore
+import NIOHPACK
+import Testing
+import TransportFuzz
+
+/// Peers that break the rules, over real sockets: the server stays up, forgets their calls, and its
+/// other connections notice nothing.
+struct HostilePeerTests {
+  private static let methods: [String: any MethodHandler] = [
+    "/t/echo": TestHandler.echo(), "/t/sum": TestHandler.sum(),
+    "/t/talk": TestHandler.conversation(), "/t/countdown": TestHandler.countdown(),
+    "/t/silent": TestHandler.silent(), "/t/metadata": TestHandler.metadataEcho(),
+  ]
+
+  /// A connection's whole life as a good client would send it.
+  private static func validBytes() -> [UInt8] {
+    var writer = FrameWriter()
+    writer.preface()
+    writer.settings([(4, 100_000)])
+    writer.settingsAck()
+    let requests: [(String, HPACKHeaders, [[UInt8]])] = [
+      ("/t/echo", ["x-bin": "AQID", "grpc-timeout": "10S"], [[1, 2, 3]]),
+      ("/t/sum", ["grpc-accept-encoding": "gzip"], [[1], [2], []]),
+      ("/t/talk", [:], [[9, 9], [8]]),
+      ("/t/countdown", [:], [countdown(5, of: 10)]),
+      ("/t/silent", [:], [[0]]),
+      ("/t/metadata", ["x-text": "a b c", "x-text": "d"], [[7]]),
+    ]
+    for (index, (path, extra, messages)) in requests.enumerated() {
+      let stream = 2 * index + 1
+      writer.headers(FrameWriter.request(path, extra), on: stream, fragment: 60)
+      for message in messages { writer.data(FrameWriter.message(message), on: stream, padding: 3) }
+      writer.windowUpdate(stream, increment: 10)
+      if index == 2 { writer.reset(stream) } else { writer.data(ByteBuffer(), on: stream, isEnd: true) }
+    }
+    writer.windowUpdate(0, increment: 1000)
+    writer.ping(42)
+    writer.goAway()
+    return Array(writer.bytes.readableBytesView)
+  }
+
+  @Test("Bytes that were changed on the way harm nobody else", arguments: 0..<8)
+  func mutations(seed: Int) throws {
+    let valid = Self.validBytes()
+    var random = SplitMix(seed: UInt64(seed))
+    try RunningServer.run(Self.methods) { running in
+      let neighbour = try running.connect()
+      for _ in 0..<25 {
+        let bytes = mutated(valid, &random)
+        let connection = try SocketConnection(to: running.address)
+        // In pieces, as a network would deliver them.
+        var rest = ByteBuffer(bytes: bytes)
+        while rest.readableBytes > 0 {
+          let length = min(rest.readableBytes, 1 + Int(random.next() % 400))
+          if let piece = rest.readSlice(length: length) { connection.write(piece) }
+        }
+        #expect(try neighbour.unary("/t/echo", [1]).payloads == [[1]])
+        connection.close()
+      }
+      try poll("the hostile connections' end") { running.server.connectionCount == 1 }
+      try running.waitForRelease()
+      #expect(try neighbour.unary("/t/echo", [2]).payloads == [[2]])
+    }
+  }
+
+  @Test("A connection that is cut off after any of its bytes is forgotten")
+  func truncations() throws {
+    let valid = Self.validBytes()
+    let server = Server(configuration: ServerConfiguration())
+    for (path, handler) in Self.methods { server.methods.register(handler, for: path) }
+    for length in stride(from: 0, through: valid.count, by: 1) {
+      let connection = try EmbeddedConnection(acceptor: server)
+      connection.write(ByteBuffer(bytes: valid.prefix(length)))
+      connection.close()
+      try #require(server.admission.activeCalls == 0, "after \(length) bytes")
+      try #require(connection.registry.count == 0, "after \(length) bytes")
+    }
+  }
+
+  @Test("Bytes that come one at a time are understood as well as in one piece")
+  func trickle() throws {
+    for pieces in [1, 7, Self.validBytes().count] {
+      let server = Server(configuration: ServerConfiguration())
+      for (path, handler) in Self.methods { server.methods.register(handler, for: path) }
+      let connection = try EmbeddedConnection(acceptor: server)
+      var rest = ByteBuffer(bytes: Self.validBytes())
+      while let piece = rest.readSlice(length: min(pieces, rest.readableBytes)),
+        piece.readableBytes > 0
+      {
+        connection.write(piece)
+      }
+      var reader = FrameReader()
+      var statuses: [Int: String] = [:]
+      while let bytes = try? connection.read("more") {
+        reader.append(bytes)
+        while let frame = try reader.next() {
+          if case .headers(let stream, let headers, true) = frame {
+            statuses[stream] = headers.first(name: "grpc-status")
+          }
+        }
+      }
+      #expect(statuses == [1: "0", 3: "0", 7: "0", 11: "0"], "in pieces of \(pieces)")
+    }
+  }
+
+  @Test("Peers that connect and say nothing cost no call and stop nobody")
+  func silentConnections() throws {
+    try RunningServer.run(Self.methods) { running in
+      let silent = try (0..<100).map { _ in try SocketConnection(to: running.address) }
+      let client = try running.connect()
+      #expect(try client.unary("/t/echo", [1]).payloads == [[1]])
+      #expect(running.server.connectionCount == 101)
+      for connection in silent.prefix(50) { try connection.abort() }
+      for connection in silent.dropFirst(50) { connection.close() }
+      try poll("their end") { running.server.connectionCount == 1 }
+      #expect(try client.unary("/t/echo", [1]).payloads == [[1]])
+    }
+  }
+
+  @Test("What the fuzzer's properties say holds for random scripts", arguments: 0..<4)
+  func randomScripts(seed: Int) {
+    var random = SplitMix(seed: UInt64(seed) + 100)
+    for _ in 0..<50 {
+      let script = (0..<(20 + random.next() % 200)).map { _ in
+        UInt8(truncatingIfNeeded: random.next())
+      }
+      #expect(TransportProperty.violation(by: script) == nil, "\(script)")
+    }
+  }
+
+  private func mutated(_ bytes: [UInt8], _ random: inout SplitMix) -> [UInt8] {
+    var bytes = bytes
+    for _ in 0...(random.next() % 4) {
+      // The preface stays mostly as it is: without it nothing else is read.
+      let place = 24 + Int(random.next() % UInt64(bytes.count - 24))
+      switch random.next() % 6 {
+      case 0: bytes[place] ^= 1 << UInt8(random.next() % 8)
+      case 1: bytes[place] = UInt8(truncatingIfNeeded: random.next())
+      case 2: bytes.remove(at: place)
+      case 3: bytes.insert(UInt8(truncatingIfNeeded: random.next()), at: place)
+      case 4: bytes.removeSubrange(place...)
+      default:
+        let end = min(bytes.count, place + Int(random.next() % 200))
+        bytes.insert(contentsOf: bytes[place..<end], at: place)
+      }
+      if bytes.count <= 25 { break }
+    }
+    return bytes
+  }
+}
+
+/// A generator of numbers that are the same in every run.
+private struct SplitMix: RandomNumberGenerator {
+  var state: UInt64
+  init(seed: UInt64) { self.state = seed }
+
+  mutating func next() -> UInt64 {
+    self.state &+= 0x9e37_79b9_7f4a_7c15
+    var value = self.state
+    value = (value ^ (value >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    value = (value ^ (value >> 27)) &* 0x94d0_49bb_1331_11eb
+    return value ^ (value >> 31)
+  }
+}
