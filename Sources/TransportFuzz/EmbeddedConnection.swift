@@ -16,16 +16,13 @@ package final class EmbeddedConnection: ByteConnection {
   ) throws {
     self.registry = registry
     self.channel = EmbeddedChannel()
-    let connection = ConnectionHandler(
+    try Listener.configure(
+      self.channel,
+      credentials: nil,
       configuration: configuration,
       acceptor: acceptor,
-      registry: registry,
-      isSecure: false,
-      eventLoop: self.channel.eventLoop
+      registry: registry
     )
-    let pipeline = self.channel.pipeline.syncOperations
-    try pipeline.addHandler(Listener.http2Handler(configuration.http2, delegate: connection))
-    try pipeline.addHandler(connection)
     self.channel.connect(to: try SocketAddress(ipAddress: "127.0.0.1", port: 1), promise: nil)
     self.channel.embeddedEventLoop.run()
   }

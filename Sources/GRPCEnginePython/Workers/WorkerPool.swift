@@ -33,6 +33,7 @@ final class WorkerPool: Sendable {
     var threads = 0
     var isSpawning = false
     var isTicking = false
+    var tick = WorkerPool.shortestTick
     var isWatchingForIdleness = false
     var isStopping = false
     var lastTaken = NIODeadline.uptimeNanoseconds(0)
@@ -41,8 +42,10 @@ final class WorkerPool: Sendable {
     var lastRetired = NIODeadline.uptimeNanoseconds(0)
   }
 
-  /// How often waiting calls make the pool look at its workers.
-  private static let tick = TimeAmount.microseconds(200)
+  /// How soon waiting calls make the pool look at its workers, and how much later at the most while
+  /// looking finds them at work: a look costs a timer and a system call for each worker.
+  private static let shortestTick = TimeAmount.microseconds(200)
+  private static let longestTick = TimeAmount.milliseconds(2)
   /// A queue that nobody takes from for so long gets one more worker, whatever the others do: as
   /// long calls share the interpreter in grpcio too.
   private static let patience = TimeAmount.milliseconds(10)
@@ -65,20 +68,22 @@ final class WorkerPool: Sendable {
   /// Queues a call. Called on its event loop.
   func submit(_ job: PythonJob) {
     var wakeUp = WakeUp.none
-    var shouldTick = false
+    var delay: TimeAmount?
     var shouldWatch = false
     self.state.withLock { state in
       state.queue.append(job)
       let isAlone = state.awake.isEmpty
       if isAlone { wakeUp = self.wakeOne(&state) }
       // A single call for a worker that was just woken needs no looking after.
-      shouldTick = !state.isTicking && (!isAlone || state.queue.count > 1)
-      if shouldTick { state.isTicking = true }
+      if !state.isTicking, !isAlone || state.queue.count > 1 {
+        state.isTicking = true
+        delay = state.tick
+      }
       shouldWatch = !state.isWatchingForIdleness
       state.isWatchingForIdleness = true
     }
     self.perform(wakeUp)
-    if shouldTick { self.scheduleTick(on: job.call.eventLoop) }
+    if let delay { self.scheduleTick(after: delay, on: job.call.eventLoop) }
     if shouldWatch { self.watchForIdleness(on: job.call.eventLoop) }
   }
 
@@ -100,8 +105,8 @@ final class WorkerPool: Sendable {
     }
   }
 
-  private func scheduleTick(on eventLoop: any EventLoop) {
-    eventLoop.scheduleTask(in: Self.tick) { self.tick(on: eventLoop) }
+  private func scheduleTick(after delay: TimeAmount, on eventLoop: any EventLoop) {
+    eventLoop.scheduleTask(in: delay) { self.tick(on: eventLoop) }
   }
 
   private func tick(on eventLoop: any EventLoop) {
@@ -116,23 +121,29 @@ final class WorkerPool: Sendable {
     let areBlocked = awake.allSatisfy { $0.isAsleep ?? false }
     var wakeUp = WakeUp.none
     let now = NIODeadline.now()
-    self.state.withLock { state in
-      guard !state.queue.isEmpty else { return }
-      if areBlocked || now - state.lastTaken > Self.patience {
-        wakeUp = self.wakeOne(&state)
-        if case .none = wakeUp {
-        } else if now - state.lastRetired < .milliseconds(5) {
+    let delay = self.state.withLock { state -> TimeAmount in
+      guard !state.queue.isEmpty else { return state.tick }
+      if areBlocked || now - state.lastTaken > Self.patience { wakeUp = self.wakeOne(&state) }
+      switch wakeUp {
+      case .unpark, .spawn:
+        state.tick = Self.shortestTick
+        if now - state.lastRetired < .milliseconds(5) {
           state.retirePeriod = min(state.retirePeriod * 2, Self.longestRetirePeriod)
         }
-      } else if state.awake.count > 1, state.retirements == 0,
+        return state.tick
+      case .none:
+        state.tick = min(state.tick * 2, Self.longestTick)
+      }
+      if state.awake.count > 1, state.retirements == 0,
         now - state.lastRetired > state.retirePeriod
       {
         state.retirements = 1
         state.lastRetired = now
       }
+      return state.tick
     }
     self.perform(wakeUp)
-    self.scheduleTick(on: eventLoop)
+    self.scheduleTick(after: delay, on: eventLoop)
   }
 
   // MARK: Waking

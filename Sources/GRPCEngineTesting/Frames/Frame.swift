@@ -80,7 +80,11 @@ package struct MalformedFrame: Error {
 /// Cuts a server's bytes into frames.
 package struct FrameReader {
   private var bytes = ByteBuffer()
-  private var decoder = HPACKDecoder(allocator: ByteBufferAllocator())
+  /// Allows what any SETTINGS may have allowed.
+  private var decoder = HPACKDecoder(
+    allocator: ByteBufferAllocator(),
+    maxDynamicTableSize: Int(UInt32.max)
+  )
   private var block: (stream: Int, isEnd: Bool, bytes: ByteBuffer)?
 
   package init() {}

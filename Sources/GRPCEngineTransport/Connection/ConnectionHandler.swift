@@ -36,6 +36,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   /// RFC 9113 section 6.9.2: every connection starts with this window, whatever SETTINGS say.
   private static let initialConnectionWindow = 65_535
+  /// The most that a connection's answers may keep in their header table, in bytes.
+  private static let largestHeaderTable = 1 << 20
   private static let windowUpdated = ObjectIdentifier(NIOHTTP2WindowUpdatedEvent.self)
   private static let streamClosed = ObjectIdentifier(StreamClosedEvent.self)
   private static let streamCreated = ObjectIdentifier(NIOHTTP2StreamCreatedEvent.self)
@@ -112,7 +114,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
         flowControlledLength: bytes.readableBytes + padding,
         endStream: payload.endStream
       )
-    case .settings:
+    case .settings(let settings):
+      self.refuseExcess(settings)
       self.established()
     case .ping(let data, let ack):
       self.receivedPing(data, ack: ack)
@@ -192,7 +195,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   private func openStream(_ id: HTTP2StreamID, _ headers: HPACKHeaders, endStream: Bool) {
     self.lastStreamID = max(self.lastStreamID, id)
-    guard self.lifecycle.acceptsStreams else {
+    guard self.lifecycle.acceptsStreams, !self.isClosing else {
       // RFC 9113 section 8.7: REFUSED_STREAM says that nothing was done, so a retry is safe.
       self.send(.rstStream(.refusedStream), on: id, promise: nil)
       return
@@ -227,6 +230,21 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.sendWindowUpdate(.rootStream, increment: target - remaining)
       if !self.isReading { self.flushSoon() }
     }
+  }
+
+  /// Ends a connection whose peer offers a header table of absurd size.
+  ///
+  /// NIOHTTP2's encoder takes all of what is offered (RFC 7541 section 4.2 would let it take less)
+  /// and keeps in it every field that it writes, so that answers which repeat a peer's own words
+  /// could fill the memory.
+  private func refuseExcess(_ settings: HTTP2Frame.FramePayload.Settings) {
+    guard case .settings(let values) = settings else { return }
+    let isExcessive = values.contains {
+      $0.parameter == .headerTableSize && $0.value > Self.largestHeaderTable
+    }
+    guard isExcessive else { return }
+    self.sendGoAway(self.lastStreamID, .enhanceYourCalm, debugData: "header_table_size")
+    self.closeSoon()
   }
 
   // MARK: Frames out

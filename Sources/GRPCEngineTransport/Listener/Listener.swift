@@ -53,7 +53,8 @@ package final class Listener: Sendable {
     return Listener(channel: channel, socket: socket)
   }
 
-  private static func configure(
+  /// Makes a connection of a channel; called on its event loop.
+  package static func configure(
     _ channel: any Channel,
     credentials: ServerCredentials?,
     configuration: TransportConfiguration,

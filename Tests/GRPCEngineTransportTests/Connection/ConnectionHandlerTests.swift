@@ -102,6 +102,26 @@ struct ConnectionHandlerTests {
     #expect(!connection.isOpen)
   }
 
+  @Test("A header table of absurd size is refused, at first or later; a generous one is not")
+  func headerTable() throws {
+    let connection = try EmbeddedConnection(acceptor: self.recorder)
+    let client = TestClient(connection)
+    try client.handshake([(1, 1 << 20)])
+    let stream = client.open("/a/b", isEnd: true)
+    #expect(try client.answer(on: stream).code == .ok)
+    client.send { $0.settings([(1, (1 << 20) + 1)]) }
+    client.open("/a/b", isEnd: true)
+    try client.waitForClose()
+    #expect(client.goAways.map(\.code) == [ErrorCode.enhanceYourCalm])
+    #expect(client.goAways.map(\.debug) == ["header_table_size"])
+    let other = TestClient(try EmbeddedConnection(acceptor: self.recorder))
+    other.send { writer in
+      writer.preface()
+      writer.settings([(1, UInt32.max)])
+    }
+    try other.waitForClose()
+  }
+
   // MARK: Drain
 
   @Test("A drain serves what was opened before its ping is answered, and nothing after")

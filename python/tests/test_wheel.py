@@ -1,0 +1,112 @@
+"""The wheel: one file that needs neither Swift nor a compiler where it is installed."""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SERVE_A_CALL = """
+import grpc
+from django_grpc import engine
+
+server = engine.server()
+handler = grpc.unary_unary_rpc_method_handler(lambda request, context: request[::-1])
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.S", {"M": handler}),))
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    print(channel.unary_unary("/t.S/M")(b"olleh", timeout=10).decode())
+server.stop(None)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel():
+    wheels = sorted((ROOT / "dist").glob("django_grpc_swift-*.whl"))
+    if not wheels:
+        pytest.skip("there is no wheel in dist/: `make wheel` makes it, and `make test` does that")
+    return wheels[-1]
+
+
+@pytest.fixture(scope="module")
+def library(wheel, tmp_path_factory):
+    """The engine, out of the wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".so")]
+        assert names == ["django_grpc/_engine.abi3.so"]
+        return Path(archive.extract(names[0], tmp_path_factory.mktemp("wheel")))
+
+
+def test_wheel_is_for_every_cpython_from_3_11_on(wheel):
+    assert "-cp311-abi3-manylinux_" in wheel.name
+
+
+def test_wheel_has_types_licences_and_no_tests(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {"django_grpc/py.typed", "django_grpc/_engine.pyi"} <= set(names)
+    assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in names}
+    assert not [name for name in names if "test_" in name]
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf (Debian: binutils)")
+def test_engine_needs_only_what_every_linux_has(library):
+    """Neither the Swift runtime nor libpython: the interpreter that loads it is there already."""
+    text = subprocess.run(
+        ["readelf", "--dynamic", library], capture_output=True, text=True, check=True
+    ).stdout
+    needed = {line.split("[")[1].split(".so")[0] for line in text.splitlines() if "NEEDED" in line}
+    assert needed <= {"libc", "libm", "libz", "libstdc++", "libgcc_s", "ld-linux-x86-64"}
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf (Debian: binutils)")
+def test_engine_exports_only_its_entry_point(library):
+    text = subprocess.run(
+        ["readelf", "--dyn-syms", "--wide", library], capture_output=True, text=True, check=True
+    ).stdout
+    rows = [line.split() for line in text.splitlines()]
+    exported = [
+        row[7] for row in rows if len(row) > 7 and row[4] in ("GLOBAL", "WEAK") and row[6] != "UND"
+    ]
+    assert exported == ["PyInit__engine"]
+
+
+@pytest.mark.timeout(300)
+def test_wheel_serves_a_call_where_there_is_no_swift(wheel, tmp_path):
+    """A clean environment, and a PATH without the toolchain that built it."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "LD_LIBRARY_PATH", "DJANGO_SETTINGS_MODULE")
+    }
+    environment["PATH"] = os.pathsep.join(("/usr/bin", "/bin"))
+    assert shutil.which("swift", path=environment["PATH"]) is None
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", str(wheel)], env=environment, check=True
+    )
+    answer = subprocess.run(
+        [python, "-c", SERVE_A_CALL],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "hello\n", "")
+
+
+def test_source_tree_is_not_what_is_tested():
+    """The tests run against the installed package."""
+    import django_grpc
+
+    if os.environ.get("CI") or "site-packages" in sys.modules["pytest"].__file__:
+        assert ROOT / "python" not in Path(django_grpc.__file__).parents
