@@ -56,13 +56,21 @@ final class BoundMethod: Sendable {
 /// A Python servicer's method, as the engine sees it.
 final class PythonMethodHandler: MethodHandler {
   let startsOnFirstMessage: Bool
+  /// Whether there are many requests or responses.
+  let isStream: Bool
   /// What runs, unless it has to be asked for call by call; see `BoundMethodCell`.
   let method: BoundMethodCell
   private let pool: WorkerPool
 
-  init(method: BoundMethodCell, startsOnFirstMessage: Bool, pool: WorkerPool) {
+  init(
+    method: BoundMethodCell,
+    startsOnFirstMessage: Bool,
+    isStream: Bool,
+    pool: WorkerPool
+  ) {
     self.method = method
     self.startsOnFirstMessage = startsOnFirstMessage
+    self.isStream = isStream
     self.pool = pool
   }
 

@@ -43,19 +43,20 @@ final class PythonServer {
     guard let method = BoundMethod(handler) else { return false }
     let cell = BoundMethodCell(method)
     self.methods.append(cell)
-    self.register(path, cell, startsOnFirstMessage: !method.kind.isRequestStreaming)
+    self.register(path, cell, kind: method.kind)
     return true
   }
 
   /// Registers a method whose handler the resolver gives, call by call.
-  func addResolvedMethod(_ path: String, startsOnFirstMessage: Bool) {
-    self.register(path, BoundMethodCell(nil), startsOnFirstMessage: startsOnFirstMessage)
+  func addResolvedMethod(_ path: String, kind: CallKind) {
+    self.register(path, BoundMethodCell(nil), kind: kind)
   }
 
-  private func register(_ path: String, _ cell: BoundMethodCell, startsOnFirstMessage: Bool) {
+  private func register(_ path: String, _ cell: BoundMethodCell, kind: CallKind) {
     let handler = PythonMethodHandler(
       method: cell,
-      startsOnFirstMessage: startsOnFirstMessage,
+      startsOnFirstMessage: !kind.isRequestStreaming,
+      isStream: kind != .unaryUnary,
       pool: self.pool
     )
     self.server.methods.register(handler, for: path)
@@ -67,6 +68,7 @@ final class PythonServer {
     let handler = PythonMethodHandler(
       method: BoundMethodCell(nil),
       startsOnFirstMessage: false,
+      isStream: true,
       pool: self.pool
     )
     self.server.methods.setFallback(isFallback ? handler : nil)
@@ -124,7 +126,10 @@ final class PythonServer {
   func runWorker(_ object: PythonPointer) {
     let worker = WorkerThread()
     self.pool.enter(worker)
-    while let job = self.pool.next(worker) { self.run(job, on: worker) }
+    while let job = self.pool.next(worker) {
+      self.run(job, on: worker)
+      self.pool.finished(job)
+    }
   }
 
   private func run(_ job: PythonJob, on worker: WorkerThread) {

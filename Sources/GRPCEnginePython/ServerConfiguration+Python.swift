@@ -13,7 +13,7 @@ extension ServerConfiguration {
   /// - Returns: `nil` with an exception set.
   static func make(_ values: PythonPointer) -> (ServerConfiguration, WorkerPool.Limits)? {
     var configuration = ServerConfiguration()
-    var limits = WorkerPool.Limits(running: 1, held: 1000)
+    var limits = WorkerPool.Limits(running: 1, held: 2500)
     let isComplete = PythonCollections.forEach(values) { key in
       guard let name = PythonString.value(key), let item = PythonCollections.value(values, key),
         let value = PythonNumber.int(item)

@@ -92,7 +92,9 @@ class Server:
     def add_method(self, path: str, handler: MethodHandler) -> None:
         """Register a method that always runs the same handler."""
 
-    def add_resolved_method(self, path: str, request_streaming: bool) -> None:
+    def add_resolved_method(
+        self, path: str, request_streaming: bool, response_streaming: bool
+    ) -> None:
         """Register a path whose handler the resolver gives, call by call."""
 
     def set_resolver(

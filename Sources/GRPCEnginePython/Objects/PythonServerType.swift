@@ -41,11 +41,21 @@ extension PythonServer {
         "add_resolved_method",
         "Register a path whose handler the resolver gives."
       ) { object, arguments, keywords in
-        let given = PythonArguments(arguments, keywords, "path", "request_streaming")
+        let given = PythonArguments(
+          arguments,
+          keywords,
+          "path",
+          "request_streaming",
+          "response_streaming"
+        )
         guard let server = PythonServer.server(object), let path = PythonServer.text(given, 0),
-          let requestStreaming = given[1]
+          let requests = given[1], let responses = given[2]
         else { return nil }
-        server.addResolvedMethod(path, startsOnFirstMessage: !Python.isTrue(requestStreaming))
+        let kind = CallKind(
+          isRequestStreaming: Python.isTrue(requests),
+          isResponseStreaming: Python.isTrue(responses)
+        )
+        server.addResolvedMethod(path, kind: kind)
         return Python.newNone()
       },
       PythonMethod.keywords(

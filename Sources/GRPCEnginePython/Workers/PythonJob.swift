@@ -4,4 +4,7 @@ internal import GRPCEngineServer
 struct PythonJob: Sendable {
   let call: Call
   let handler: PythonMethodHandler
+
+  /// Whether its peer can keep it waiting in the middle.
+  var isStream: Bool { self.handler.isStream }
 }

@@ -13,7 +13,8 @@ internal import Synchronization
 ///   nobody is awake, or when the awake ones were seen asleep in the kernel (they wait for a
 ///   database, a lock, a socket) while calls wait;
 /// - a worker that waits for its peer, in the middle of a stream, is *held*: it does not count
-///   against `max_workers`, and somebody else steps in. A peer that stalls stops nobody.
+///   against `max_workers`, and somebody else steps in. A peer that stalls stops nobody (`JobQueue`
+///   sees to that when there are more of them than workers to step in).
 ///
 /// What is woken too eagerly goes back to sleep by itself: from time to time one worker retires,
 /// less and less often where that turns out wrong.
@@ -26,7 +27,7 @@ final class WorkerPool: Sendable {
   }
 
   private struct State {
-    var queue = CircularBuffer<PythonJob>()
+    var queue: JobQueue
     var idle: [WorkerThread] = []
     var awake: [WorkerThread] = []
     var held = 0
@@ -56,11 +57,14 @@ final class WorkerPool: Sendable {
 
   let limits: Limits
   private let control: ControlThread
-  private let state = Mutex(State())
+  private let state: Mutex<State>
 
   init(limits: Limits, control: ControlThread) {
     self.limits = limits
     self.control = control
+    // Of the workers that may run, one is left for calls that nobody can hold.
+    let streams = limits.held + max(1, limits.running - 1)
+    self.state = Mutex(State(queue: JobQueue(maxRunningStreams: streams)))
   }
 
   // MARK: The event loop's side
@@ -161,7 +165,7 @@ final class WorkerPool: Sendable {
       return .unpark(worker)
     }
     guard !state.isSpawning,
-      state.threads < self.limits.running + min(state.held, self.limits.held)
+      state.threads < self.limits.running + state.held
     else { return .none }
     state.isSpawning = true
     state.threads += 1
@@ -229,6 +233,12 @@ final class WorkerPool: Sendable {
       if isOver { return nil }
       Python.detached { worker.parker.park() }
     }
+  }
+
+  /// A call that `next` gave runs no more.
+  func finished(_ job: PythonJob) {
+    guard job.isStream else { return }
+    self.state.withLock { $0.queue.finished(job) }
   }
 
   private static func remove(_ worker: WorkerThread, _ state: inout State) {

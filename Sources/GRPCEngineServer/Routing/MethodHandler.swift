@@ -5,6 +5,15 @@ package enum CallKind: UInt8, Sendable, CaseIterable {
   case streamUnary
   case streamStream
 
+  package init(isRequestStreaming: Bool, isResponseStreaming: Bool) {
+    switch (isRequestStreaming, isResponseStreaming) {
+    case (false, false): self = .unaryUnary
+    case (false, true): self = .unaryStream
+    case (true, false): self = .streamUnary
+    case (true, true): self = .streamStream
+    }
+  }
+
   package var isRequestStreaming: Bool { self == .streamUnary || self == .streamStream }
   package var isResponseStreaming: Bool { self == .unaryStream || self == .streamStream }
 }

@@ -109,7 +109,9 @@ class HandlerTable:
             asked_first = known.keys() - self._registered.keys()
         for path, handler in known.items():
             if self._interceptors or path in asked_first:
-                native.add_resolved_method(path, bool(handler.request_streaming))
+                native.add_resolved_method(
+                    path, bool(handler.request_streaming), bool(handler.response_streaming)
+                )
             else:
                 native.add_method(path, handler)
         # grpcio's interceptors see calls of unknown methods too.
