@@ -15,7 +15,12 @@ package final class Parker: @unchecked Sendable {
 
   package init() {
     pthread_mutex_init(self.mutex, nil)
-    pthread_cond_init(self.condition, nil)
+    var attributes = pthread_condattr_t()
+    pthread_condattr_init(&attributes)
+    // Deadlines on the wall clock would move with it.
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+    pthread_cond_init(self.condition, &attributes)
+    pthread_condattr_destroy(&attributes)
   }
 
   deinit {
@@ -31,6 +36,22 @@ package final class Parker: @unchecked Sendable {
     while !self.isSignalled { pthread_cond_wait(self.condition, self.mutex) }
     self.isSignalled = false
     pthread_mutex_unlock(self.mutex)
+  }
+
+  /// Sleeps until `unpark`, for some seconds at the most. The caller must not hold the GIL.
+  ///
+  /// - Returns: false when the time ran out.
+  package func park(seconds: Int) -> Bool {
+    var deadline = timespec()
+    clock_gettime(CLOCK_MONOTONIC, &deadline)
+    deadline.tv_sec += seconds
+    pthread_mutex_lock(self.mutex)
+    defer { pthread_mutex_unlock(self.mutex) }
+    while !self.isSignalled {
+      if pthread_cond_timedwait(self.condition, self.mutex, &deadline) == ETIMEDOUT { break }
+    }
+    defer { self.isSignalled = false }
+    return self.isSignalled
   }
 
   /// Takes a wake-up that is there already, without sleeping.

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 
 from django_grpc import conf, engine
 from django_grpc.descriptions import describe
@@ -71,6 +72,8 @@ def build_server(
             server = engine.server(pool, **arguments)
     except ValueError as error:
         raise ImproperlyConfigured(f"{conf.SETTING}['options'] can't be used: {error}") from error
+    if hasattr(server, "on_worker_exit"):
+        server.on_worker_exit(connections.close_all)
     add_servicers(server, config.servicers)
     if config.reflection:
         enable_reflection(server)

@@ -52,6 +52,8 @@ final class WorkerPool: Sendable {
   private static let patience = TimeAmount.milliseconds(10)
   /// How often a server that has been busy is looked at for having become idle.
   private static let idlenessPeriod = TimeAmount.seconds(2)
+  /// How long a thread that is one too many waits for work.
+  private static let surplusSeconds = 5
   private static let shortestRetirePeriod = TimeAmount.milliseconds(20)
   private static let longestRetirePeriod = TimeAmount.seconds(1)
 
@@ -202,36 +204,60 @@ final class WorkerPool: Sendable {
   func next(_ worker: WorkerThread) -> PythonJob? {
     while true {
       var wakeUp = WakeUp.none
-      let (job, isOver) = self.state.withLock { state -> (PythonJob?, Bool) in
+      let step = self.state.withLock { state -> Step in
         if state.isStopping, state.queue.isEmpty {
           Self.remove(worker, &state)
           state.threads -= 1
-          return (nil, true)
+          return .end
         }
         let isSuperfluous = state.awake.count > self.limits.running
         let mayRetire = state.retirements > 0 && state.awake.count > 1
         if !isSuperfluous, !mayRetire, let job = state.queue.popFirst() {
           state.lastTaken = .now()
-          return (job, false)
+          return .run(job)
         }
         if mayRetire { state.retirements = 0 }
         Self.remove(worker, &state)
-        // Workers that stepped in for held ones end when those are back, and with them whatever
-        // the thread keeps, such as a database connection.
-        if state.threads > self.limits.running + state.held {
-          state.threads -= 1
-          if state.awake.isEmpty, !state.queue.isEmpty { wakeUp = self.wakeOne(&state) }
-          return (nil, true)
-        }
         state.idle.append(worker)
         // Whoever goes to sleep makes sure that calls do not wait for nobody.
         if state.awake.isEmpty, !state.queue.isEmpty { wakeUp = self.wakeOne(&state) }
-        return (nil, false)
+        return .sleep(isSurplus: self.hasSurplus(state))
       }
-      if let job { return job }
       self.perform(wakeUp)
-      if isOver { return nil }
-      Python.detached { worker.parker.park() }
+      switch step {
+      case .run(let job): return job
+      case .end: return nil
+      case .sleep(isSurplus: false): Python.detached { worker.parker.park() }
+      case .sleep(isSurplus: true):
+        let wasWoken = Python.detached { worker.parker.park(seconds: Self.surplusSeconds) }
+        if !wasWoken, self.leave(worker) { return nil }
+      }
+    }
+  }
+
+  private enum Step {
+    case run(PythonJob)
+    case sleep(isSurplus: Bool)
+    case end
+  }
+
+  /// Whether there are threads that only stepped in for held ones, and those are back.
+  private func hasSurplus(_ state: borrowing State) -> Bool {
+    state.threads > self.limits.running + state.held
+  }
+
+  /// Ends a surplus thread that nothing woke, and with it whatever it keeps, such as a database
+  /// connection.
+  ///
+  /// - Returns: false when it is needed after all.
+  private func leave(_ worker: WorkerThread) -> Bool {
+    self.state.withLock { state in
+      guard self.hasSurplus(state),
+        let index = state.idle.firstIndex(where: { $0 === worker })
+      else { return false }
+      state.idle.remove(at: index)
+      state.threads -= 1
+      return true
     }
   }
 

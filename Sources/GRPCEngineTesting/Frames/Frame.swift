@@ -80,10 +80,10 @@ package struct MalformedFrame: Error {
 /// Cuts a server's bytes into frames.
 package struct FrameReader {
   private var bytes = ByteBuffer()
-  /// Allows what any SETTINGS may have allowed.
+  /// As large as the largest table that the server lets a peer ask for.
   private var decoder = HPACKDecoder(
     allocator: ByteBufferAllocator(),
-    maxDynamicTableSize: Int(UInt32.max)
+    maxDynamicTableSize: 1 << 20
   )
   private var block: (stream: Int, isEnd: Bool, bytes: ByteBuffer)?
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import threading
 import time
@@ -16,7 +17,7 @@ from django_grpc.engine.credentials import ServerCredentials
 from django_grpc.engine.handlers import HandlerTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from django_grpc.engine.types import GenericHandler, Interceptor, MethodHandler
 
@@ -154,6 +155,13 @@ class Server(grpc.Server):
         """
         return not self._stopped.wait(timeout)
 
+    def on_worker_exit(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called on each worker thread before it ends.
+
+        For what a thread keeps from call to call, such as a database connection.
+        """
+        self._threads.exit_callbacks.append(callback)
+
     def statistics(self) -> dict[str, int]:
         """Return figures of calls, connections and workers."""
         return self._native.statistics()
@@ -189,12 +197,21 @@ class _Threads:
     def __init__(self, native: _engine.Server) -> None:
         self._native = native
         self._threads: list[threading.Thread] = []
+        self._spawned = itertools.count()
+        self.exit_callbacks: list[Callable[[], object]] = []
 
     def start(self) -> None:
         self._start("grpc-control", self._native.run_control, self._spawn_worker)
 
     def _spawn_worker(self) -> None:
-        self._start(f"grpc-worker-{len(self._threads)}", self._native.run_worker)
+        # Those that stepped in for held workers have ended since.
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._start(f"grpc-worker-{next(self._spawned)}", self._run_worker)
+
+    def _run_worker(self) -> None:
+        self._native.run_worker()
+        for callback in self.exit_callbacks:
+            callback()
 
     def _start(self, name: str, target: Any, *arguments: Any) -> None:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)

@@ -420,3 +420,21 @@ def test_behavior_may_bring_a_thread_pool_of_its_own(serve):
         served = serve({"Call": unary_unary(body)})
         served.run("unary_unary", "Call")
     assert seen[0].startswith("of-its-own")
+
+
+@ours_only("grpcio's threads are its user's")
+def test_worker_that_stepped_in_ends_and_says_so(serve):
+    """Threads that stood in for held ones end when those are back; each calls its exit hook."""
+    ended = []
+    served = serve(
+        {"Stall": stream_unary(lambda requests, _context: b"".join(requests))}, workers=1
+    )
+    served.server.on_worker_exit(lambda: ended.append(threading.current_thread()))
+    connection = served.raw()
+    streams = [connection.open(f"/{SERVICE}/Stall") for _ in range(4)]
+    assert eventually(lambda: served.server.statistics()["workers_held"] == 4)
+    for stream in streams:
+        connection.send_message(stream, b"x", end_stream=True)
+        assert connection.response(stream).messages == [b"x"]
+    assert eventually(lambda: served.server.statistics()["workers"] == 1, within=20)
+    assert eventually(lambda: len(ended) == len(set(ended)) >= 3)
