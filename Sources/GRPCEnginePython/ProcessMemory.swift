@@ -20,9 +20,11 @@ enum ProcessMemory {
       }
       // The GIL lets one Python thread allocate at a time; an arena for each would only spread the
       // memory that is kept.
-      if getenv("MALLOC_ARENA_MAX") == nil { mallopt(M_ARENA_MAX, 4) }
-      mallopt(M_MMAP_THRESHOLD, 32 << 20)
-      mallopt(M_TRIM_THRESHOLD, 64 << 20)
+      if getenv("MALLOC_ARENA_MAX") == nil { mallopt(M_ARENA_MAX, 2) }
+      // Above the largest message that is accepted by default, and what parsing, answering and
+      // serialising one takes at a time.
+      mallopt(M_MMAP_THRESHOLD, 8 << 20)
+      mallopt(M_TRIM_THRESHOLD, 16 << 20)
     #endif
   }
 

@@ -21,8 +21,8 @@ final class PythonServer {
   init(configuration: ServerConfiguration, limits: WorkerPool.Limits, bindings: Bindings) {
     self.configuration = configuration
     self.bindings = bindings
-    self.pool = WorkerPool(limits: limits, control: self.control)
     self.server = Server(configuration: configuration)
+    self.pool = WorkerPool(limits: limits, control: self.control, backlog: self.server.backlog)
   }
 
   deinit {

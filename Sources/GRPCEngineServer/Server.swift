@@ -32,6 +32,8 @@ package final class Server: Sendable {
   package let configuration: ServerConfiguration
   package let methods = MethodTable()
   package let admission: Admission
+  /// Set by whoever runs handlers on threads of its own.
+  package let backlog = Backlog()
   private let connections = ConnectionRegistry()
   private let state = Mutex(State())
 
@@ -186,7 +188,7 @@ extension Server: StreamAcceptor {
     let eventLoop = stream.eventLoop
     let outbox = self.state.withLock { state in
       let key = ObjectIdentifier(eventLoop)
-      let outbox = state.outboxes[key] ?? CallOutbox(eventLoop: eventLoop)
+      let outbox = state.outboxes[key] ?? CallOutbox(eventLoop: eventLoop, backlog: self.backlog)
       state.outboxes[key] = outbox
       return outbox
     }

@@ -27,6 +27,12 @@ package final class EmbeddedConnection: ByteConnection {
     self.channel.embeddedEventLoop.run()
   }
 
+  /// Lets go of the channel: what is still planned on its loop would keep both for ever.
+  deinit {
+    self.close()
+    self.advance(by: .seconds(1))
+  }
+
   package var isOpen: Bool { self.channel.isActive }
 
   package func write(_ bytes: ByteBuffer) {

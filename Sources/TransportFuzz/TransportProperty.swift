@@ -54,6 +54,7 @@ package enum TransportProperty {
     let server = Server(configuration: configuration)
     let handlers = Self.handlers()
     for (path, handler) in handlers { server.methods.register(handler, for: path) }
+    defer { CallLog.forget(Array(handlers.values)) }
     do {
       let hostile = try EmbeddedConnection(configuration.transport, acceptor: server)
       var check = AnswerCheck()

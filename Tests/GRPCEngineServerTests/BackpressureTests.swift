@@ -22,7 +22,8 @@ struct BackpressureTests {
   func slowReaders() throws {
     let handler = TestHandler.countdown()
     try RunningServer.run(
-      ["/t/countdown": handler, "/t/echo": TestHandler.echo()], configuration: Self.configuration
+      ["/t/countdown": handler, "/t/echo": TestHandler.echo()],
+      configuration: Self.configuration
     ) { running in
       let client = try running.connect()
       client.grantsWindows = false
@@ -61,7 +62,8 @@ struct BackpressureTests {
     var configuration = Self.configuration
     configuration.transport.http2.streamWindowSize = 4096
     try RunningServer.run(
-      ["/t/silent": handler, "/t/echo": TestHandler.echo()], configuration: configuration
+      ["/t/silent": handler, "/t/echo": TestHandler.echo()],
+      configuration: configuration
     ) { running in
       let client = try running.connect()
       #expect(client.room(on: 1) == 4096)
@@ -84,16 +86,20 @@ struct BackpressureTests {
   func deafSocket() throws {
     let handler = TestHandler.countdown()
     try RunningServer.run(
-      ["/t/countdown": handler, "/t/echo": TestHandler.echo()], configuration: Self.configuration
+      ["/t/countdown": handler, "/t/echo": TestHandler.echo()],
+      configuration: Self.configuration
     ) { running in
       // Windows as wide as can be: only the socket is left to stop the server.
       let client = try running.connect(
-        settings: [(4, UInt32(Int32.max))], receiveBuffer: 16 * 1024
+        settings: [(4, UInt32(Int32.max))],
+        receiveBuffer: 16 * 1024
       )
       client.writer.windowUpdate(0, increment: Int(Int32.max) - 65_535)
       let stream = client.open("/t/countdown")
       client.writer.data(
-        FrameWriter.message(countdown(1_000_000, of: 1000)), on: stream, isEnd: true
+        FrameWriter.message(countdown(1_000_000, of: 1000)),
+        on: stream,
+        isEnd: true
       )
       client.flush()
       _ = try handler.log.call()
@@ -113,11 +119,13 @@ struct BackpressureTests {
   @Test("A conversation with a peer that only talks stops listening to it")
   func talkingPeer() throws {
     let handler = TestHandler.conversation()
-    let server = Server(configuration: Self.configuration)
-    server.methods.register(handler, for: "/t/talk")
-    let client = TestClient(try EmbeddedConnection(acceptor: server))
+    try EmbeddedServer.run(["/t/talk": handler], configuration: Self.configuration) { embedded in
+      try self.talk(embedded.client, handler)
+    }
+  }
+
+  private func talk(_ client: TestClient, _ handler: TestHandler) throws {
     client.grantsWindows = false
-    try client.handshake()
     let stream = client.open("/t/talk")
     let message = FrameWriter.message([UInt8](repeating: 3, count: 995))
     // Until the server grants nothing more: then its answers fill both its buffer and our window.

@@ -81,7 +81,9 @@ struct CallKindTests {
       let streams = (0..<200).map { index in
         let stream = client.open("/t/echo")
         client.writer.data(
-          FrameWriter.message([UInt8(index)]), on: stream, isEnd: true
+          FrameWriter.message([UInt8(index)]),
+          on: stream,
+          isEnd: true
         )
         return stream
       }
@@ -112,7 +114,8 @@ struct CallKindTests {
   @Test("A status travels with its code and any text", arguments: 0...16)
   func status(code: Int) throws {
     let status = Status(
-      code: try #require(StatusCode(rawValue: code)), details: "50 % „fertig“\r\n"
+      code: try #require(StatusCode(rawValue: code)),
+      details: "50 % „fertig“\r\n"
     )
     try RunningServer.run(["/t/status": TestHandler.status(status)]) { running in
       let answer = try running.connect().unary("/t/status")
@@ -151,7 +154,8 @@ struct CallKindTests {
     var configuration = ServerConfiguration()
     configuration.compression = algorithm
     try RunningServer.run(
-      ["/t/echo": TestHandler.echo()], configuration: configuration
+      ["/t/echo": TestHandler.echo()],
+      configuration: configuration
     ) { running in
       let client = try running.connect()
       let message = [UInt8](repeating: 9, count: 10_000)
@@ -159,7 +163,8 @@ struct CallKindTests {
         try Compression.compress(ByteBuffer(bytes: message), algorithm).readableBytesView
       )
       let stream = client.open(
-        "/t/echo", ["grpc-encoding": algorithm.name, "grpc-accept-encoding": algorithm.name]
+        "/t/echo",
+        ["grpc-encoding": algorithm.name, "grpc-accept-encoding": algorithm.name]
       )
       try client.message(compressed, on: stream, isEnd: true, isCompressed: true)
       let answer = try client.answer(on: stream)
@@ -179,7 +184,8 @@ struct CallKindTests {
     var configuration = ServerConfiguration()
     configuration.eventLoopThreads = 3
     try RunningServer.run(
-      ["/t/echo": TestHandler.echo()], configuration: configuration
+      ["/t/echo": TestHandler.echo()],
+      configuration: configuration
     ) { running in
       let clients = try (0..<6).map { _ in try running.connect() }
       #expect(running.server.connectionCount == 6)

@@ -57,7 +57,8 @@ struct DrainTests {
     try RunningServer.run(["/t/slow": handler], configuration: configuration) { running in
       // Wide windows, so that the whole answer waits in the server's socket and not in a window.
       let client = try running.connect(
-        settings: [(4, UInt32(Int32.max))], receiveBuffer: 16 * 1024
+        settings: [(4, UInt32(Int32.max))],
+        receiveBuffer: 16 * 1024
       )
       client.writer.windowUpdate(0, increment: Int(Int32.max) - 65_535)
       client.grantsWindows = false
@@ -100,7 +101,8 @@ struct DrainTests {
         }
       }
       #expect(
-        try silent.log.terminations(9) == [Call.Termination](repeating: .cancelledByServer, count: 9)
+        try silent.log.terminations(9)
+          == [Call.Termination](repeating: .cancelledByServer, count: 9)
       )
       #expect(held.log.entries.current.calls.isEmpty)
       try running.waitForRelease()
@@ -146,7 +148,9 @@ struct DrainTests {
     server.drain { ends.update { $0 += 1 } }
     #expect(ends.current == 1)
     let socket = try BoundSocket.bind(
-      .host("127.0.0.1", port: port), reusePort: false, backlog: 1
+      .host("127.0.0.1", port: port),
+      reusePort: false,
+      backlog: 1
     )
     socket.close()
     #expect(throws: Server.WrongState.self) { try server.start() }

@@ -15,7 +15,8 @@ struct LimitTests {
     var configuration = ServerConfiguration()
     configuration.maximumConcurrentCalls = 3
     try RunningServer.run(
-      ["/t/silent": handler, "/t/echo": TestHandler.echo()], configuration: configuration
+      ["/t/silent": handler, "/t/echo": TestHandler.echo()],
+      configuration: configuration
     ) { running in
       let client = try running.connect()
       let other = try running.connect()
@@ -57,7 +58,8 @@ struct LimitTests {
   func messageSize() throws {
     var configuration = ServerConfiguration()
     configuration.transport.maxReceiveMessageLength = 1000
-    try RunningServer.run(["/t/echo": TestHandler.echo()], configuration: configuration) { running in
+    try RunningServer.run(["/t/echo": TestHandler.echo()], configuration: configuration) {
+      running in
       let client = try running.connect()
       #expect(try client.unary("/t/echo", [UInt8](repeating: 1, count: 1000)).code == .ok)
       let answer = try client.unary("/t/echo", [UInt8](repeating: 1, count: 1001))
@@ -71,14 +73,19 @@ struct LimitTests {
   func decompressedSize() throws {
     var configuration = ServerConfiguration()
     configuration.transport.maxReceiveMessageLength = 100_000
-    try RunningServer.run(["/t/echo": TestHandler.echo()], configuration: configuration) { running in
+    try RunningServer.run(["/t/echo": TestHandler.echo()], configuration: configuration) {
+      running in
       let client = try running.connect()
       let bomb = try Compression.compress(
-        ByteBuffer(repeating: 0, count: 10_000_000), .gzip
+        ByteBuffer(repeating: 0, count: 10_000_000),
+        .gzip
       )
       let stream = client.open("/t/echo", ["grpc-encoding": "gzip"])
       try client.message(
-        Array(bomb.readableBytesView), on: stream, isEnd: true, isCompressed: true
+        Array(bomb.readableBytesView),
+        on: stream,
+        isEnd: true,
+        isCompressed: true
       )
       let answer = try client.answer(on: stream)
       #expect(answer.code == .resourceExhausted)
@@ -89,19 +96,15 @@ struct LimitTests {
   @Test("A message that is announced large and never comes buys no memory")
   func announcedSize() throws {
     let handler = TestHandler.echo()
-    let server = Server(configuration: ServerConfiguration())
-    server.methods.register(handler, for: "/t/echo")
-    let client = TestClient(try EmbeddedConnection(acceptor: server))
-    try client.handshake()
-    for _ in 0..<100 {
-      let stream = client.open("/t/echo")
-      try client.data(ByteBuffer(bytes: [0, 0, 0x3F, 0xFF, 0xFF, 1, 2, 3]), on: stream)
+    try EmbeddedServer.run(["/t/echo": handler]) { embedded in
+      for _ in 0..<100 {
+        let stream = embedded.client.open("/t/echo")
+        try embedded.client.data(ByteBuffer(bytes: [0, 0, 0x3F, 0xFF, 0xFF, 1, 2, 3]), on: stream)
+      }
+      try embedded.client.barrier()
+      #expect(embedded.server.admission.activeCalls == 100)
+      #expect(handler.log.entries.current.calls.isEmpty)
     }
-    try client.barrier()
-    #expect(server.admission.activeCalls == 100)
-    #expect(handler.log.entries.current.calls.isEmpty)
-    client.connection.close()
-    #expect(server.admission.activeCalls == 0)
   }
 
   @Test("A compressed flag without an encoding, and bytes that are not compressed, are INTERNAL")
@@ -170,7 +173,10 @@ struct LimitTests {
     }
   }
 
-  @Test("A flood of empty frames or settings ends its connection, and no other", arguments: [0, 1, 2])
+  @Test(
+    "A flood of empty frames or settings ends its connection, and no other",
+    arguments: [0, 1, 2]
+  )
   func floods(kind: Int) throws {
     try RunningServer.run(["/t/silent": TestHandler.silent(), "/t/echo": TestHandler.echo()]) {
       running in

@@ -59,11 +59,13 @@ final class WorkerPool: Sendable {
 
   let limits: Limits
   private let control: ControlThread
+  private let backlog: Backlog
   private let state: Mutex<State>
 
-  init(limits: Limits, control: ControlThread) {
+  init(limits: Limits, control: ControlThread, backlog: Backlog) {
     self.limits = limits
     self.control = control
+    self.backlog = backlog
     // Of the workers that may run, one is left for calls that nobody can hold.
     let streams = limits.held + max(1, limits.running - 1)
     self.state = Mutex(State(queue: JobQueue(maxRunningStreams: streams)))
@@ -78,6 +80,7 @@ final class WorkerPool: Sendable {
     var shouldWatch = false
     self.state.withLock { state in
       state.queue.append(job)
+      self.backlog.isWaiting = true
       let isAlone = state.awake.isEmpty
       if isAlone { wakeUp = self.wakeOne(&state) }
       // A single call for a worker that was just woken needs no looking after.
@@ -214,6 +217,7 @@ final class WorkerPool: Sendable {
         let mayRetire = state.retirements > 0 && state.awake.count > 1
         if !isSuperfluous, !mayRetire, let job = state.queue.popFirst() {
           state.lastTaken = .now()
+          self.backlog.isWaiting = !state.queue.isEmpty
           return .run(job)
         }
         if mayRetire { state.retirements = 0 }

@@ -83,7 +83,7 @@ package struct FrameReader {
   /// As large as the largest table that the server lets a peer ask for.
   private var decoder = HPACKDecoder(
     allocator: ByteBufferAllocator(),
-    maxDynamicTableSize: 1 << 20
+    maxDynamicTableSize: 1 << 16
   )
   private var block: (stream: Int, isEnd: Bool, bytes: ByteBuffer)?
 

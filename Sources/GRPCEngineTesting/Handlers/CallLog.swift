@@ -30,6 +30,14 @@ package final class CallLog: Sendable {
 
   func sent(_ length: Int) { self.entries.update { $0.sentBytes += length } }
 
+  /// Lets go of the calls in the logs of `handlers`: a call leads to its server and that to its
+  /// handlers, so that none of them would ever be freed.
+  package static func forget(_ handlers: [any MethodHandler]) {
+    for handler in handlers {
+      (handler as? any LoggingHandler)?.log.entries.update { $0.calls = [] }
+    }
+  }
+
   /// Waits for the first call.
   package func call() throws -> Call {
     try self.entries.wait("a call to start") { $0.calls.first }
@@ -41,4 +49,9 @@ package final class CallLog: Sendable {
       entries.terminations.count >= count ? entries.terminations : nil
     }
   }
+}
+
+/// A handler whose calls a test can follow.
+package protocol LoggingHandler: MethodHandler {
+  var log: CallLog { get }
 }

@@ -4,7 +4,7 @@ package import GRPCEngineWire
 internal import NIOCore
 
 /// A method in plain Swift.
-package final class TestHandler: MethodHandler {
+package final class TestHandler: LoggingHandler {
   package let startsOnFirstMessage: Bool
   package let log = CallLog()
   private let body: @Sendable (Call, CallLog) -> Void

@@ -4,7 +4,7 @@ package import NIOCore
 internal import NIOPosix
 
 /// A method that runs on a thread of its own and may block there, as a Python servicer does.
-package final class ThreadedHandler: MethodHandler {
+package final class ThreadedHandler: LoggingHandler {
   package let startsOnFirstMessage: Bool
   package let log = CallLog()
   private let body: @Sendable (BlockingCall) throws -> Void

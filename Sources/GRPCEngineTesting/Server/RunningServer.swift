@@ -39,6 +39,7 @@ package final class RunningServer {
   ) throws {
     let server = Server(configuration: configuration)
     for (path, handler) in methods { server.methods.register(handler, for: path) }
+    defer { CallLog.forget(Array(methods.values)) }
     let port = try server.addPort(address, credentials: credentials)
     let socketAddress =
       try address.hasPrefix("unix:")

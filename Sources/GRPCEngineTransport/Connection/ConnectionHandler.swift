@@ -36,8 +36,9 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   /// RFC 9113 section 6.9.2: every connection starts with this window, whatever SETTINGS say.
   private static let initialConnectionWindow = 65_535
-  /// The most that a connection's answers may keep in their header table, in bytes.
-  private static let largestHeaderTable = 1 << 20
+  /// The most that a connection's answers may keep in their header table, in bytes: what browsers
+  /// offer, and sixteen times the default.
+  private static let largestHeaderTable = 1 << 16
   private static let windowUpdated = ObjectIdentifier(NIOHTTP2WindowUpdatedEvent.self)
   private static let streamClosed = ObjectIdentifier(StreamClosedEvent.self)
   private static let streamCreated = ObjectIdentifier(NIOHTTP2StreamCreatedEvent.self)
@@ -236,7 +237,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   ///
   /// NIOHTTP2's encoder takes all of what is offered (RFC 7541 section 4.2 would let it take less)
   /// and keeps in it every field that it writes, so that answers which repeat a peer's own words
-  /// could fill the memory.
+  /// could fill the memory, and that every further field is compared with.
   private func refuseExcess(_ settings: HTTP2Frame.FramePayload.Settings) {
     guard case .settings(let values) = settings else { return }
     let isExcessive = values.contains {

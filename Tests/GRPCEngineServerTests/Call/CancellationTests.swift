@@ -14,7 +14,8 @@ struct CancellationTests {
 
   @Test(
     "A call that its peer gives up ends, and is released",
-    arguments: Way.allCases, Point.allCases
+    arguments: Way.allCases,
+    Point.allCases
   )
   func givenUp(way: Way, point: Point) throws {
     // Takes the request only when its peer has ended it, and answers one message then.

@@ -8,66 +8,65 @@ import TransportFuzz
 
 /// Deadlines, on a clock that stands still unless a test moves it.
 struct DeadlineTests {
-  private let server = Server(configuration: ServerConfiguration())
-
-  private func connect(
-    _ methods: [String: any MethodHandler]
-  ) throws -> (TestClient, EmbeddedConnection) {
-    for (path, handler) in methods { self.server.methods.register(handler, for: path) }
-    let connection = try EmbeddedConnection(acceptor: self.server)
-    let client = TestClient(connection)
-    try client.handshake()
-    return (client, connection)
-  }
-
   @Test("A call that is not answered in time is DEADLINE_EXCEEDED, and its handler hears of it")
   func exceeded() throws {
     let handler = TestHandler.silent()
-    let (client, connection) = try self.connect(["/t/silent": handler])
-    let stream = client.open("/t/silent", ["grpc-timeout": "5S"])
-    try client.barrier()
-    connection.advance(by: .milliseconds(4999))
-    try client.barrier()
-    #expect(client.answers[stream]?.isEnded == false)
-    #expect(try handler.log.call().isActive)
-    connection.advance(by: .milliseconds(1))
-    let answer = try client.answer(on: stream)
-    #expect(answer.code == .deadlineExceeded && answer.isTrailersOnly)
-    #expect(handler.log.entries.current.terminations == [.deadlineExceeded])
-    #expect(self.server.admission.activeCalls == 0)
+    try EmbeddedServer.run(["/t/silent": handler]) { embedded in
+      let client = embedded.client
+      let stream = client.open("/t/silent", ["grpc-timeout": "5S"])
+      try client.barrier()
+      embedded.connection.advance(by: .milliseconds(4999))
+      try client.barrier()
+      #expect(client.answers[stream]?.isEnded == false)
+      #expect(try handler.log.call().isActive)
+      embedded.connection.advance(by: .milliseconds(1))
+      let answer = try client.answer(on: stream)
+      #expect(answer.code == .deadlineExceeded && answer.isTrailersOnly)
+      #expect(handler.log.entries.current.terminations == [.deadlineExceeded])
+      #expect(embedded.server.admission.activeCalls == 0)
+    }
   }
 
   @Test("A call that waits for its request runs out of time without ever reaching its handler")
   func exceededWhileWaiting() throws {
     let handler = TestHandler.echo()
-    let (client, connection) = try self.connect(["/t/echo": handler])
-    let stream = client.open("/t/echo", ["grpc-timeout": "1S"])
-    try client.data(ByteBuffer(bytes: [0, 0, 0, 0, 9, 1]), on: stream)
-    connection.advance(by: .seconds(1))
-    #expect(try client.answer(on: stream).code == .deadlineExceeded)
-    #expect(handler.log.entries.current.calls.isEmpty)
-    #expect(self.server.admission.activeCalls == 0)
+    try EmbeddedServer.run(["/t/echo": handler]) { embedded in
+      let client = embedded.client
+      let stream = client.open("/t/echo", ["grpc-timeout": "1S"])
+      try client.data(ByteBuffer(bytes: [0, 0, 0, 0, 9, 1]), on: stream)
+      embedded.connection.advance(by: .seconds(1))
+      #expect(try client.answer(on: stream).code == .deadlineExceeded)
+      #expect(handler.log.entries.current.calls.isEmpty)
+      #expect(embedded.server.admission.activeCalls == 0)
+    }
   }
 
-  @Test("A deadline that has passed on arrival is answered without the handler", arguments: [true, false])
+  @Test(
+    "A deadline that has passed on arrival is answered without the handler",
+    arguments: [true, false]
+  )
   func zero(hasMessage: Bool) throws {
     let handler = TestHandler.silent()
-    let (client, _) = try self.connect(["/t/silent": handler])
-    let stream = client.open("/t/silent", ["grpc-timeout": "0n"], isEnd: !hasMessage)
-    if hasMessage { try client.message([1], on: stream) }
-    #expect(try client.answer(on: stream).code == .deadlineExceeded)
-    #expect(handler.log.entries.current.calls.isEmpty)
-    #expect(self.server.admission.activeCalls == 0)
+    try EmbeddedServer.run(["/t/silent": handler]) { embedded in
+      let client = embedded.client
+      let stream = client.open("/t/silent", ["grpc-timeout": "0n"], isEnd: !hasMessage)
+      if hasMessage { try client.message([1], on: stream) }
+      #expect(try client.answer(on: stream).code == .deadlineExceeded)
+      #expect(handler.log.entries.current.calls.isEmpty)
+      #expect(embedded.server.admission.activeCalls == 0)
+    }
   }
 
   @Test("An answer in time stops the clock")
   func inTime() throws {
-    let (client, connection) = try self.connect(["/t/echo": TestHandler.echo()])
-    let answer = try client.unary("/t/echo", [1], ["grpc-timeout": "1S"])
-    #expect(answer.code == .ok)
-    connection.advance(by: .seconds(10))
-    try client.barrier()
-    #expect(connection.isOpen)
+    try EmbeddedServer.run(["/t/echo": TestHandler.echo()]) { embedded in
+      let client = embedded.client
+      let answer = try client.unary("/t/echo", [1], ["grpc-timeout": "1S"])
+      #expect(answer.code == .ok)
+      embedded.connection.advance(by: .seconds(10))
+      try client.barrier()
+      #expect(embedded.connection.isOpen)
+    }
   }
 
   @Test("Messages that went out before the deadline arrive, and the status after them")
@@ -76,43 +75,50 @@ struct DeadlineTests {
       _ = try? [UInt8]([1, 2]).withUnsafeBytes { try call.send($0, mayCompress: false) }
       _ = call.onTermination { _ in call.handlerReturned() }
     }
-    let (client, connection) = try self.connect(["/t/half": handler])
-    let stream = client.open("/t/half", ["grpc-timeout": "1S"])
-    try client.message([], on: stream, isEnd: true)
-    try client.wait("the message") { client.answers[stream]?.messages.count == 1 }
-    connection.advance(by: .seconds(1))
-    let answer = try client.answer(on: stream)
-    #expect(answer.payloads == [[1, 2]] && answer.code == .deadlineExceeded)
-    #expect(!answer.isTrailersOnly)
-    #expect(self.server.admission.activeCalls == 0)
+    try EmbeddedServer.run(["/t/half": handler]) { embedded in
+      let client = embedded.client
+      let stream = client.open("/t/half", ["grpc-timeout": "1S"])
+      try client.message([], on: stream, isEnd: true)
+      try client.wait("the message") { client.answers[stream]?.messages.count == 1 }
+      embedded.connection.advance(by: .seconds(1))
+      let answer = try client.answer(on: stream)
+      #expect(answer.payloads == [[1, 2]] && answer.code == .deadlineExceeded)
+      #expect(!answer.isTrailersOnly)
+      #expect(embedded.server.admission.activeCalls == 0)
+    }
   }
 
   @Test("The longest timeout that the wire knows is a deadline like any other")
   func longest() throws {
     let handler = TestHandler.echo()
-    let (client, _) = try self.connect(["/t/echo": handler])
-    #expect(try client.unary("/t/echo", [1], ["grpc-timeout": "99999999H"]).code == .ok)
-    #expect(try handler.log.call().deadline != nil)
+    try EmbeddedServer.run(["/t/echo": handler]) { embedded in
+      let client = embedded.client
+      let answer = try client.unary("/t/echo", [1], ["grpc-timeout": "99999999H"])
+      #expect(answer.code == .ok)
+      #expect(try handler.log.call().deadline != nil)
+    }
   }
 
   @Test("A handler that answers too late is not heard")
   func lateAnswer() throws {
     let handler = TestHandler(startsOnFirstMessage: false) { _, _ in }
-    let (client, connection) = try self.connect(["/t/late": handler])
-    let stream = client.open("/t/late", ["grpc-timeout": "1S"])
-    try client.barrier()
-    connection.advance(by: .seconds(1))
-    #expect(try client.answer(on: stream).code == .deadlineExceeded)
-    let call = try handler.log.call()
-    let result = try [UInt8]([1]).withUnsafeBytes { try call.send($0, mayCompress: false) }
-    #expect(result == .terminated)
-    _ = call.sendInitialMetadata(Metadata())
-    call.finish(.ok)
-    #expect(self.server.admission.activeCalls == 1, "the handler still runs")
-    call.handlerReturned()
-    call.handlerReturned()
-    #expect(self.server.admission.activeCalls == 0)
-    try client.barrier()
-    #expect(client.answers[stream]?.messages.isEmpty == true)
+    try EmbeddedServer.run(["/t/late": handler]) { embedded in
+      let client = embedded.client
+      let stream = client.open("/t/late", ["grpc-timeout": "1S"])
+      try client.barrier()
+      embedded.connection.advance(by: .seconds(1))
+      #expect(try client.answer(on: stream).code == .deadlineExceeded)
+      let call = try handler.log.call()
+      let result = try [UInt8]([1]).withUnsafeBytes { try call.send($0, mayCompress: false) }
+      #expect(result == .terminated)
+      _ = call.sendInitialMetadata(Metadata())
+      call.finish(.ok)
+      #expect(embedded.server.admission.activeCalls == 1, "the handler still runs")
+      call.handlerReturned()
+      call.handlerReturned()
+      #expect(embedded.server.admission.activeCalls == 0)
+      try client.barrier()
+      #expect(client.answers[stream]?.messages.isEmpty == true)
+    }
   }
 }

@@ -28,7 +28,9 @@ struct ConnectionHandlerTests {
     let client = TestClient(connection)
     client.writer.preface()
     client.writer.settings()
-    for byte in client.writer.take().readableBytesView { connection.write(ByteBuffer(bytes: [byte])) }
+    for byte in client.writer.take().readableBytesView {
+      connection.write(ByteBuffer(bytes: [byte]))
+    }
     try client.barrier()
     #expect(connection.isOpen)
   }
@@ -106,10 +108,10 @@ struct ConnectionHandlerTests {
   func headerTable() throws {
     let connection = try EmbeddedConnection(acceptor: self.recorder)
     let client = TestClient(connection)
-    try client.handshake([(1, 1 << 20)])
+    try client.handshake([(1, 1 << 16)])
     let stream = client.open("/a/b", isEnd: true)
     #expect(try client.answer(on: stream).code == .ok)
-    client.send { $0.settings([(1, (1 << 20) + 1)]) }
+    client.send { $0.settings([(1, (1 << 16) + 1)]) }
     client.open("/a/b", isEnd: true)
     try client.waitForClose()
     #expect(client.goAways.map(\.code) == [ErrorCode.enhanceYourCalm])
@@ -204,13 +206,32 @@ struct ConnectionHandlerTests {
       ),
       (
         "a ping of seven bytes", ErrorCode.frameSizeError,
-        { $0.frame(RawFrame(type: FrameType.ping, stream: 0, payload: ByteBuffer(bytes: [1, 2, 3, 4, 5, 6, 7]))) }
+        {
+          $0.frame(
+            RawFrame(
+              type: FrameType.ping,
+              stream: 0,
+              payload: ByteBuffer(bytes: [1, 2, 3, 4, 5, 6, 7])
+            )
+          )
+        }
       ),
       (
         "settings of five bytes", ErrorCode.frameSizeError,
-        { $0.frame(RawFrame(type: FrameType.settings, stream: 0, payload: ByteBuffer(bytes: [1, 2, 3, 4, 5]))) }
+        {
+          $0.frame(
+            RawFrame(
+              type: FrameType.settings,
+              stream: 0,
+              payload: ByteBuffer(bytes: [1, 2, 3, 4, 5])
+            )
+          )
+        }
       ),
-      ("a window of 2^31 in the settings", ErrorCode.flowControlError, { $0.settings([(4, 1 << 31)]) }),
+      (
+        "a window of 2^31 in the settings", ErrorCode.flowControlError,
+        { $0.settings([(4, 1 << 31)]) }
+      ),
       ("a frame size below the least", ErrorCode.protocolError, { $0.settings([(5, 1)]) }),
       (
         "a connection window past 2^31", ErrorCode.flowControlError,
@@ -233,7 +254,9 @@ struct ConnectionHandlerTests {
         {
           $0.frame(
             RawFrame(
-              type: FrameType.headers, flags: FrameFlag.endHeaders, stream: 1,
+              type: FrameType.headers,
+              flags: FrameFlag.endHeaders,
+              stream: 1,
               payload: ByteBuffer(bytes: [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF])
             )
           )
@@ -245,7 +268,9 @@ struct ConnectionHandlerTests {
           writer.headers(request, on: 1)
           writer.frame(
             RawFrame(
-              type: FrameType.data, flags: FrameFlag.padded, stream: 1,
+              type: FrameType.data,
+              flags: FrameFlag.padded,
+              stream: 1,
               payload: ByteBuffer(bytes: [200, 1, 2])
             )
           )
@@ -259,7 +284,10 @@ struct ConnectionHandlerTests {
           payload.writeImmutableBuffer(writer.block(request))
           writer.frame(
             RawFrame(
-              type: FrameType.pushPromise, flags: FrameFlag.endHeaders, stream: 1, payload: payload
+              type: FrameType.pushPromise,
+              flags: FrameFlag.endHeaders,
+              stream: 1,
+              payload: payload
             )
           )
         }

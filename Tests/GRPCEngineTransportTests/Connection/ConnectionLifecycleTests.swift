@@ -7,14 +7,17 @@ struct ConnectionLifecycleTests {
 
   /// A life cycle whose peer has greeted, unless said otherwise.
   private func make(
-    isEstablished: Bool = true, ageSpread: Double = 0,
+    isEstablished: Bool = true,
+    ageSpread: Double = 0,
     _ change: (inout TransportConfiguration) -> Void = { _ in }
   ) -> ConnectionLifecycle {
     var configuration = TransportConfiguration()
     configuration.keepalive.interval = nil
     change(&configuration)
     var lifecycle = ConnectionLifecycle(
-      configuration: configuration, now: Self.start, ageSpread: ageSpread
+      configuration: configuration,
+      now: Self.start,
+      ageSpread: ageSpread
     )
     if isEstablished { _ = lifecycle.established() }
     return lifecycle
@@ -311,7 +314,9 @@ struct ConnectionLifecycleTests {
     for isPermitted in [false, true] {
       var lifecycle = self.strict(permitWithoutCalls: isPermitted)
       var actions: [ConnectionLifecycle.Action] = []
-      for minute in Int64(0)..<4 { actions.append(lifecycle.receivedPing(now: self.after(60 * minute))) }
+      for minute in Int64(0)..<4 {
+        actions.append(lifecycle.receivedPing(now: self.after(60 * minute)))
+      }
       #expect(actions.contains(.refusePings) == !isPermitted, "\(actions)")
     }
   }

@@ -24,7 +24,9 @@ struct ServerStreamTests {
     try client.message([2, 3], on: stream, isEnd: true)
     _ = try client.answer(on: stream)
     #expect(
-      try self.receiver().events == [.message([1]), .message([]), .message([2, 3]), .end, .finished]
+      try self.receiver().events == [
+        .message([1]), .message([]), .message([2, 3]), .end, .finished,
+      ]
     )
   }
 
