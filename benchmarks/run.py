@@ -80,7 +80,7 @@ class Side:
 
 
 @contextmanager
-def _serving(name: str, python: Path, folder: Path) -> Iterator[Side]:
+def serving(name: str, python: Path, folder: Path) -> Iterator[Side]:
     folder.mkdir()
     with servers.running(python, folder) as server:
         side = Side(name, python, folder, server, {})
@@ -88,7 +88,7 @@ def _serving(name: str, python: Path, folder: Path) -> Iterator[Side]:
         yield side
 
 
-def _calibrate(side: Side, work: Work, seconds: float) -> int:
+def calibrate(side: Side, work: Work, seconds: float) -> int:
     """Warms a side up and returns the calls that it makes in about `seconds`."""
     calls = work.in_flight
     while True:
@@ -101,7 +101,7 @@ def _calibrate(side: Side, work: Work, seconds: float) -> int:
 
 
 def _compare(sides: tuple[Side, Side], work: Work, rounds: int, seconds: float) -> report.Outcome:
-    calls = [_calibrate(side, work, seconds) for side in sides]
+    calls = [calibrate(side, work, seconds) for side in sides]
     ours, peer = sides
     pairs = [(ours.measure(work, calls[0]), peer.measure(work, calls[1])) for _ in range(rounds)]
     return report.Outcome(work, pairs)
@@ -111,8 +111,8 @@ def _measure(options: argparse.Namespace, pythons: tuple[Path, Path]) -> report.
     works = [work for work in WORKS if not options.only or work.name in options.only]
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
-        _serving("ours", pythons[0], Path(folder, "ours")) as ours,
-        _serving("django-grpc", pythons[1], Path(folder, "peer")) as peer,
+        serving("ours", pythons[0], Path(folder, "ours")) as ours,
+        serving("django-grpc", pythons[1], Path(folder, "peer")) as peer,
     ):
         if ours.answer_bytes != peer.answer_bytes:
             raise servers.ServerError("the two servers' answers differ in size")

@@ -51,6 +51,12 @@ package enum EngineModule {
       ) { _, arguments, keywords in
         CredentialsBox.make(.credentials(arguments, keywords))
       },
+      PythonMethod.keywords(
+        "make_row_encoder",
+        "Make an encoder of rows by a plan."
+      ) { _, arguments, keywords in
+        RowEncoder.make(PythonArguments(arguments, keywords, "message_class", "plan", "epoch"))
+      },
       PythonMethod.oneArgument("_run_call", "Run a call, in the Python context of the caller.") {
         _,
         object in

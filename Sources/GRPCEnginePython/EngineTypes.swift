@@ -9,6 +9,9 @@ final class EngineTypes: Sendable {
   let servicerContext: HeapType<ServicerContext>
   let requestIterator: HeapType<RequestIterator>
   let responseSender: HeapType<ResponseSender>
+  let rowEncoder: HeapType<RowEncoder>
+  let rowIterator: HeapType<RowIterator>
+  let serializedMessage: HeapType<SerializedMessage>
 
   private static let shared = Mutex<EngineTypes?>(nil)
 
@@ -16,13 +19,18 @@ final class EngineTypes: Sendable {
     guard let server = PythonServer.makeType(), let credentials = CredentialsBox.makeType(),
       let servicerContext = ServicerContextType.make(),
       let requestIterator = RequestIterator.makeType(),
-      let responseSender = ResponseSender.makeType()
+      let responseSender = ResponseSender.makeType(), let rowEncoder = RowEncoder.makeType(),
+      let rowIterator = RowIterator.makeType(),
+      let serializedMessage = SerializedMessage.makeType()
     else { return nil }
     self.server = server
     self.credentials = credentials
     self.servicerContext = servicerContext
     self.requestIterator = requestIterator
     self.responseSender = responseSender
+    self.rowEncoder = rowEncoder
+    self.rowIterator = rowIterator
+    self.serializedMessage = serializedMessage
   }
 
   /// Makes the types and adds those that Python names to `module`.
@@ -35,6 +43,9 @@ final class EngineTypes: Sendable {
       && PyModule_AddType(module, types.credentials.type) == 0
       && PyModule_AddType(module, types.servicerContext.type) == 0
       && PyModule_AddType(module, types.requestIterator.type) == 0
+      && PyModule_AddType(module, types.rowEncoder.type) == 0
+      && PyModule_AddType(module, types.rowIterator.type) == 0
+      && PyModule_AddType(module, types.serializedMessage.type) == 0
   }
 
   /// `nil` with RuntimeError set before the module was imported.

@@ -121,6 +121,9 @@ final class ServicerContext {
 
   /// A response as bytes; `nil`, with the call ended, when that fails.
   func serialize(_ response: PythonPointer) -> PythonReference? {
+    if let message = EngineTypes.current?.serializedMessage.checkedPayload(response) {
+      return PythonReference(retaining: message.bytes.pointer)
+    }
     var bytes: PythonReference?
     if let serializer = self.method?.responseSerializer {
       bytes = PythonReference(owning: py_call1(serializer.pointer, response))

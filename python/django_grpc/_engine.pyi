@@ -3,6 +3,7 @@
 Private. Nothing but `django_grpc.engine` imports it; everything here may change.
 """
 
+import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
@@ -32,6 +33,20 @@ def make_server_credentials(
 
     Raises:
         ValueError: Text that is no key or certificate, or a key that does not fit.
+    """
+
+def make_row_encoder(
+    message_class: Any, plan: tuple[Any, ...], epoch: datetime.datetime
+) -> RowEncoder:
+    """Make an encoder of rows.
+
+    Args:
+        message_class: What each row becomes.
+        plan: As `django_grpc.serializers.row_plan` makes it.
+        epoch: 1970-01-01 UTC, aware.
+
+    Raises:
+        ValueError: What is no plan.
     """
 
 def _run_call(context: ServicerContext, /) -> None: ...
@@ -84,6 +99,48 @@ class RequestIterator:
 
     def __iter__(self) -> RequestIterator: ...
     def __next__(self) -> Any: ...
+
+@final
+class RowEncoder:
+    """Encodes rows, tuples of a query's columns, as messages of one class."""
+
+    def fill(
+        self, message_class: Any, beginning: bytes, number: int, rows: Iterable[tuple[Any, ...]]
+    ) -> SerializedMessage:
+        """Make a message that has the rows in a repeated field.
+
+        Args:
+            message_class: The class of the message that is made.
+            beginning: Its other fields, serialized.
+            number: The repeated field.
+            rows: Read to the end.
+        """
+
+    def stream(self, rows: Iterable[tuple[Any, ...]], /) -> RowIterator:
+        """Iterate over the rows, each as a message of its own."""
+
+@final
+class RowIterator:
+    """Iterates over a query's rows, each as a message: what feeds a server stream."""
+
+    def __iter__(self) -> RowIterator: ...
+    def __next__(self) -> Any:
+        """Return a `SerializedMessage`, in the place of a message."""
+
+    def close(self) -> None:
+        """End the iteration, and the query behind it."""
+
+@final
+class SerializedMessage:
+    """A message that is serialized already; the engine sends it as it is."""
+
+    def __bytes__(self) -> bytes: ...
+    def __len__(self) -> int: ...
+    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
+        """Return what is sent, as a message does."""
+
+    def message(self) -> Any:
+        """Parse it into a message of its class, as a test asks for it."""
 
 @final
 class Server:

@@ -23,6 +23,11 @@ static inline PyTypeObject *py_type(PyObject *object) { return Py_TYPE(object); 
 static inline int py_is_exact_bytes(PyObject *object) { return PyBytes_CheckExact(object); }
 static inline int py_is_bytes(PyObject *object) { return PyBytes_Check(object); }
 static inline int py_is_string(PyObject *object) { return PyUnicode_Check(object); }
+static inline int py_is_exact_string(PyObject *object) { return PyUnicode_CheckExact(object); }
+static inline int py_is_exact_int(PyObject *object) { return PyLong_CheckExact(object); }
+static inline int py_is_exact_float(PyObject *object) { return PyFloat_CheckExact(object); }
+static inline int py_is_exact_tuple(PyObject *object) { return PyTuple_CheckExact(object); }
+static inline int py_is_bool(PyObject *object) { return PyBool_Check(object); }
 static inline int py_is_callable(PyObject *object) { return PyCallable_Check(object); }
 
 // Variables that Swift 6 takes for shared mutable state.

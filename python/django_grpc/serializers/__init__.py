@@ -8,6 +8,7 @@ from .base import BaseModelSerializer, serialize_model
 from .errors import SerializationError
 from .instances import deserialize_into
 from .messages import message_to_python
+from .querysets import serialize_queryset
 
 __all__ = [
     "BaseModelSerializer",
@@ -16,6 +17,7 @@ __all__ = [
     "deserialize_message",
     "message_to_python",
     "serialize_model",
+    "serialize_queryset",
 ]
 
 
