@@ -199,7 +199,7 @@ def _memory_row(ours: Memory, peer: Memory) -> list[str]:
     )
     ratio = f"{peer.resident / ours.resident:.2f} x"
     reached = _yes(ours.resident <= peer.resident)
-    return ["resident memory after all of this", *cells, ratio, "1 x", reached]
+    return ["resident memory after all of this, idle for 6 s", *cells, ratio, "1 x", reached]
 
 
 def _number(value: float) -> str:

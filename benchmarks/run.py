@@ -14,6 +14,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from works import WORKERS, WORKS, Metric, Work
 _HERE = Path(__file__).parent
 # A rate is believed, and a side warm, after a run of this share of a round's length.
 _CALIBRATION_SHARE = 0.2
+# How long both servers are left alone before their memory is read.
+_IDLE_SECONDS = 6.0
 
 
 @dataclass
@@ -121,6 +124,8 @@ def _measure(options: argparse.Namespace, pythons: tuple[Path, Path]) -> report.
             outcome = _compare((ours, peer), work, options.rounds, options.seconds)
             print(" · ".join(outcome.row()), file=sys.stderr)
             outcomes.append(outcome)
+        # What a server keeps, not what its allocator was just about to give back.
+        time.sleep(_IDLE_SECONDS)
         memory = (ours.server.memory(), peer.server.memory())
         # Once more: neither server may have been broken by the load.
         for side in (ours, peer):

@@ -80,14 +80,13 @@ package struct MalformedFrame: Error {
 /// Cuts a server's bytes into frames.
 package struct FrameReader {
   private var bytes = ByteBuffer()
-  /// As large as the largest table that the server lets a peer ask for.
-  private var decoder = HPACKDecoder(
-    allocator: ByteBufferAllocator(),
-    maxDynamicTableSize: 1 << 16
-  )
+  private var decoder = HPACKDecoder(allocator: ByteBufferAllocator())
   private var block: (stream: Int, isEnd: Bool, bytes: ByteBuffer)?
 
-  package init() {}
+  package init() {
+    // Whatever a client's SETTINGS may have allowed. Set here, since `init` reserves that much.
+    self.decoder.maxDynamicTableLength = Int(UInt32.max)
+  }
 
   package mutating func append(_ bytes: ByteBuffer) { self.bytes.writeImmutableBuffer(bytes) }
 

@@ -7,30 +7,30 @@ enum TestCertificates {
   static let authority = Array(
     """
     -----BEGIN CERTIFICATE-----
-    MIIBYDCCAQegAwIBAgIUXf2J5grPKZ2zH8U4pGtnwyjRIKYwCgYIKoZIzj0EAwIw
+    MIIBYDCCAQegAwIBAgIUXK6Fhmfr5LmS5X82Ba1Gn85IwfIwCgYIKoZIzj0EAwIw
     JTEjMCEGA1UEAwwaZ3JwYy1lbmdpbmUgdGVzdCBhdXRob3JpdHkwIBcNMjAwMTAx
     MDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMCUxIzAhBgNVBAMMGmdycGMtZW5naW5l
-    IHRlc3QgYXV0aG9yaXR5MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAERq4A8JvI
-    AtAgKmyTacH23gjaSIXEpNHcDkTcfAIfxTWsMq4uaBPpBhYITJ6o9RpOmVVeEBMT
-    j1zcB6qQj4ap7aMTMBEwDwYDVR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNHADBE
-    AiBY6aciHbCpRqzk1OjMsnQ/iOyUkwSurN1UMyzpDbPBDgIgHmKG5NuufR6DKhlS
-    Ln3AkxEEKVqyV25QHiyGy/mM5pk=
+    IHRlc3QgYXV0aG9yaXR5MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE1lKPUh71
+    M7s5q9sxAht1ef1zirS5y99CE4QVebXHAcpgvkTNFpwXMeNq2vGpncyeH5x0jfri
+    QQ5uJk3LGnlSiaMTMBEwDwYDVR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNHADBE
+    AiBeWx/hXbhFcyvr2/2uM890nG4amTHaUGjlg44KL3UVKgIgVcd6uyNGl6HfNLrJ
+    3P+z82P+0A66/ietHuUkuM6IXCU=
     -----END CERTIFICATE-----
     """.utf8
   )
 
-  /// For `localhost`, `server.test`, `127.0.0.1`.
+  /// For `localhost` and `server.test`.
   static let serverCertificate = Array(
     """
     -----BEGIN CERTIFICATE-----
-    MIIBeTCCAR6gAwIBAgIUVXFDNqy5rFEEg6Dt5uSaMsaAn/kwCgYIKoZIzj0EAwIw
+    MIIBcjCCARigAwIBAgIUb89r1SoDP9qMUgbS73e+aYBrDRYwCgYIKoZIzj0EAwIw
     JTEjMCEGA1UEAwwaZ3JwYy1lbmdpbmUgdGVzdCBhdXRob3JpdHkwIBcNMjAwMTAx
     MDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBYxFDASBgNVBAMMC3NlcnZlci50ZXN0
-    MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEiGBJvd4o1a9lYb0XXUvNDgmXAQST
-    /djORaew3rtink/84wbKMOVsVlPOCGwyJc3ewRJS0224jPPYXz6xDPojtKM5MDcw
-    DAYDVR0TAQH/BAIwADAnBgNVHREEIDAegglsb2NhbGhvc3SCC3NlcnZlci50ZXN0
-    hwR/AAABMAoGCCqGSM49BAMCA0kAMEYCIQCkSsOoM0qE5OET5q9R/w+eRZ+GRX7t
-    OLroDeChuuRsOQIhAN+4hLfj3xMBXzts/5WQG2P1kbze4p2F9g/9FbdYkDqU
+    MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEcflUPZOkQQ2cKK62xDTJVH0/YmsC
+    dtlkNp5zUXyU7ouKdHrjhuEOfFopEMyss/BakMNmDzWiZwrWHBL5S/zJW6MzMDEw
+    DAYDVR0TAQH/BAIwADAhBgNVHREEGjAYgglsb2NhbGhvc3SCC3NlcnZlci50ZXN0
+    MAoGCCqGSM49BAMCA0gAMEUCIQDAiJICcHA58NRuucaNiESo4ssYlod4em9y+AJN
+    iXAoDwIgXDFXSzGWp7RWxfSFt3Y0zkAMTsen6+i31k2M4r0IAaw=
     -----END CERTIFICATE-----
     """.utf8
   )
@@ -39,25 +39,25 @@ enum TestCertificates {
   static let serverKey = Array(
     """
     -----BEGIN PRIVATE KEY-----
-    MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgT4XSwNc9IzlHuIZM
-    bjRhtmvIMhyXiNbiQ6aK3MzYHXqhRANCAASIYEm93ijVr2VhvRddS80OCZcBBJP9
-    2M5Fp7Deu2KeT/zjBsow5WxWU84IbDIlzd7BElLTbbiM89hfPrEM+iO0
+    MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg0q+5Il/7IRXnEUd2
+    hLYSdTKvhA5Z9PONoYjgtiDdG1OhRANCAARx+VQ9k6RBDZworrbENMlUfT9iawJ2
+    2WQ2nnNRfJTui4p0euOG4Q58WikQzKyz8FqQw2YPNaJnCtYcEvlL/Mlb
     -----END PRIVATE KEY-----
     """.utf8
   )
 
-  /// For `second.test`, `*.wild.test`.
+  /// For `second.test` and `*.wild.test`.
   static let secondCertificate = Array(
     """
     -----BEGIN CERTIFICATE-----
-    MIIBezCCASCgAwIBAgIUJIqumgk4sf98rguPtljERLTl6XIwCgYIKoZIzj0EAwIw
+    MIIBczCCARqgAwIBAgIUKiCoIf8siD2fziS/2r2tgteCrf0wCgYIKoZIzj0EAwIw
     JTEjMCEGA1UEAwwaZ3JwYy1lbmdpbmUgdGVzdCBhdXRob3JpdHkwIBcNMjAwMTAx
     MDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBYxFDASBgNVBAMMC3NlY29uZC50ZXN0
-    MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEv3qfsSKjpeSoDkFKsxFka7XWvvHE
-    bJGvAp0fNBzw8FXgAqod15Py+euxJmXrXbTCBKCZNl9dyoE6AXK/vFbT56M7MDkw
-    DAYDVR0TAQH/BAIwADApBgNVHREEIjAgggtzZWNvbmQudGVzdIILKi53aWxkLnRl
-    c3SHBH8AAAEwCgYIKoZIzj0EAwIDSQAwRgIhAP3m/lWnArRrX4yq1xIz31qVCVDX
-    tcI6Wml+jp5lCYSbAiEA/vhpFOaF9bRSj8ueezfsgthjiplCGfHlKeiLyY74soY=
+    MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEyTEOHDSQMPFP3Eo6v1ith5CLeGpz
+    N4O8CGYMIWlAH4MR5oJNMvykUcfWPTcYywWE5kOoUZuRJVxGT/YmToVYTaM1MDMw
+    DAYDVR0TAQH/BAIwADAjBgNVHREEHDAaggtzZWNvbmQudGVzdIILKi53aWxkLnRl
+    c3QwCgYIKoZIzj0EAwIDRwAwRAIgPRmAjmhvK5ewJXEE3qCrj9kcTnupjT0T7O3a
+    L6RTnf4CIHnjSTiiDHgnD8BZAD/3wLNc9YsSDjq7qTUi0LlCjCRh
     -----END CERTIFICATE-----
     """.utf8
   )
@@ -66,25 +66,25 @@ enum TestCertificates {
   static let secondKey = Array(
     """
     -----BEGIN PRIVATE KEY-----
-    MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgzyvoAP/ALGIVfB2n
-    Soy9QimTkepF/UlZJZHurqbKpuyhRANCAAS/ep+xIqOl5KgOQUqzEWRrtda+8cRs
-    ka8CnR80HPDwVeACqh3Xk/L567EmZetdtMIEoJk2X13KgToBcr+8VtPn
+    MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgMj/fqhCdslcJGIBW
+    HiLa9vleL2qeO2t8lS8b61votr+hRANCAATJMQ4cNJAw8U/cSjq/WK2HkIt4anM3
+    g7wIZgwhaUAfgxHmgk0y/KRRx9Y9NxjLBYTmQ6hRm5ElXEZP9iZOhVhN
     -----END PRIVATE KEY-----
     """.utf8
   )
 
-  /// For `client.test`.
+  /// For `client.test` and `127.0.0.1`.
   static let clientCertificate = Array(
     """
     -----BEGIN CERTIFICATE-----
-    MIIBbjCCAROgAwIBAgIUGKIcY3hr48KAFk2iBJSyu5l1DUcwCgYIKoZIzj0EAwIw
+    MIIBbjCCAROgAwIBAgIUOxsVPw1WzewCabS0rFhmtezMcq4wCgYIKoZIzj0EAwIw
     JTEjMCEGA1UEAwwaZ3JwYy1lbmdpbmUgdGVzdCBhdXRob3JpdHkwIBcNMjAwMTAx
     MDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBYxFDASBgNVBAMMC2NsaWVudC50ZXN0
-    MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEcpaVRktcEzyWI9T8zdcyPY9w0POQ
-    dn6yw9v0is+knpvDwLgdlz/rlRMLh3ZEK6XHC3+aVfNJFDCZITQraclakqMuMCww
+    MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE/mjQRjhs5CSlM9XTbnv8obRea5sC
+    7XJ3oq2e6uHCzH533iGYNyMStS/aJBqogJ6kjXpLq84kvcIuzABtyoYgZqMuMCww
     DAYDVR0TAQH/BAIwADAcBgNVHREEFTATggtjbGllbnQudGVzdIcEfwAAATAKBggq
-    hkjOPQQDAgNJADBGAiEAsbcvHtB1pZnubIHjJQECi5Cf88f9/8XZZs6gOzVkAWQC
-    IQD7kFcz1AK/R9mOjaRD3CagfSeZzuIM0EpwwYdJBeuKbg==
+    hkjOPQQDAgNJADBGAiEA0rLWjJKZyYaDmeaNxY0jRM0uSLUVS7rI7L2Y5PShrHIC
+    IQC2ozORVs2aIA1xCKu2//p6mcSm5LNkmSU07PYniVnz6Q==
     -----END CERTIFICATE-----
     """.utf8
   )
@@ -93,9 +93,9 @@ enum TestCertificates {
   static let clientKey = Array(
     """
     -----BEGIN PRIVATE KEY-----
-    MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgkQybeXlIVZhjOgeo
-    Yq/Co0A/ri/vIxSxgwPs6BbfbfuhRANCAARylpVGS1wTPJYj1PzN1zI9j3DQ85B2
-    frLD2/SKz6Sem8PAuB2XP+uVEwuHdkQrpccLf5pV80kUMJkhNCtpyVqS
+    MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgSyW6e6g3w0/8qijk
+    3Icoq1Yb2dqbz4Y/HfzcvUJbm02hRANCAAT+aNBGOGzkJKUz1dNue/yhtF5rmwLt
+    cneirZ7q4cLMfnfeIZg3IxK1L9okGqiAnqSNekurziS9wi7MAG3KhiBm
     -----END PRIVATE KEY-----
     """.utf8
   )
@@ -104,14 +104,14 @@ enum TestCertificates {
   static let strangerCertificate = Array(
     """
     -----BEGIN CERTIFICATE-----
-    MIIBcTCCARigAwIBAgIUO+ZhBmC8AVoqgeZXOcLpopRMLCMwCgYIKoZIzj0EAwIw
+    MIIBazCCARKgAwIBAgIUQeM8IXnN1bS1xFliOvuuTRT82ecwCgYIKoZIzj0EAwIw
     JjEkMCIGA1UEAwwbZ3JwYy1lbmdpbmUgb3RoZXIgYXV0aG9yaXR5MCAXDTIwMDEw
     MTAwMDAwMFoYDzIxMjAwMTAxMDAwMDAwWjAYMRYwFAYDVQQDDA1zdHJhbmdlci50
-    ZXN0MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEplz8gb2VxSjTBtUW2ORRL6Ih
-    M4a7+7xOZ2Y8MQEDRrUYW2Aga2VWdELiLSY3DRPrRx/8bp6F4AgjW/mLupD/aqMw
-    MC4wDAYDVR0TAQH/BAIwADAeBgNVHREEFzAVgg1zdHJhbmdlci50ZXN0hwR/AAAB
-    MAoGCCqGSM49BAMCA0cAMEQCIDacAHkbS289ubEXwMUsug2f6CQwq6853Xw62SMU
-    cuDKAiBEdTHPWnKleqJ9CwKqQFTzKjewvRzxAZnerAgw9lkEeA==
+    ZXN0MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEXBLY7QlaTKx4d08nHDAyVYBj
+    1qpK7Nr7g9t1CG9OeE0w+g0Gf/HyzrA4jmp8PvcZdPO7Fr7tSmIoYw/+tQHAeKMq
+    MCgwDAYDVR0TAQH/BAIwADAYBgNVHREEETAPgg1zdHJhbmdlci50ZXN0MAoGCCqG
+    SM49BAMCA0cAMEQCIG2eWNHP4bjY7SjS6O2FfQpxcWRRoG4Xl6SAo4RBzNVFAiAp
+    bBHIxwPyHeQyEeDisth2SpDw2y86gE9wsP+aSasBuQ==
     -----END CERTIFICATE-----
     """.utf8
   )
@@ -120,9 +120,9 @@ enum TestCertificates {
   static let strangerKey = Array(
     """
     -----BEGIN PRIVATE KEY-----
-    MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgcX3Wu0Mbdd9LvMok
-    pLDUpyWQoYfYN27fJlyT83LjxD2hRANCAASmXPyBvZXFKNMG1RbY5FEvoiEzhrv7
-    vE5nZjwxAQNGtRhbYCBrZVZ0QuItJjcNE+tHH/xunoXgCCNb+Yu6kP9q
+    MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgD4aaZ1Ihra5ZDznC
+    kflbzX0M/fhHVp1Lw5MAAFeu9wKhRANCAARcEtjtCVpMrHh3TyccMDJVgGPWqkrs
+    2vuD23UIb054TTD6DQZ/8fLOsDiOanw+9xl087sWvu1KYihjD/61AcB4
     -----END PRIVATE KEY-----
     """.utf8
   )
