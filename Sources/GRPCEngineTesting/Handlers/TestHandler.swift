@@ -77,7 +77,7 @@ extension TestHandler {
     TestHandler(startsOnFirstMessage: false) { call, log in call.converse(log) }
   }
 
-  /// Bidirectional: ends the answer at once, and goes on reading.
+  /// Client stream: ends the answer at once, and tries to read all the same.
   package static func hasty() -> TestHandler {
     TestHandler(startsOnFirstMessage: false) { call, log in
       call.finish(.ok)

@@ -263,6 +263,13 @@ struct ConnectionHandlerTests {
         }
       ),
       (
+        "a header block of very many pieces", ErrorCode.enhanceYourCalm,
+        { writer in
+          writer.frame(RawFrame(type: FrameType.headers, stream: 1))
+          for _ in 0..<100 { writer.frame(RawFrame(type: FrameType.continuation, stream: 1)) }
+        }
+      ),
+      (
         "padding longer than its frame", ErrorCode.protocolError,
         { writer in
           writer.headers(request, on: 1)
