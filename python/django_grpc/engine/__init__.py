@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import grpc
@@ -15,10 +14,12 @@ import grpc
 from django_grpc.engine._bindings import AbortError, Metadatum
 from django_grpc.engine.credentials import ServerCredentials, ssl_server_credentials
 from django_grpc.engine.options import ChannelArgument, configuration
+from django_grpc.engine.pools import pool_size
 from django_grpc.engine.sync import Server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Executor
 
     from django_grpc.engine.types import GenericHandler, Interceptor
 
@@ -65,19 +66,9 @@ def server(
     if xds:
         raise ValueError("django_grpc.engine.server() does not support xds=True.")
     settings = configuration(options or ())
-    settings["max_workers"] = _pool_size(thread_pool)
+    settings["max_workers"] = pool_size(thread_pool)
     if maximum_concurrent_rpcs is not None:
         settings["maximum_concurrent_rpcs"] = maximum_concurrent_rpcs
     if compression is not None:
         settings["compression"] = int(compression)
     return Server(settings, handlers or (), interceptors or ())
-
-
-def _pool_size(pool: Executor | None) -> int:
-    # An executor has no public size; every one of the standard library keeps it here.
-    size = getattr(pool or ThreadPoolExecutor(), "_max_workers", None)
-    if not isinstance(size, int):
-        raise ValueError(
-            f"thread_pool must be a ThreadPoolExecutor, so that its size is known; got {pool!r}."
-        )
-    return size
