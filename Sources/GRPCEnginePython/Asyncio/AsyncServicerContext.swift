@@ -1,5 +1,6 @@
 internal import CPythonABI
 internal import GRPCEngineServer
+internal import GRPCEngineTransport
 internal import GRPCEngineWire
 internal import NIOCore
 internal import PythonInterop
@@ -190,7 +191,7 @@ final class AsyncServicerContext: ServicerContext {
   ///
   /// - Returns: false with an exception set.
   func answer(_ response: PythonPointer) -> Bool {
-    guard self.mayGoOn() else { return false }
+    guard self.mayEnd() else { return false }
     let status = self.status(.ok)
     // As grpcio: what is answered beside a failure is not looked at.
     guard status.code == .ok else {
@@ -252,9 +253,16 @@ final class AsyncServicerContext: ServicerContext {
     return true
   }
 
+  /// Whether a servicer that has returned gives the call its status.
+  func mayEnd() -> Bool {
+    if self.abortError != nil {
+      self.bindings.log("Abort error unexpectedly suppressed in \(self.call.head.path)")
+    }
+    return self.mayGoOn()
+  }
+
   /// For servicers that go on after their call has ended.
   func raiseEnded() {
-    self.isCancelled = true
     PythonError.raise(self.bindings.coroutines.internalError.pointer, "The call has ended.")
   }
 

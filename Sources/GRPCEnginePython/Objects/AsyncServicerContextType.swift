@@ -281,7 +281,7 @@ enum AsyncServicerContextType {
       PythonMethod.noArguments("_finish", "End the call with the status that was set.") {
         object,
         _ in
-        guard let context = Self.context(object), context.mayGoOn() else { return nil }
+        guard let context = Self.context(object), context.mayEnd() else { return nil }
         context.finish(.ok, isLast: false)
         return Python.newNone()
       },

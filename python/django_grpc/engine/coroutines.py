@@ -57,8 +57,6 @@ async def run_unary(context: AsyncServicerContext, behavior: Callable[..., Any])
         context._answer(await behavior(request, context))
     except BaseException as error:
         _failed(context, error)
-    else:
-        _succeeded(context)
     _done(context)
 
 
@@ -72,8 +70,6 @@ async def run_writer(context: AsyncServicerContext, behavior: Callable[..., Any]
         context._finish()
     except BaseException as error:
         _failed(context, error)
-    else:
-        _succeeded(context)
     _done(context)
 
 
@@ -97,8 +93,6 @@ async def run_generator(context: AsyncServicerContext, behavior: Callable[..., A
         context._finish()
     except BaseException as error:
         _failed(context, error)
-    else:
-        _succeeded(context)
     _done(context)
 
 
@@ -125,17 +119,6 @@ async def run_resolved(context: AsyncServicerContext) -> None:
         await run(context, behavior)
 
 
-def _succeeded(context: AsyncServicerContext) -> None:
-    if context._abort_error() is not None:
-        logger.error("Abort error unexpectedly suppressed in %s", context._path())
-    elif context._is_cancelled():
-        logger.warning(
-            "The call of %s was cancelled, and its servicer went on until it returned: it should "
-            "let asyncio.CancelledError pass.",
-            context._path(),
-        )
-
-
 def _failed(context: AsyncServicerContext, error: BaseException) -> None:
     """End a call whose servicer raised, as grpc.aio does."""
     if isinstance(error, grpc.aio.AbortError) and error is context._abort_error():
@@ -146,10 +129,15 @@ def _failed(context: AsyncServicerContext, error: BaseException) -> None:
             context.set_code(grpc.StatusCode.CANCELLED)
             context._fail("The servicer was cancelled.")
         return
-    if context._is_cancelled() and isinstance(error, grpc.aio.InternalError):
-        return  # by which the engine tells a servicer that went on
-    if context._abort_error() is not None:
-        _succeeded(context)
+    if isinstance(error, grpc.aio.InternalError) and context.done():
+        # By which the engine says that there is nothing to go on with.
+        if context._is_cancelled():
+            logger.warning(
+                "The call of %s was cancelled, and its servicer went on: it should let "
+                "asyncio.CancelledError pass.",
+                context._path(),
+            )
+        return
     details = f"Unexpected {type(error)}: {error}"
     logger.error(
         "Unexpected [%s] raised by servicer method [%s]",
