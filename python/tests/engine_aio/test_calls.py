@@ -201,7 +201,7 @@ def test_what_the_context_tells(serve):
     assert told["is"]
     assert told["peer"].startswith("ipv4:127.0.0.1:")
     assert told["identities"] == (None, None)
-    assert 0 < told["remaining"] <= 8
+    assert 0 < told["remaining"] < 9  # a client rounds its timeout up
     assert told["state"] == (False, False)
     assert told["nothing"] == (None, "", ())
     assert told["set"] == (grpc.StatusCode.DATA_LOSS, "dé")
@@ -235,11 +235,13 @@ def test_abort(serve, kind):
 
     served = serve({"Refuse": handler(kind, unary if kind.endswith("unary") else stream)})
     error = served.failure(kind, "Refuse")
+    served.stop()  # the client may know before the servicer does
     assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "no such thing")
     assert ("why", "gone") in error.trailing_metadata()
     assert caught == [grpc.aio.AbortError]
 
 
+@ours_only("grpc.aio does not log it")
 def test_after_abort_nothing_goes(serve, caplog):
     """What a servicer does that swallows the abort comes to nothing, and is logged."""
     seen = []

@@ -74,6 +74,9 @@ def test_abandoned_generator_is_closed(serve):
     ended.pass_through()
 
 
+@ours_only(
+    "there it looks like the end of the requests, so that half an upload passes for the whole"
+)
 @pytest.mark.parametrize("style", ["iterator", "read"])
 def test_waiting_for_a_request_is_cancelled(serve, style):
     entered, ended, seen = Gate(), Gate(), []

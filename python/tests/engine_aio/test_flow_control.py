@@ -89,7 +89,7 @@ def test_endless_generator_leaves_the_loop_to_others(serve):
     reader = threading.Thread(target=lambda: list(call))
     reader.start()
     try:
-        for _ in range(20):
+        for _ in range(5):
             assert served.unary("Echo", b"x") == b"x"
     finally:
         stop.set()
