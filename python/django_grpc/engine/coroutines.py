@@ -8,6 +8,7 @@ not wait; here is the rest, with the semantics of grpc.aio.
 from __future__ import annotations
 
 import asyncio
+import enum
 import functools
 import inspect
 import logging
@@ -30,8 +31,16 @@ PENDING = object()
 # Which function runs where
 
 
-def colour(behavior: Any) -> int:
-    """Say what a method is: 0 a function, 1 a coroutine function, 2 an async generator function.
+class Colour(enum.IntEnum):
+    """What kind of function a method is; the engine knows the numbers."""
+
+    PLAIN = 0
+    COROUTINE = 1
+    ASYNC_GENERATOR = 2
+
+
+def colour(behavior: Any) -> Colour:
+    """Say what kind of function a method is.
 
     Partial objects, and objects whose `__call__` is one of these, count as what they call.
     """
@@ -39,10 +48,10 @@ def colour(behavior: Any) -> int:
         behavior = behavior.func
     for candidate in (behavior, getattr(behavior, "__call__", None)):  # noqa: B004
         if iscoroutinefunction(candidate):
-            return 1
+            return Colour.COROUTINE
         if inspect.isasyncgenfunction(candidate):
-            return 2
-    return 0
+            return Colour.ASYNC_GENERATOR
+    return Colour.PLAIN
 
 
 # A call, from its request to its status
