@@ -66,8 +66,8 @@ class CallSignal(Signal):
     async def asend(self, sender: Any, **named: Any) -> list[tuple[Receiver, Any]]:
         """Call the receivers from a coroutine, as Django's `asend` does.
 
-        Ordinary receivers run first, on the thread of `sync_to_async`, then coroutine functions, side
-        by side. When the only ordinary ones are Django's own there is mostly nothing for them
+        Ordinary receivers run first, on the thread of `sync_to_async`, then coroutine functions,
+        side by side. When the only ordinary ones are Django's own there is mostly nothing for them
         to do, and no other thread is asked.
         """
         plan = self._current_plan()
