@@ -183,31 +183,32 @@ def test_receiver_that_raises(serve, signal_log):
     assert "finished" in signal_log.until_finished()
 
 
-def connected(max_age):
-    """Open this thread's connection, and have it closed after `max_age` seconds of use."""
-    connection.ensure_connection()
-    connection.close_at = None if max_age is None else 0
-    return connection.connection is not None
+@pytest.mark.parametrize(("is_old", "closes"), [(True, 1), (False, 0)])
+def test_connections_are_closed_as_the_settings_say(serve, is_old, closes):
+    """A connection that a call used in sync_to_async is looked at when the call ends, there."""
+    closed, threads = [], []
 
+    def use(name):
+        connection.ensure_connection()
+        threads.append(threading.get_ident())
+        if name == b"use":
+            connection.close_at = 0 if is_old else None
+            # One in memory does not really close.
+            connection.close = lambda: closed.append(threading.get_ident())
+        else:
+            connection.close_at = None
+            connection.__dict__.pop("close", None)
 
-def is_open():
-    return connection.connection is not None
+    async def method(request, context):
+        await sync_to_async(use)(request)
+        return b""
 
-
-@pytest.mark.parametrize(("max_age", "stays"), [(0, False), (None, True)])
-def test_connections_are_kept_as_the_settings_say(serve, max_age, stays):
-    """What a call opened in sync_to_async is closed at its end, if it is too old by then."""
-    done = threading.Event()
-
-    async def use(request, context):
-        if request == b"open":
-            assert await sync_to_async(connected)(max_age)
-        return b"%d" % await sync_to_async(is_open)()
-
-    def finished(**kwargs):
-        done.set()
-
-    channel = serve("unary_unary", use)
-    # Call by call: the end of one is over when the next one begins.
-    assert call(channel, "unary_unary", b"open") == [b"1"]
-    assert call(channel, "unary_unary", b"look") == [b"%d" % stays]
+    channel = serve("unary_unary", method)
+    # One after the other: the end of the first one is over when the next one has begun.
+    for _ in range(2):
+        call(channel, "unary_unary", b"use")
+        call(channel, "unary_unary", b"forget")
+    assert set(closed) <= set(threads)
+    assert len(set(threads)) == 1
+    assert len(closed) >= 2 * closes
+    assert bool(closed) == is_old
