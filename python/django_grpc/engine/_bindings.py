@@ -53,4 +53,4 @@ _engine.configure(
 
 # isinstance(context, grpc.ServicerContext) holds, although a C type cannot inherit from an ABC.
 grpc.ServicerContext.register(_engine.ServicerContext)  # type: ignore[attr-defined]
-grpc.aio.ServicerContext.register(_engine.AsyncServicerContext)
+grpc.aio.ServicerContext.register(_engine.AsyncServicerContext)  # type: ignore[attr-defined]

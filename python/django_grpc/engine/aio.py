@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -16,7 +16,8 @@ from django_grpc.engine.sync import Server as ThreadedServer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from concurrent.futures import Executor
-    from typing import Any
+
+    from django_grpc.engine.types import GenericHandler, MethodHandler
 
 __all__ = ["Server", "server"]
 
@@ -32,7 +33,7 @@ class Server(grpc.aio.Server):
     def __init__(
         self,
         settings: Mapping[str, int],
-        handlers: Sequence[grpc.GenericRpcHandler],
+        handlers: Sequence[GenericHandler],
         interceptors: Sequence[Any],
     ) -> None:
         """Create a server; `django_grpc.engine.aio.server` is the public way."""
@@ -42,19 +43,17 @@ class Server(grpc.aio.Server):
         self._stopped = asyncio.Event()
         self._winding_up: asyncio.Task[None] | None = None
 
-    def add_generic_rpc_handlers(
-        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
-    ) -> None:
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[GenericHandler]) -> None:
         """Add handlers that are asked, in order, for methods that are not registered."""
         self._inner.add_generic_rpc_handlers(generic_rpc_handlers)
 
     def add_registered_method_handlers(
-        self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler]
+        self, service_name: str, method_handlers: Mapping[str, MethodHandler]
     ) -> None:
         """Register a service's methods; they go before generic handlers."""
         self._inner.add_registered_method_handlers(service_name, method_handlers)
 
-    def method_handlers(self) -> dict[str, grpc.RpcMethodHandler]:
+    def method_handlers(self) -> dict[str, MethodHandler]:
         """Return the method handlers that are known by path, `/package.Service/Method`."""
         return self._inner.method_handlers()
 
@@ -88,7 +87,7 @@ class Server(grpc.aio.Server):
         self._loop = asyncio.get_running_loop()
         self._inner.start_on(self._loop, self._on_stopped)
 
-    async def stop(self, grace: float | None) -> None:
+    async def stop(self, grace: float | None = None) -> None:
         """Refuse new calls at once, and return when those in flight have ended.
 
         May be called several times; the shortest grace counts.
@@ -145,7 +144,7 @@ class Server(grpc.aio.Server):
 
 def server(
     migration_thread_pool: Executor | None = None,
-    handlers: Sequence[grpc.GenericRpcHandler] | None = None,
+    handlers: Sequence[GenericHandler] | None = None,
     interceptors: Sequence[Any] | None = None,
     options: Sequence[ChannelArgument] | None = None,
     maximum_concurrent_rpcs: int | None = None,

@@ -27,6 +27,8 @@ logger = logging.getLogger("django_grpc")
 #: What the context has when there is no request yet.
 PENDING = object()
 
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
+
 
 # Which function runs where
 
@@ -210,7 +212,7 @@ async def _room(context: AsyncServicerContext) -> None:
 async def next_request(context: AsyncServicerContext) -> Any:
     """Return the next item of the iteration over the requests."""
     request = await read(context)
-    if request is grpc.aio.EOF:
+    if request is _EOF:
         raise StopAsyncIteration
     return request
 
@@ -267,7 +269,7 @@ BINDINGS: dict[str, Any] = {
     "abort": abort,
     "abort_with_status": abort_with_status,
     "send_initial_metadata": send_initial_metadata,
-    "eof": grpc.aio.EOF,
+    "eof": _EOF,
     "pending": PENDING,
     "usage_error": grpc.aio.UsageError,
     "internal_error": grpc.aio.InternalError,

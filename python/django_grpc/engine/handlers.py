@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import grpc
 from asgiref.sync import iscoroutinefunction
@@ -101,10 +101,12 @@ class HandlerTable:
     async def _continue_async(self, index: int, details: Any) -> MethodHandler | None:
         if index == len(self._interceptors):
             return self._look_up(details)
-        interceptor = self._interceptors[index]
+        interceptor: Any = self._interceptors[index]
         proceed = functools.partial(self._continue_async, index + 1)
+        found: Any
         if _is_async(interceptor):
-            return await interceptor.intercept_service(proceed, details)
+            found = await interceptor.intercept_service(proceed, details)
+            return cast("MethodHandler | None", found)
         # An ordinary one may block, or ask the ORM.
         loop = asyncio.get_running_loop()
         found = await asyncio.to_thread(
@@ -114,7 +116,7 @@ class HandlerTable:
             ).result(),
             details,
         )
-        return await found if inspect.isawaitable(found) else found
+        return cast("MethodHandler | None", await found if inspect.isawaitable(found) else found)
 
     def _look_up(self, details: Any) -> MethodHandler | None:
         handler = self._registered.get(details.method)

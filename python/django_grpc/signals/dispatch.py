@@ -86,7 +86,7 @@ class CallSignal(Signal):
             def call() -> None:
                 for receiver, run in plain:
                     if run is not None:
-                        responses.append((receiver, run()))  # type: ignore[func-returns-value]
+                        responses.append((receiver, run()))
                     else:
                         responses.append((receiver, receiver(signal=self, sender=None, **named)))
 
