@@ -14,7 +14,7 @@ from django_grpc.engine.pools import pool_size
 from django_grpc.engine.sync import Server as ThreadedServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Executor
 
     from django_grpc.engine.types import GenericHandler, MethodHandler
@@ -121,6 +121,10 @@ class Server(grpc.aio.Server):
         except TimeoutError:
             return False
         return True
+
+    def on_worker_exit(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called on each worker thread before it ends."""
+        self._inner.on_worker_exit(callback)
 
     def statistics(self) -> dict[str, int]:
         """Return figures of calls, connections and workers."""

@@ -88,7 +88,14 @@ class Served:
         self.server = server
         self.target = target
         self._run = run
-        self.channel = grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)])
+        self.channel = grpc.insecure_channel(
+            target,
+            [
+                ("grpc.use_local_subchannel_pool", 1),
+                # Windows that do not grow, so that it is known what a client takes.
+                ("grpc.http2.bdp_probe", 0),
+            ],
+        )
         self._is_stopped = False
 
     def method(self, kind: str, name: str) -> Any:
