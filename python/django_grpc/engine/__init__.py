@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from django_grpc.engine import loops
 from django_grpc.engine._bindings import AbortError, Metadatum
 from django_grpc.engine.credentials import ServerCredentials, ssl_server_credentials
 from django_grpc.engine.options import ChannelArgument, configuration
@@ -61,7 +62,8 @@ def server(
         A server that is not started; `add_insecure_port` or `add_secure_port`, then `start` it.
 
     Raises:
-        ValueError: `xds` is true, or an option has a value of the wrong type.
+        ValueError: `xds` is true, uvloop is asked for and missing, or an option has a value of the
+            wrong type.
     """
     if xds:
         raise ValueError("django_grpc.engine.server() does not support xds=True.")
@@ -71,4 +73,4 @@ def server(
         settings["maximum_concurrent_rpcs"] = maximum_concurrent_rpcs
     if compression is not None:
         settings["compression"] = int(compression)
-    return Server(settings, handlers or (), interceptors or ())
+    return Server(settings, handlers or (), interceptors or (), loops.loop_factory(options))

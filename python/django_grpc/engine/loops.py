@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import threading
 from typing import TYPE_CHECKING
 
+from django_grpc.engine.options import UVLOOP
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from django_grpc import _engine
+    from django_grpc.engine.options import ChannelArgument
 
 logger = logging.getLogger("django_grpc")
 
 #: How long a server that stops waits for servicers that were cancelled, in seconds.
 CANCELLATION_TIMEOUT = 2.0
+
+
+def loop_factory(
+    options: Iterable[ChannelArgument] | None,
+) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes the loop that a server's options ask for; `None` is asyncio's own.
+
+    Raises:
+        ValueError: They ask for uvloop, which is not installed.
+    """
+    if not any(name == UVLOOP and value for name, value in options or ()):
+        return None
+    try:
+        uvloop = importlib.import_module("uvloop")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"The server option {UVLOOP!r} needs the package uvloop: install it, or leave the "
+            "option out."
+        ) from error
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 def attach(native: _engine.Server, loop: asyncio.AbstractEventLoop) -> None:

@@ -41,11 +41,12 @@ class Server(grpc.Server):
         settings: Mapping[str, int],
         handlers: Sequence[GenericHandler],
         interceptors: Sequence[Interceptor],
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
         """Create a server; `django_grpc.engine.server` is the public way."""
         self.native = _engine.make_server(settings)
         self._handlers = HandlerTable(interceptors)
-        self._threads = _Threads(self.native)
+        self._threads = _Threads(self.native, loop_factory)
         self._lock = threading.Lock()
         self._is_started = False
         self._stopped = threading.Event()
@@ -224,8 +225,13 @@ class _Threads:
     keep the process alive.
     """
 
-    def __init__(self, native: _engine.Server) -> None:
+    def __init__(
+        self,
+        native: _engine.Server,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None,
+    ) -> None:
         self._native = native
+        self._loop_factory = loop_factory
         self._threads: list[threading.Thread] = []
         self._spawned = itertools.count()
         self.exit_callbacks: list[Callable[[], object]] = []
@@ -245,7 +251,7 @@ class _Threads:
             callback()
 
     def _spawn_loop(self) -> None:
-        self._loop = loops.LoopThread(self._native)
+        self._loop = loops.LoopThread(self._native, self._loop_factory)
 
     def stop_loop(self, timeout: float = 0) -> None:
         if self._loop is not None:

@@ -42,3 +42,10 @@ def serve_aio(loop: LoopThread) -> Iterator[ServerFactory]:
     """Make servers of `aio.server` that stop at the end of the test."""
     with contextlib.ExitStack() as closing:
         yield ServerFactory(closing, "aio", loop)
+
+
+@pytest.fixture
+def serve_threaded(loop: LoopThread) -> Iterator[ServerFactory]:
+    """Make servers of `engine.server` that stop at the end of the test."""
+    with contextlib.ExitStack() as closing:
+        yield ServerFactory(closing, "threaded", loop)
