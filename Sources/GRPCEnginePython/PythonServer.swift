@@ -31,6 +31,7 @@ final class PythonServer {
   deinit {
     // The engine may drop its handlers later and elsewhere, where no Python object may die.
     for method in self.methods { method.empty() }
+    self.bridge.detach()
     self.server.drain {}
     self.server.cancelAllCalls()
     self.pool.stop()

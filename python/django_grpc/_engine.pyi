@@ -302,7 +302,10 @@ class Server:
         """End the worker threads, once their queue is empty, and the control thread."""
 
     def events_descriptor(self) -> int:
-        """Return the file descriptor that is readable when `run_events` has something to do."""
+        """Return the file descriptor that is readable when `run_events` has something to do.
+
+        There is one from `attach_loop` on.
+        """
 
     def attach_loop(self, create_task: Callable[[Coroutine[Any, Any, None]], Any], /) -> None:
         """Take calls for the running loop, whose `create_task` is given."""

@@ -32,11 +32,12 @@ final class AsyncioBridge: @unchecked Sendable {
   private struct State {
     var inbox: [Event] = []
     var loop = Loop.missing
+    /// A pipe, made when a loop is attached: a process may fork before that, and two that shared one
+    /// would take each other's wake-ups.
+    var descriptor: CInt = -1
+    var wakeEnd: CInt = -1
   }
 
-  /// Readable while the inbox has something.
-  let descriptor: CInt
-  private let wakeEnd: CInt
   private let state = Mutex(State())
   private let control: ControlThread
 
@@ -45,47 +46,42 @@ final class AsyncioBridge: @unchecked Sendable {
   private var running: [Int: AsyncServicerContext] = [:]
   private var lastID = 0
 
-  init(control: ControlThread) {
-    self.control = control
-    var ends: [CInt] = [-1, -1]
-    if pipe(&ends) != 0 { ends = [-1, -1] }
-    for end in ends where end >= 0 {
-      _ = fcntl(end, F_SETFD, FD_CLOEXEC)
-      _ = fcntl(end, F_SETFL, O_NONBLOCK)
-    }
-    self.descriptor = ends[0]
-    self.wakeEnd = ends[1]
-  }
+  init(control: ControlThread) { self.control = control }
 
   deinit {
-    for end in [self.descriptor, self.wakeEnd] where end >= 0 { close(end) }
+    let ends = self.state.withLock { [$0.descriptor, $0.wakeEnd] }
+    for end in ends where end >= 0 { close(end) }
   }
 
   // MARK: Any thread
 
   /// Puts an event into the inbox. Never takes the GIL.
   func post(_ event: Event) {
-    let (isFirst, mustAsk, isClosed) = self.state.withLock { state -> (Bool, Bool, Bool) in
-      if state.loop == .closed { return (false, false, true) }
-      let mustAsk = state.loop == .missing
+    var mustAsk = false
+    var wakeEnd: CInt?
+    let isClosed = self.state.withLock { state in
+      if state.loop == .closed { return true }
+      mustAsk = state.loop == .missing
       if mustAsk { state.loop = .asked }
       state.inbox.append(event)
-      return (state.inbox.count == 1, mustAsk, false)
+      if state.inbox.count == 1, state.loop == .attached { wakeEnd = state.wakeEnd }
+      return false
     }
     if isClosed { return Self.refuse(event) }
     if mustAsk { self.control.submit(.spawnLoop) }
-    if isFirst { self.wake() }
+    if let wakeEnd { Self.wake(wakeEnd) }
   }
 
-  private func wake() {
+  private static func wake(_ end: CInt) {
     var byte: UInt8 = 0
     // A pipe that is full wakes as well.
-    _ = write(self.wakeEnd, &byte, 1)
+    _ = write(end, &byte, 1)
   }
 
   private func takeWakeUps() {
+    let descriptor = self.descriptor
     withUnsafeTemporaryAllocation(byteCount: 64, alignment: 1) { buffer in
-      while read(self.descriptor, buffer.baseAddress, buffer.count) == buffer.count {}
+      while read(descriptor, buffer.baseAddress, buffer.count) == buffer.count {}
     }
   }
 
@@ -100,10 +96,25 @@ final class AsyncioBridge: @unchecked Sendable {
 
   // MARK: The asyncio loop's thread, with the GIL held
 
-  /// Takes calls from now on; the caller watches `descriptor` and calls `run`.
+  /// Readable while the inbox has something; -1 before `attach`.
+  var descriptor: CInt { self.state.withLock { $0.descriptor } }
+
+  /// Takes calls from now on; the caller then watches `descriptor` and calls `run`.
   func attach(createTask: PythonPointer) {
     self.createTask = PythonHandle(retaining: createTask)
-    self.state.withLock { $0.loop = .attached }
+    var ends: [CInt] = [-1, -1]
+    if pipe(&ends) != 0 { ends = [-1, -1] }
+    for end in ends where end >= 0 {
+      _ = fcntl(end, F_SETFD, FD_CLOEXEC)
+      _ = fcntl(end, F_SETFL, O_NONBLOCK)
+    }
+    let hasWaited = self.state.withLock { state in
+      state.descriptor = ends[0]
+      state.wakeEnd = ends[1]
+      state.loop = .attached
+      return !state.inbox.isEmpty
+    }
+    if hasWaited { Self.wake(ends[1]) }
   }
 
   /// The loop takes no more calls.

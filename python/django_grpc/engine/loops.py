@@ -45,8 +45,8 @@ def loop_factory(
 
 def attach(native: _engine.Server, loop: asyncio.AbstractEventLoop) -> None:
     """Have a loop run a server's async calls. Called on the loop."""
-    loop.add_reader(native.events_descriptor(), native.run_events)
     native.attach_loop(loop.create_task)
+    loop.add_reader(native.events_descriptor(), native.run_events)
 
 
 async def detach(native: _engine.Server, loop: asyncio.AbstractEventLoop) -> None:
