@@ -20,6 +20,7 @@ final class Bindings: Sendable {
   let logException: PythonHandle
   /// `log_error(message)`.
   let logError: PythonHandle
+  let coroutines: CoroutineBindings
   let run: PythonHandle
   let close: PythonHandle
   /// `_engine._run_call`.
@@ -40,7 +41,9 @@ final class Bindings: Sendable {
       let rpcError = value("rpc_error"),
       let abortError = value("abort_error"), let metadatum = value("metadatum"),
       let copyContext = value("copy_context"), let logException = value("log_exception"),
-      let logError = value("log_error"), let run = PythonString.intern("run"),
+      let logError = value("log_error"), let functions = value("coroutines"),
+      let coroutines = CoroutineBindings(functions.pointer),
+      let run = PythonString.intern("run"),
       let close = PythonString.intern("close"),
       let runCall = PythonReference(owning: Python.attribute(module, "_run_call"))
     else { return nil }
@@ -52,6 +55,7 @@ final class Bindings: Sendable {
     self.copyContext = copyContext
     self.logException = logException
     self.logError = logError
+    self.coroutines = coroutines
     self.run = run
     self.close = close
     self.runCall = PythonHandle(runCall)

@@ -12,8 +12,8 @@ struct CallRunner {
   let object: PythonPointer
 
   func run() {
-    defer { self.context.call.handlerReturned() }
     guard let method = self.resolve() else { return }
+    defer { self.context.call.handlerReturned() }
     switch method.kind {
     case .unaryUnary, .unaryStream:
       switch self.context.nextRequest() {
@@ -60,8 +60,24 @@ struct CallRunner {
       call.finish(Status(code: .unknown, details: "Error in service handler!"), isLast: true)
       return nil
     }
+    if method.colour != .plain {
+      self.handOver(method)
+      return nil
+    }
     self.context.method = method
     return method
+  }
+
+  /// Gives the call to the asyncio loop, as its handler turned out to be a coroutine function.
+  private func handOver(_ method: BoundMethod) {
+    let bridge = self.context.server.bridge
+    let handler = PythonMethodHandler(
+      method: BoundMethodCell(method),
+      startsOnFirstMessage: false,
+      isStream: method.kind != .unaryUnary,
+      destination: .asyncio(bridge)
+    )
+    bridge.post(.handOver(PythonJob(call: self.context.call, handler: handler)))
   }
 
   private func runBehavior(_ method: BoundMethod, _ request: PythonPointer) {

@@ -12,6 +12,9 @@ final class EngineTypes: Sendable {
   let rowEncoder: HeapType<RowEncoder>
   let rowIterator: HeapType<RowIterator>
   let serializedMessage: HeapType<SerializedMessage>
+  let asyncServicerContext: HeapType<AsyncServicerContext>
+  let asyncRequestIterator: HeapType<AsyncRequestIterator>
+  let ready: HeapType<Ready>
 
   private static let shared = Mutex<EngineTypes?>(nil)
 
@@ -21,7 +24,9 @@ final class EngineTypes: Sendable {
       let requestIterator = RequestIterator.makeType(),
       let responseSender = ResponseSender.makeType(), let rowEncoder = RowEncoder.makeType(),
       let rowIterator = RowIterator.makeType(),
-      let serializedMessage = SerializedMessage.makeType()
+      let serializedMessage = SerializedMessage.makeType(),
+      let asyncServicerContext = AsyncServicerContextType.make(),
+      let asyncRequestIterator = AsyncRequestIterator.makeType(), let ready = Ready.makeType()
     else { return nil }
     self.server = server
     self.credentials = credentials
@@ -31,6 +36,9 @@ final class EngineTypes: Sendable {
     self.rowEncoder = rowEncoder
     self.rowIterator = rowIterator
     self.serializedMessage = serializedMessage
+    self.asyncServicerContext = asyncServicerContext
+    self.asyncRequestIterator = asyncRequestIterator
+    self.ready = ready
   }
 
   /// Makes the types and adds those that Python names to `module`.
@@ -46,6 +54,8 @@ final class EngineTypes: Sendable {
       && PyModule_AddType(module, types.rowEncoder.type) == 0
       && PyModule_AddType(module, types.rowIterator.type) == 0
       && PyModule_AddType(module, types.serializedMessage.type) == 0
+      && PyModule_AddType(module, types.asyncServicerContext.type) == 0
+      && PyModule_AddType(module, types.asyncRequestIterator.type) == 0
   }
 
   /// `nil` with RuntimeError set before the module was imported.

@@ -14,11 +14,21 @@ final class BoundMethod: Sendable {
   /// The behaviour takes a third argument, by which it sends answers later
   /// (`experimental_non_blocking`, as grpcio-health-checking's Watch).
   let isNonBlocking: Bool
+  /// Where the behaviour runs.
+  let colour: Colour
   /// The pool that the behaviour asks for (`experimental_thread_pool`).
   let threadPool: PythonHandle?
 
+  /// What kind of function a behaviour is.
+  enum Colour: Int, Sendable {
+    case plain
+    case coroutine
+    case asyncGenerator
+  }
+
   /// - Returns: `nil` with an exception set when `handler` is no method handler.
   init?(_ handler: PythonPointer) {
+    guard let bindings = Bindings.current else { return nil }
     guard
       let requestStreaming = PythonReference(
         owning: Python.attribute(handler, "request_streaming")
@@ -48,6 +58,12 @@ final class BoundMethod: Sendable {
       self.behavior.pointer,
       "experimental_non_blocking"
     )
+    guard
+      let colour = PythonReference(
+        owning: py_call1(bindings.coroutines.colour.pointer, self.behavior.pointer)
+      )
+    else { return nil }
+    self.colour = PythonNumber.int(colour.pointer).flatMap { Colour(rawValue: $0) } ?? .plain
     self.isNonBlocking = nonBlocking.map { Python.isTrue($0.pointer) } ?? false
     self.threadPool = Python.optionalAttribute(self.behavior.pointer, "experimental_thread_pool")
   }
@@ -60,21 +76,32 @@ final class PythonMethodHandler: MethodHandler {
   let isStream: Bool
   /// What runs, unless it has to be asked for call by call; see `BoundMethodCell`.
   let method: BoundMethodCell
-  private let pool: WorkerPool
+  private let destination: Destination
+
+  enum Destination: Sendable {
+    case workers(WorkerPool)
+    case asyncio(AsyncioBridge)
+  }
 
   init(
     method: BoundMethodCell,
     startsOnFirstMessage: Bool,
     isStream: Bool,
-    pool: WorkerPool
+    destination: Destination
   ) {
     self.method = method
     self.startsOnFirstMessage = startsOnFirstMessage
     self.isStream = isStream
-    self.pool = pool
+    self.destination = destination
   }
 
-  func start(_ call: Call) { self.pool.submit(PythonJob(call: call, handler: self)) }
+  func start(_ call: Call) {
+    let job = PythonJob(call: call, handler: self)
+    switch self.destination {
+    case .workers(let pool): pool.submit(job)
+    case .asyncio(let bridge): bridge.post(.start(job))
+    }
+  }
 }
 
 /// Keeps a bound method for handlers that any thread may release.

@@ -12,15 +12,18 @@ final class PythonServer {
   let bindings: Bindings
   let control = ControlThread()
   let pool: WorkerPool
+  let bridge: AsyncioBridge
   /// `resolver(path, invocation_metadata)` gives the method handler of a call that has to be asked
   /// for: with interceptors, or from a generic handler.
   private(set) var resolver: PythonHandle?
+  private var isResolverAsync = false
   private let server: Server
   private var methods: [BoundMethodCell] = []
 
   init(configuration: ServerConfiguration, limits: WorkerPool.Limits, bindings: Bindings) {
     self.configuration = configuration
     self.bindings = bindings
+    self.bridge = AsyncioBridge(control: self.control)
     self.server = Server(configuration: configuration)
     self.pool = WorkerPool(limits: limits, control: self.control, backlog: self.server.backlog)
   }
@@ -28,6 +31,7 @@ final class PythonServer {
   deinit {
     // The engine may drop its handlers later and elsewhere, where no Python object may die.
     for method in self.methods { method.empty() }
+    self.bridge.detach()
     self.server.drain {}
     self.server.cancelAllCalls()
     self.pool.stop()
@@ -43,33 +47,41 @@ final class PythonServer {
     guard let method = BoundMethod(handler) else { return false }
     let cell = BoundMethodCell(method)
     self.methods.append(cell)
-    self.register(path, cell, kind: method.kind)
+    self.register(path, cell, kind: method.kind, isAsync: method.colour != .plain)
     return true
   }
 
   /// Registers a method whose handler the resolver gives, call by call.
   func addResolvedMethod(_ path: String, kind: CallKind) {
-    self.register(path, BoundMethodCell(nil), kind: kind)
+    self.register(path, BoundMethodCell(nil), kind: kind, isAsync: self.isResolverAsync)
   }
 
-  private func register(_ path: String, _ cell: BoundMethodCell, kind: CallKind) {
+  private func register(
+    _ path: String,
+    _ cell: BoundMethodCell,
+    kind: CallKind,
+    isAsync: Bool
+  ) {
     let handler = PythonMethodHandler(
       method: cell,
       startsOnFirstMessage: !kind.isRequestStreaming,
       isStream: kind != .unaryUnary,
-      pool: self.pool
+      destination: isAsync ? .asyncio(self.bridge) : .workers(self.pool)
     )
     self.server.methods.register(handler, for: path)
   }
 
-  /// - Parameter isFallback: whether the resolver is asked for paths that nobody registered too.
-  func setResolver(_ resolver: PythonPointer, isFallback: Bool) {
+  /// - Parameters:
+  ///   - isFallback: whether the resolver is asked for paths that nobody registered too.
+  ///   - isAsync: whether it is a coroutine function; it then runs on the asyncio loop.
+  func setResolver(_ resolver: PythonPointer, isFallback: Bool, isAsync: Bool) {
     self.resolver = PythonHandle(retaining: resolver)
+    self.isResolverAsync = isAsync
     let handler = PythonMethodHandler(
       method: BoundMethodCell(nil),
       startsOnFirstMessage: false,
       isStream: true,
-      pool: self.pool
+      destination: isAsync ? .asyncio(self.bridge) : .workers(self.pool)
     )
     self.server.methods.setFallback(isFallback ? handler : nil)
   }
@@ -186,8 +198,10 @@ final class PythonServer {
 
   /// The body of the control thread.
   ///
-  /// - Parameter spawnWorker: a callable that starts a thread with `run_worker` for its body.
-  func runControl(spawnWorker: PythonPointer) {
+  /// - Parameters:
+  ///   - spawnWorker: a callable that starts a thread with `run_worker` for its body.
+  ///   - spawnLoop: a callable that starts a thread with an asyncio loop.
+  func runControl(spawnWorker: PythonPointer, spawnLoop: PythonPointer) {
     self.control.run { job in
       switch job {
       case .spawnWorker:
@@ -198,6 +212,15 @@ final class PythonServer {
             self.bindings.log("Cannot start a worker thread", error)
           }
           self.pool.spawnFailed()
+        }
+      case .spawnLoop:
+        if let result = py_call0(spawnLoop) {
+          py_decref(result)
+        } else {
+          if let error = PythonError.fetch() {
+            self.bindings.log("Cannot start the asyncio thread", error)
+          }
+          self.bridge.detach()
         }
       case .call(let callback):
         let callback = callback.take()
@@ -227,6 +250,7 @@ final class PythonServer {
       ("workers_awake", pool.awake),
       ("workers_idle", pool.idle),
       ("workers_held", pool.held),
+      ("calls_on_loop", self.bridge.runningCount),
     ]
     guard let dict = PythonReference(owning: PyDict_New()) else { return nil }
     for (name, value) in values {

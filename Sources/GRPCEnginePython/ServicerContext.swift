@@ -9,7 +9,7 @@ internal import PythonInterop
 ///
 /// Everything is touched with the GIL held. What only Python asks for (metadata, peer) stays in
 /// Swift until it does.
-final class ServicerContext {
+class ServicerContext {
   let call: Call
   let server: PythonServer
   let bindings: Bindings
@@ -144,7 +144,7 @@ final class ServicerContext {
   }
 
   /// Whether a message is small enough to be sent; ends the call when it is not.
-  private func isSendable(_ message: UnsafeRawBufferPointer) -> Bool {
+  func isSendable(_ message: UnsafeRawBufferPointer) -> Bool {
     let limit = self.server.configuration.maxSendMessageLength
     guard message.count > limit else { return true }
     self.call.finish(
@@ -157,7 +157,7 @@ final class ServicerContext {
     return false
   }
 
-  private func takeMayCompress() -> Bool {
+  func takeMayCompress() -> Bool {
     defer { self.mayCompressNext = true }
     return self.mayCompressNext
   }

@@ -28,6 +28,12 @@ package struct PythonError: ~Copyable {
     PyErr_SetString(type, message)
   }
 
+  /// Raises an exception that exists already.
+  package static func raiseAgain(_ error: PythonPointer) {
+    guard let type = PythonReference(owning: PyObject_Type(error)) else { return }
+    PyErr_SetObject(type.pointer, error)
+  }
+
   /// `ValueError`, `TypeError`, `RuntimeError` and `OSError`.
   package static func raiseValueError(_ message: String) {
     PyErr_SetString(py_value_error(), message)

@@ -3,13 +3,26 @@
 Private. Nothing but `django_grpc.engine` imports it; everything here may change.
 """
 
+import asyncio
 import datetime
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from typing import Any, final
 
 import grpc
 
 from django_grpc.engine.types import MethodHandler
+
+_Behavior = Callable[..., Any]
+_Resolver = Callable[[str, tuple[Any, ...]], MethodHandler | None]
+_AsyncResolver = Callable[[str, tuple[Any, ...]], Coroutine[Any, Any, MethodHandler | None]]
 
 def configure(bindings: Mapping[str, object]) -> None:
     """Give the engine the Python objects that it needs; called once, at import."""
@@ -143,6 +156,87 @@ class SerializedMessage:
         """Parse it into a message of its class, as a test asks for it."""
 
 @final
+class AsyncServicerContext:
+    """A call, as its async servicer sees it; a virtual subclass of `grpc.aio.ServicerContext`.
+
+    What begins with an underscore is for `django_grpc.engine.coroutines`. None of it waits.
+    """
+
+    def read(self) -> Coroutine[Any, Any, Any]: ...
+    def write(self, message: Any) -> Coroutine[Any, Any, None]: ...
+    def send_initial_metadata(self, initial_metadata: Any) -> Coroutine[Any, Any, None]: ...
+    def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()
+    ) -> Coroutine[Any, Any, None]: ...
+    def abort_with_status(self, status: Any) -> Coroutine[Any, Any, None]: ...
+    def invocation_metadata(self) -> tuple[Any, ...]: ...
+    def set_trailing_metadata(self, trailing_metadata: Iterable[Any]) -> None: ...
+    def trailing_metadata(self) -> Any: ...
+    def set_code(self, code: grpc.StatusCode) -> None: ...
+    def code(self) -> grpc.StatusCode | None: ...
+    def set_details(self, details: str) -> None: ...
+    def details(self) -> str: ...
+    def set_compression(self, compression: grpc.Compression) -> None: ...
+    def disable_next_message_compression(self) -> None: ...
+    def peer(self) -> str: ...
+    def peer_identities(self) -> list[bytes] | None: ...
+    def peer_identity_key(self) -> str | None: ...
+    def auth_context(self) -> dict[str, list[bytes]]: ...
+    def time_remaining(self) -> float | None: ...
+    def is_active(self) -> bool: ...
+    def done(self) -> bool: ...
+    def cancelled(self) -> bool: ...
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None: ...
+    def _request(self) -> Any:
+        """Return what the method gets: a request, an iterator of them, or PENDING."""
+
+    def _receive(self) -> Any:
+        """Return the next request, EOF, or PENDING."""
+
+    def _send(self, response: Any, /) -> bool:
+        """Send a response; False when the next one should wait for `_set_writer`."""
+
+    def _answer(self, response: Any, /) -> None:
+        """Send the only response and the status."""
+
+    def _finish(self) -> None:
+        """End the call with the status that was set, by default OK."""
+
+    def _fail(self, details: str, /) -> None:
+        """End the call with the code that was set, by default UNKNOWN."""
+
+    def _abort(self, error: BaseException, code: Any, details: str, trailing_metadata: Any) -> None:
+        """End the call with a status; `error` is what is about to be raised."""
+
+    def _abort_error(self) -> BaseException | None: ...
+    def _send_initial_metadata(self, initial_metadata: Any, /) -> None: ...
+    def _set_reader(self, future: asyncio.Future[None], /) -> None:
+        """Have a future set when there is a request, or no more of them."""
+
+    def _set_writer(self, future: asyncio.Future[None], /) -> None:
+        """Have a future set when a response is welcome."""
+
+    def _is_cancelled(self) -> bool:
+        """Whether the task was told that the call has ended."""
+
+    def _path(self) -> str: ...
+    def _resolver(self) -> _AsyncResolver: ...
+    def _bind(
+        self, handler: MethodHandler, /
+    ) -> tuple[Callable[[AsyncServicerContext, _Behavior], Awaitable[None]], _Behavior] | None:
+        """Take a method handler: what runs it, or None when a worker does now."""
+
+    def _done(self) -> list[Callable[[Any], object]] | None:
+        """Say that nothing of the servicer runs any more; return the callbacks to call."""
+
+@final
+class AsyncRequestIterator:
+    """Iterates over the requests of a call, on its asyncio loop."""
+
+    def __aiter__(self) -> AsyncIterator[Any]: ...
+    def __anext__(self) -> Awaitable[Any]: ...
+
+@final
 class Server:
     """The engine's server; `django_grpc.engine` dresses it as a `grpc.Server`."""
 
@@ -156,14 +250,17 @@ class Server:
 
     def set_resolver(
         self,
-        resolver: Callable[[str, tuple[Any, ...]], MethodHandler | None],
+        resolver: _Resolver | _AsyncResolver,
         fallback: bool,
+        asynchronous: bool,
     ) -> None:
         """Set who gives the handlers that have to be asked for.
 
         Args:
             resolver: Gets path and invocation metadata, on the call's worker.
             fallback: Whether it is asked for paths that nobody registered too.
+            asynchronous: Whether it is a coroutine function; it runs on the loop then. Set before
+                `add_resolved_method`.
         """
 
     def add_port(self, address: str, credentials: ServerCredentials | None) -> int:
@@ -190,15 +287,37 @@ class Server:
     def run_worker(self) -> None:
         """Be a worker thread, until `stop_threads`."""
 
-    def run_control(self, spawn_worker: Callable[[], object], /) -> None:
+    def run_control(
+        self, spawn_worker: Callable[[], object], spawn_loop: Callable[[], object]
+    ) -> None:
         """Be the control thread, until `stop_threads`.
 
         Args:
             spawn_worker: Starts a thread whose body is `run_worker`.
+            spawn_loop: Starts a thread with a loop, which calls `attach_loop`; called when the
+                first call of an async method comes and no loop has been attached.
         """
 
     def stop_threads(self) -> None:
         """End the worker threads, once their queue is empty, and the control thread."""
+
+    def events_descriptor(self) -> int:
+        """Return the file descriptor that is readable when `run_events` has something to do.
+
+        There is one from `attach_loop` on.
+        """
+
+    def attach_loop(self, create_task: Callable[[Coroutine[Any, Any, None]], Any], /) -> None:
+        """Take calls for the running loop, whose `create_task` is given."""
+
+    def run_events(self) -> None:
+        """Start, wake and cancel calls. Called on the loop."""
+
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """Return the tasks of the calls on the loop."""
+
+    def detach_loop(self) -> None:
+        """Take no more calls for the loop."""
 
     def statistics(self) -> dict[str, int]:
         """Return figures of calls, connections and workers."""

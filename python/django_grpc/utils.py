@@ -1,9 +1,9 @@
 """Making a server from `settings.GRPCSERVER`."""
 
+import asyncio
 import contextlib
-import importlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +12,7 @@ from django.db import connections
 
 from django_grpc import conf, engine
 from django_grpc.descriptions import describe
+from django_grpc.engine import aio, loops
 from django_grpc.signals.wrapper import SignalWrapper
 
 logger = logging.getLogger(__name__)
@@ -65,9 +66,10 @@ def build_server(
         "options": _options(config),
         "maximum_concurrent_rpcs": config.maximum_concurrent_rpcs,
     }
+    server: Any
     try:
         if config.is_async:
-            server = _aio().server(migration_thread_pool=pool, **arguments)
+            server = aio.server(migration_thread_pool=pool, **arguments)
         else:
             server = engine.server(pool, **arguments)
     except ValueError as error:
@@ -88,14 +90,16 @@ def _options(config: conf.ServerConfig) -> list[tuple[str, Any]]:
     return [*config.options] if is_told else [*config.options, alone]
 
 
-def _aio() -> Any:
+def loop_factory(config: conf.ServerConfig) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes the asyncio loop of a server; None for asyncio's own.
+
+    Raises:
+        ImproperlyConfigured: The options ask for uvloop, which is not installed.
+    """
     try:
-        return importlib.import_module("django_grpc.engine.aio")
-    except ModuleNotFoundError as error:
-        raise ImproperlyConfigured(
-            f"{conf.SETTING}['async'] is True, and the engine of this version has no asyncio "
-            "server: leave the key out."
-        ) from error
+        return loops.loop_factory(config.options)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{conf.SETTING}['options']: {error}") from error
 
 
 def bind(

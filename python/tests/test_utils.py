@@ -1,5 +1,6 @@
 """Making servers from the settings."""
 
+import asyncio
 import logging
 import socket
 import sys
@@ -264,10 +265,22 @@ def test_hook_that_does_not_import_is_named(settings):
         utils.create_server(1, 0)
 
 
-def test_async_without_an_asyncio_engine_is_refused(settings, monkeypatch):
-    settings.GRPCSERVER = {"servicers": [HOOK], "async": True}
-    monkeypatch.setitem(sys.modules, "django_grpc.engine.aio", None)
-    with pytest.raises(ImproperlyConfigured, match=r"GRPCSERVER\['async'\] is True"):
+def test_async_makes_a_server_of_asyncio(settings):
+    settings.GRPCSERVER = {"servicers": [HOOK], "async": True, "host": "127.0.0.1"}
+
+    async def run():
+        server = utils.create_server(1, 0)
+        assert isinstance(server, grpc.aio.Server)
+        await server.start()
+        await server.stop(None)
+
+    asyncio.run(run())
+
+
+def test_uvloop_that_is_missing_is_one_sentence(settings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    settings.GRPCSERVER = {"servicers": [HOOK], "options": [("django_grpc.uvloop", 1)]}
+    with pytest.raises(ImproperlyConfigured, match="needs the package uvloop"):
         utils.create_server(1, 0)
 
 

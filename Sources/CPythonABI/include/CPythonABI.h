@@ -35,6 +35,8 @@ static inline PyObject *py_value_error(void) { return PyExc_ValueError; }
 static inline PyObject *py_type_error(void) { return PyExc_TypeError; }
 static inline PyObject *py_runtime_error(void) { return PyExc_RuntimeError; }
 static inline PyObject *py_os_error(void) { return PyExc_OSError; }
+static inline PyObject *py_stop_iteration(void) { return PyExc_StopIteration; }
+static inline PyObject *py_stop_async_iteration(void) { return PyExc_StopAsyncIteration; }
 
 // MARK: Calls (variadic)
 

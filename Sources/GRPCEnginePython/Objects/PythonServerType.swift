@@ -21,7 +21,7 @@ extension PythonServer {
     HeapType.make(
       name: "django_grpc._engine.Server",
       documentation: "The engine's server; django_grpc.engine dresses it as a grpc.Server.",
-      methods: Self.methodMethods + Self.lifeCycleMethods + Self.threadMethods
+      methods: Self.methodMethods + Self.lifeCycleMethods + Self.threadMethods + Self.loopMethods
     )
   }
 
@@ -62,11 +62,15 @@ extension PythonServer {
         "set_resolver",
         "Set who gives the handlers that have to be asked for."
       ) { object, arguments, keywords in
-        let given = PythonArguments(arguments, keywords, "resolver", "fallback")
+        let given = PythonArguments(arguments, keywords, "resolver", "fallback", "asynchronous")
         guard let server = PythonServer.server(object), let resolver = given[0],
-          let fallback = given[1]
+          let fallback = given[1], let asynchronous = given[2]
         else { return nil }
-        server.setResolver(resolver, isFallback: Python.isTrue(fallback))
+        server.setResolver(
+          resolver,
+          isFallback: Python.isTrue(fallback),
+          isAsync: Python.isTrue(asynchronous)
+        )
         return Python.newNone()
       },
     ]
@@ -121,11 +125,15 @@ extension PythonServer {
         server.runWorker(object)
         return Python.newNone()
       },
-      PythonMethod.oneArgument("run_control", "The body of the control thread.") {
+      PythonMethod.keywords("run_control", "The body of the control thread.") {
         object,
-        spawnWorker in
-        guard let server = PythonServer.server(object), let spawnWorker else { return nil }
-        server.runControl(spawnWorker: spawnWorker)
+        arguments,
+        keywords in
+        let given = PythonArguments(arguments, keywords, "spawn_worker", "spawn_loop")
+        guard let server = PythonServer.server(object), let spawnWorker = given[0],
+          let spawnLoop = given[1]
+        else { return nil }
+        server.runControl(spawnWorker: spawnWorker, spawnLoop: spawnLoop)
         return Python.newNone()
       },
       PythonMethod.noArguments("stop_threads", "End the worker and control threads.") {
@@ -133,6 +141,41 @@ extension PythonServer {
         _ in
         guard let server = PythonServer.server(object) else { return nil }
         server.stopThreads()
+        return Python.newNone()
+      },
+    ]
+  }
+
+  private static var loopMethods: [PyMethodDef] {
+    [
+      PythonMethod.noArguments(
+        "events_descriptor",
+        "The file descriptor that is readable when run_events has work."
+      ) { object, _ in
+        guard let server = PythonServer.server(object) else { return nil }
+        return PythonNumber.make(Int(server.bridge.descriptor))
+      },
+      PythonMethod.oneArgument(
+        "attach_loop",
+        "Take calls for the loop whose create_task is given."
+      ) { object, createTask in
+        guard let server = PythonServer.server(object), let createTask else { return nil }
+        server.bridge.attach(createTask: createTask)
+        return Python.newNone()
+      },
+      PythonMethod.noArguments("detach_loop", "Take no more calls for the loop.") { object, _ in
+        guard let server = PythonServer.server(object) else { return nil }
+        server.bridge.detach()
+        return Python.newNone()
+      },
+      PythonMethod.noArguments("tasks", "The tasks of the calls on the loop.") { object, _ in
+        PythonServer.server(object)?.bridge.makeTasks()
+      },
+      PythonMethod.noArguments("run_events", "Start, wake and cancel calls on the loop.") {
+        object,
+        _ in
+        guard let server = PythonServer.server(object) else { return nil }
+        server.bridge.run(server)
         return Python.newNone()
       },
     ]

@@ -52,7 +52,7 @@ enum ServicerContextType {
 
   // MARK: Metadata and compression
 
-  private static var metadataMethods: [PyMethodDef] {
+  static var metadataMethods: [PyMethodDef] {
     [
       PythonMethod.noArguments(
         "invocation_metadata",
@@ -117,7 +117,7 @@ enum ServicerContextType {
     ]
   }
 
-  private static func newReference(_ handle: PythonHandle?) -> PythonPointer? {
+  static func newReference(_ handle: PythonHandle?) -> PythonPointer? {
     guard let handle else { return Python.newNone() }
     py_incref(handle.pointer)
     return handle.pointer
@@ -213,7 +213,7 @@ enum ServicerContextType {
   }
 
   /// Details as UTF-8 `bytes`; `nil` with TypeError set when they are neither text nor bytes.
-  private static func encoded(_ details: PythonPointer) -> PythonHandle? {
+  static func encoded(_ details: PythonPointer) -> PythonHandle? {
     if py_is_bytes(details) != 0 { return PythonHandle(retaining: details) }
     guard py_is_string(details) != 0 else {
       PythonError.raiseTypeError("the details of a status must be a str")
@@ -225,7 +225,7 @@ enum ServicerContextType {
 
   // MARK: Peer
 
-  private static var peerMethods: [PyMethodDef] {
+  static var peerMethods: [PyMethodDef] {
     [
       PythonMethod.noArguments("peer", "The address of the peer.") { object, _ in
         guard let context = Self.context(object) else { return nil }

@@ -9,6 +9,7 @@ internal import Synchronization
 final class ControlThread: Sendable {
   enum Job: Sendable {
     case spawnWorker
+    case spawnLoop
     /// Calls a Python object without arguments, and drops it.
     case call(PythonTransfer)
     /// The server has been idle for a while.

@@ -200,6 +200,9 @@ package final class Call: Sendable {
 
   // MARK: Answering, on any thread
 
+  /// Whether initial metadata, or a message, has been given.
+  package var areHeadersDecided: Bool { self.state.withLock { $0.areHeadersDecided } }
+
   /// How messages are compressed from now on; ignored once headers are out, and where the peer
   /// cannot read it.
   package func setEncoding(_ encoding: CompressionAlgorithm) {

@@ -7,18 +7,20 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import grpc
 
+from django_grpc.engine import loops
 from django_grpc.engine._bindings import AbortError, Metadatum
 from django_grpc.engine.credentials import ServerCredentials, ssl_server_credentials
 from django_grpc.engine.options import ChannelArgument, configuration
+from django_grpc.engine.pools import pool_size
 from django_grpc.engine.sync import Server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Executor
 
     from django_grpc.engine.types import GenericHandler, Interceptor
 
@@ -60,24 +62,15 @@ def server(
         A server that is not started; `add_insecure_port` or `add_secure_port`, then `start` it.
 
     Raises:
-        ValueError: `xds` is true, or an option has a value of the wrong type.
+        ValueError: `xds` is true, uvloop is asked for and missing, or an option has a value of the
+            wrong type.
     """
     if xds:
         raise ValueError("django_grpc.engine.server() does not support xds=True.")
     settings = configuration(options or ())
-    settings["max_workers"] = _pool_size(thread_pool)
+    settings["max_workers"] = pool_size(thread_pool)
     if maximum_concurrent_rpcs is not None:
         settings["maximum_concurrent_rpcs"] = maximum_concurrent_rpcs
     if compression is not None:
         settings["compression"] = int(compression)
-    return Server(settings, handlers or (), interceptors or ())
-
-
-def _pool_size(pool: Executor | None) -> int:
-    # An executor has no public size; every one of the standard library keeps it here.
-    size = getattr(pool or ThreadPoolExecutor(), "_max_workers", None)
-    if not isinstance(size, int):
-        raise ValueError(
-            f"thread_pool must be a ThreadPoolExecutor, so that its size is known; got {pool!r}."
-        )
-    return size
+    return Server(settings, handlers or (), interceptors or (), loops.loop_factory(options))

@@ -7,8 +7,10 @@ import logging
 from typing import NamedTuple
 
 import grpc
+import grpc.aio
 
 from django_grpc import _engine
+from django_grpc.engine import coroutines
 
 logger = logging.getLogger("django_grpc")
 
@@ -45,8 +47,10 @@ _engine.configure(
         "copy_context": contextvars.copy_context,
         "log_exception": _log_exception,
         "log_error": _log_error,
+        "coroutines": coroutines.BINDINGS,
     }
 )
 
 # isinstance(context, grpc.ServicerContext) holds, although a C type cannot inherit from an ABC.
 grpc.ServicerContext.register(_engine.ServicerContext)  # type: ignore[attr-defined]
+grpc.aio.ServicerContext.register(_engine.AsyncServicerContext)  # type: ignore[attr-defined]

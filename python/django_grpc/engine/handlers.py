@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import asyncio
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import grpc
+from asgiref.sync import iscoroutinefunction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +48,7 @@ class HandlerTable:
             if not hasattr(interceptor, "intercept_service"):
                 raise ValueError(f"{interceptor!r} is no grpc.ServerInterceptor.")
         self._interceptors = tuple(interceptors)
+        self._is_async = any(map(_is_async, self._interceptors))
         self._registered: dict[str, MethodHandler] = {}
         self._generic: list[GenericHandler] = []
 
@@ -89,6 +94,30 @@ class HandlerTable:
 
         return self._interceptors[index].intercept_service(continuation, details)
 
+    async def resolve_async(self, path: str, metadata: tuple[Any, ...]) -> MethodHandler | None:
+        """Find the handler of one call, through interceptors of which some are async."""
+        return await self._continue_async(0, HandlerCallDetails(path, metadata))
+
+    async def _continue_async(self, index: int, details: Any) -> MethodHandler | None:
+        if index == len(self._interceptors):
+            return self._look_up(details)
+        interceptor: Any = self._interceptors[index]
+        proceed = functools.partial(self._continue_async, index + 1)
+        found: Any
+        if _is_async(interceptor):
+            found = await interceptor.intercept_service(proceed, details)
+            return cast("MethodHandler | None", found)
+        # An ordinary one may block, or ask the ORM.
+        loop = asyncio.get_running_loop()
+        found = await asyncio.to_thread(
+            interceptor.intercept_service,
+            lambda next_details: asyncio.run_coroutine_threadsafe(
+                proceed(next_details), loop
+            ).result(),
+            details,
+        )
+        return cast("MethodHandler | None", await found if inspect.isawaitable(found) else found)
+
     def _look_up(self, details: Any) -> MethodHandler | None:
         handler = self._registered.get(details.method)
         if handler is not None:
@@ -107,6 +136,12 @@ class HandlerTable:
         known = self.known()
         if must_ask:
             asked_first = known.keys() - self._registered.keys()
+        # grpcio's interceptors see calls of unknown methods too.
+        native.set_resolver(
+            self.resolve_async if self._is_async else self.resolve,
+            must_ask or bool(self._interceptors),
+            self._is_async,
+        )
         for path, handler in known.items():
             if self._interceptors or path in asked_first:
                 native.add_resolved_method(
@@ -114,8 +149,10 @@ class HandlerTable:
                 )
             else:
                 native.add_method(path, handler)
-        # grpcio's interceptors see calls of unknown methods too.
-        native.set_resolver(self.resolve, must_ask or bool(self._interceptors))
+
+
+def _is_async(interceptor: Any) -> bool:
+    return iscoroutinefunction(interceptor.intercept_service)
 
 
 def _is_dictionary(handler: GenericHandler) -> bool:

@@ -60,6 +60,9 @@ CHANNEL_ARGUMENTS: dict[str, Mapping] = {
     "django_grpc.connection_window_size": Mapping("connection_window_size", 65_535),
 }
 
+#: Whether async methods run on uvloop; read by `django_grpc.engine.loops.loop_factory`.
+UVLOOP = "django_grpc.uvloop"
+
 #: Arguments that change nothing here because the engine always behaves as they ask.
 WITHOUT_EFFECT = frozenset(
     {
@@ -93,7 +96,7 @@ def configuration(options: Iterable[ChannelArgument]) -> dict[str, int]:
             raise ValueError(
                 f"A server option must be a (name, value) pair, not {option!r}."
             ) from None
-        if name in WITHOUT_EFFECT or name in seen:
+        if name in WITHOUT_EFFECT or name == UVLOOP or name in seen:
             continue
         seen.add(name)
         mapping = CHANNEL_ARGUMENTS.get(name)

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from django_grpc import _engine
+from django_grpc.engine import loops
 from django_grpc.engine.credentials import ServerCredentials
 from django_grpc.engine.handlers import HandlerTable
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from django_grpc.engine.types import GenericHandler, Interceptor, MethodHandler
@@ -39,15 +41,17 @@ class Server(grpc.Server):
         settings: Mapping[str, int],
         handlers: Sequence[GenericHandler],
         interceptors: Sequence[Interceptor],
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
         """Create a server; `django_grpc.engine.server` is the public way."""
-        self._native = _engine.make_server(settings)
+        self.native = _engine.make_server(settings)
         self._handlers = HandlerTable(interceptors)
-        self._threads = _Threads(self._native)
+        self._threads = _Threads(self.native, loop_factory)
         self._lock = threading.Lock()
         self._is_started = False
         self._stopped = threading.Event()
         self._is_stopping = False
+        self._on_end: Callable[[], None] = _nothing
         if handlers:
             self.add_generic_rpc_handlers(handlers)
 
@@ -55,7 +59,7 @@ class Server(grpc.Server):
         """Add handlers that are asked, in order, for methods that are not registered."""
         self._handlers.add_generic(tuple(generic_rpc_handlers))
         if self._is_started:
-            self._handlers.install(self._native)
+            self._handlers.install(self.native)
 
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, MethodHandler]
@@ -99,7 +103,7 @@ class Server(grpc.Server):
     def _add_port(self, address: str | bytes, credentials: _engine.ServerCredentials | None) -> int:
         text = address.decode() if isinstance(address, bytes) else address
         try:
-            return self._native.add_port(text, credentials)
+            return self.native.add_port(text, credentials)
         except OSError as error:
             # grpcio's exception and wording, with the reason that it leaves out.
             reason = error.strerror or error
@@ -117,9 +121,9 @@ class Server(grpc.Server):
             if self._is_started:
                 raise ValueError("Cannot start already-started server!")
             self._is_started = True
-            self._handlers.install(self._native)
+            self._handlers.install(self.native)
             self._threads.start()
-            self._native.start()
+            self.native.start()
             _running.add(self)
 
     def stop(self, grace: float | None = None) -> threading.Event:
@@ -134,18 +138,42 @@ class Server(grpc.Server):
         with self._lock:
             if not self._is_started or self._stopped.is_set():
                 self._stopped.set()
-                self._native.drain(_nothing)
+                self.native.drain(_nothing)
                 return self._stopped
+        self.drain()
+        if grace is None:
+            self.native.cancel_all_calls()
+            self._stopped.wait()
+        else:
+            _AfterGrace(self.native, self._stopped, grace).start()
+        return self._stopped
+
+    def drain(self) -> None:
+        """Refuse new calls; what begins a stop."""
+        with self._lock:
             is_first = not self._is_stopping
             self._is_stopping = True
         if is_first:
-            self._native.drain(self._on_stopped)
-        if grace is None:
-            self._native.cancel_all_calls()
-            self._stopped.wait()
-        else:
-            _AfterGrace(self._native, self._stopped, grace).start()
-        return self._stopped
+            self.native.drain(self._on_stopped)
+
+    def cancel_all_calls(self) -> None:
+        """End every call in flight with UNAVAILABLE."""
+        self.native.cancel_all_calls()
+
+    def start_on(self, loop: asyncio.AbstractEventLoop, on_end: Callable[[], None]) -> None:
+        """Start serving with async methods on a loop, which runs on this thread.
+
+        Args:
+            loop: The running loop; whoever gives it calls `loops.detach` at the end.
+            on_end: Called on the control thread when the last connection is gone.
+        """
+        self._on_end = on_end
+        loops.attach(self.native, loop)
+        self.start()
+
+    def has_stopped(self) -> bool:
+        """Whether the server stops or has stopped."""
+        return self._is_stopping or self._stopped.is_set()
 
     def wait_for_termination(self, timeout: float | None = None) -> bool:
         """Wait until the server has stopped.
@@ -164,25 +192,28 @@ class Server(grpc.Server):
 
     def statistics(self) -> dict[str, int]:
         """Return figures of calls, connections and workers."""
-        return self._native.statistics()
+        return self.native.statistics()
 
     def _on_stopped(self) -> None:
+        self._threads.stop_loop(loops.CANCELLATION_TIMEOUT)
         self._stopped.set()
-        self._native.stop_threads()
+        self._on_end()
+        self.native.stop_threads()
         _running.discard(self)
 
     def __del__(self) -> None:
         """Stop a server that nobody refers to any more, as grpcio does."""
-        native = getattr(self, "_native", None)
+        native = getattr(self, "native", None)
         if native is not None and not self._stopped.is_set():
             native.drain(native.stop_threads)
             native.cancel_all_calls()
+            self._threads.stop_loop()
 
     def _stop_at_exit(self) -> None:
         """Join the threads before the interpreter goes away under them."""
         deadline = time.monotonic() + _EXIT_TIMEOUT
-        self._native.drain(self._on_stopped)
-        self._native.cancel_all_calls()
+        self.native.drain(self._on_stopped)
+        self.native.cancel_all_calls()
         self._stopped.wait(_EXIT_TIMEOUT)
         self._threads.join(deadline)
 
@@ -194,14 +225,20 @@ class _Threads:
     keep the process alive.
     """
 
-    def __init__(self, native: _engine.Server) -> None:
+    def __init__(
+        self,
+        native: _engine.Server,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None,
+    ) -> None:
         self._native = native
+        self._loop_factory = loop_factory
         self._threads: list[threading.Thread] = []
         self._spawned = itertools.count()
         self.exit_callbacks: list[Callable[[], object]] = []
+        self._loop: loops.LoopThread | None = None
 
     def start(self) -> None:
-        self._start("grpc-control", self._native.run_control, self._spawn_worker)
+        self._start("grpc-control", self._native.run_control, self._spawn_worker, self._spawn_loop)
 
     def _spawn_worker(self) -> None:
         # Those that stepped in for held workers have ended since.
@@ -212,6 +249,14 @@ class _Threads:
         self._native.run_worker()
         for callback in self.exit_callbacks:
             callback()
+
+    def _spawn_loop(self) -> None:
+        self._loop = loops.LoopThread(self._native, self._loop_factory)
+
+    def stop_loop(self, timeout: float = 0) -> None:
+        if self._loop is not None:
+            self._loop.stop()
+            self._loop.join(timeout)
 
     def _start(self, name: str, target: Any, *arguments: Any) -> None:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)

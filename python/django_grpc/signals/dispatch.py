@@ -1,12 +1,13 @@
 """A Django signal that is sent twice for every call, and so must cost next to nothing."""
 
+import asyncio
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import django.core.cache
 import django.db
-from asgiref.sync import iscoroutinefunction
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.dispatch import Signal
 
 from django_grpc.signals import hygiene
@@ -55,12 +56,56 @@ class CallSignal(Signal):
         self._plan = None  # before another connect() gives the list its old length again
         return disconnected
 
-    def send(self, sender: Any, **named: Any) -> list[tuple[Receiver, Any]]:
-        """Call the receivers in order; the first exception ends it and propagates."""
+    def _current_plan(self) -> _Plan:
         plan = self._plan
         receivers = self.receivers
         if plan is None or plan.receivers is not receivers or plan.length != len(receivers):
             plan = self._make_plan()
+        return plan
+
+    async def asend(self, sender: Any, **named: Any) -> list[tuple[Receiver, Any]]:
+        """Call the receivers from a coroutine, as Django's `asend` does.
+
+        Ordinary receivers run first, on the thread of `sync_to_async`, then coroutine functions,
+        side by side. When the only ordinary ones are Django's own there is mostly nothing for them
+        to do, and no other thread is asked.
+        """
+        plan = self._current_plan()
+        if plan.stock is not None:
+            if hygiene.has_async_work(plan.stock):
+                await hygiene.run_async(plan.stock)
+            return list(plan.stock_responses)
+        live = [(_receiver(it), run) for it, run in plan.steps]
+        if sender is not None:
+            return await sync_to_async(self.send)(sender, **named)
+        plain = [(it, run) for it, run in live if it is not None and not iscoroutinefunction(it)]
+        stock = [run for _, run in plain if run is not None]
+        responses: list[tuple[Receiver, Any]] = []
+        if len(stock) < len(plain):
+
+            def call() -> None:
+                for receiver, run in plain:
+                    if run is not None:
+                        responses.append((receiver, run()))
+                    else:
+                        responses.append((receiver, receiver(signal=self, sender=None, **named)))
+
+            await sync_to_async(call)()
+        else:
+            if hygiene.has_async_work(stock):
+                await hygiene.run_async(stock)
+            responses.extend((receiver, None) for receiver, _ in plain)
+        asynchronous = [it for it, _ in live if it is not None and iscoroutinefunction(it)]
+        if asynchronous:
+            results = await asyncio.gather(
+                *(it(signal=self, sender=None, **named) for it in asynchronous)
+            )
+            responses.extend(zip(asynchronous, results, strict=True))
+        return responses
+
+    def send(self, sender: Any, **named: Any) -> list[tuple[Receiver, Any]]:
+        """Call the receivers in order; the first exception ends it and propagates."""
+        plan = self._current_plan()
         if plan.stock is not None:
             for run in plan.stock:
                 run()

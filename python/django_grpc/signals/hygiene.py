@@ -7,14 +7,22 @@ here do the same work for what the thread really holds.
 
 import threading
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.core.cache import caches, close_caches
 from django.core.cache.backends.base import BaseCache
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.utils.module_loading import import_string
+
+
+class _Shared:
+    """The connections of one thread, for another one to look at."""
+
+    connections: tuple[BaseDatabaseWrapper, ...] = ()
 
 
 class _ThreadConnections(threading.local):
@@ -26,6 +34,7 @@ class _ThreadConnections(threading.local):
     """
 
     def __init__(self) -> None:
+        self.shared = _Shared()
         self.refresh()
 
     def refresh(self) -> None:
@@ -36,13 +45,22 @@ class _ThreadConnections(threading.local):
             for connection in connections.all(initialized_only=True)
             if not connection.allow_thread_sharing
         )
+        self.shared.connections = self.all
 
 
 _thread = _ThreadConnections()
 
+# What the thread has on which `sync_to_async` runs thread-sensitive code, and with it the ORM of
+# async methods; None when that has to be asked.
+_sync_thread: _Shared | None = _Shared()
+
 
 def _remember_connections(**kwargs: Any) -> None:
+    global _sync_thread
     _thread.refresh()
+    if _thread.shared is not _sync_thread:
+        # Perhaps this is the thread of sync_to_async: who sends signals on a loop looks again.
+        _sync_thread = None
 
 
 connection_created.connect(
@@ -102,3 +120,55 @@ def _look_at_caches() -> bool:
     )
     _cache_knowledge = (settings, has_work)
     return has_work
+
+
+# On an asyncio loop: connections belong to the thread of `sync_to_async`, and a hop to it costs
+# more than a call does. So the loop looks at them itself, and hops when there is something
+# to do.
+
+
+def has_async_work(functions: Iterable[Callable[[], None]]) -> bool:
+    """Whether some of the functions of this module would do something for code on a loop."""
+    thread = _sync_thread
+    if thread is None:
+        return True
+    for function in functions:
+        if function is close_used_caches:
+            settings, has_work = _cache_knowledge
+            if settings is not caches.settings:
+                has_work = _look_at_caches()
+            if has_work:
+                return True
+        elif function is close_old_connections:
+            if any(map(_wants_attention, thread.connections)):
+                return True
+        else:
+            for connection in thread.connections:
+                connection.queries_log.clear()
+    return False
+
+
+def _wants_attention(connection: BaseDatabaseWrapper) -> bool:
+    """Whether `close_if_unusable_or_obsolete` might close a connection of another thread."""
+    # Inside of a transaction it does nothing, and one that is under way is none of this call's.
+    if connection.connection is None or connection.in_atomic_block:
+        return False
+    connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
+    return (
+        connection.errors_occurred
+        or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
+        or (connection.close_at is not None and time.monotonic() >= connection.close_at)
+        or type(connection).close_if_unusable_or_obsolete is not _stock_rule
+    )
+
+
+async def run_async(functions: Iterable[Callable[[], None]]) -> None:
+    """Run functions of this module for code on a loop, on the thread of `sync_to_async`."""
+    global _sync_thread
+    _sync_thread = await sync_to_async(_run_here)(functions)
+
+
+def _run_here(functions: Iterable[Callable[[], None]]) -> _Shared:
+    for function in functions:
+        function()
+    return _thread.shared

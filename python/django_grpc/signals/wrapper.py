@@ -1,13 +1,21 @@
 """Servicers' methods, with the signals of a call's life sent around them."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from django_grpc.engine import AbortError
-from django_grpc.engine.types import GenericHandler, MethodHandler, ServiceHandler
+from django_grpc.engine.coroutines import Colour, colour
+from django_grpc.engine.types import (
+    AsyncServicerContext,
+    GenericHandler,
+    MethodHandler,
+    ServiceHandler,
+)
 from django_grpc.signals import (
     grpc_got_request_exception,
     grpc_request_finished,
@@ -136,6 +144,8 @@ def wrap_method_handler(handler: MethodHandler) -> MethodHandler:
     behavior: Behavior = getattr(handler, field)
     if getattr(behavior, "experimental_non_blocking", False):
         wrap = _non_blocking
+    else:
+        wrap = _WRAP_ASYNC.get(colour(behavior), wrap)
     wrapped: MethodHandler = make_handler(
         _like(behavior, wrap(behavior)),
         request_deserializer=handler.request_deserializer,
@@ -153,13 +163,13 @@ def _like(behavior: Behavior, wrapper: Behavior) -> Behavior:
     return wrapper
 
 
-def _is_servicers_own(exception: Exception, context: grpc.ServicerContext) -> bool:
+def _is_servicers_own(exception: Exception, context: Any) -> bool:
     """Whether the servicer failed, rather than answered or lost its peer.
 
     `context.abort` raises AbortError. Iterating over the requests of a call that has ended raises a
     bare `grpc.RpcError`; what a client stub raises inside a servicer is always a subclass.
     """
-    if isinstance(exception, AbortError):
+    if isinstance(exception, AbortError | grpc.aio.AbortError):
         return False
     return type(exception) is not grpc.RpcError or context.is_active()
 
@@ -204,6 +214,53 @@ def _stream_response(behavior: Behavior) -> Behavior:
             grpc_request_finished.send(None, request=request, context=context)
 
     return call
+
+
+def _coroutine(behavior: Behavior) -> Behavior:
+    async def call(request: Any, context: AsyncServicerContext) -> Any:
+        try:
+            await grpc_request_started.asend(None, request=request, context=context)
+            try:
+                return await behavior(request, context)
+            except Exception as exception:
+                if _is_servicers_own(exception, context):
+                    await grpc_got_request_exception.asend(
+                        None, request=request, context=context, exception=exception
+                    )
+                raise
+        finally:
+            await grpc_request_finished.asend(None, request=request, context=context)
+
+    return call
+
+
+def _async_generator(behavior: Behavior) -> Behavior:
+    async def call(request: Any, context: AsyncServicerContext) -> AsyncIterator[Any]:
+        try:
+            await grpc_request_started.asend(None, request=request, context=context)
+            try:
+                # As in _stream_response; an asynchronous generator is not closed with this one
+                # unless somebody does it.
+                async with aclosing(behavior(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+            except Exception as exception:
+                if _is_servicers_own(exception, context):
+                    await grpc_got_request_exception.asend(
+                        None, request=request, context=context, exception=exception
+                    )
+                raise
+        finally:
+            await grpc_request_finished.asend(None, request=request, context=context)
+
+    return call
+
+
+# A coroutine function answers, or it writes its responses.
+_WRAP_ASYNC: dict[Colour, Callable[[Behavior], Behavior]] = {
+    Colour.COROUTINE: _coroutine,
+    Colour.ASYNC_GENERATOR: _async_generator,
+}
 
 
 def _non_blocking(behavior: Behavior) -> Behavior:

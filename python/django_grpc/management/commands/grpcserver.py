@@ -139,7 +139,8 @@ class Command(BaseCommand):
                     conf.import_configured(key, path)
             self._run_checks(**options)
             if config.is_async:
-                asyncio.run(self._serve_async(shutdown, config, **options))
+                with asyncio.Runner(loop_factory=utils.loop_factory(config)) as runner:
+                    runner.run(self._serve_async(shutdown, config, **options))
             else:
                 self._serve(shutdown, config, **options)
         except ImproperlyConfigured as error:

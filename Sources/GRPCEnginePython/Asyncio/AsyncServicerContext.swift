@@ -1,0 +1,307 @@
+internal import CPythonABI
+internal import GRPCEngineServer
+internal import GRPCEngineTransport
+internal import GRPCEngineWire
+internal import NIOCore
+internal import PythonInterop
+
+/// The native side of a `grpc.aio.ServicerContext`: one call, as code on an asyncio loop sees it.
+///
+/// Nothing here waits. What would have to wait says so, and the coroutines of
+/// `django_grpc.engine.coroutines` then wait for a future that `wakeReader` or `wakeWriter` sets.
+/// Touched on the loop's thread, with the GIL held.
+final class AsyncServicerContext: ServicerContext {
+  let id: Int
+  let bridge: AsyncioBridge
+  /// The context as Python has it, and the task that runs the servicer. Both refer back to this:
+  /// `returned` undoes that.
+  var object: PythonHandle?
+  var task: PythonHandle?
+  /// What `abort` raised; whoever swallows it cannot go on with the call.
+  var abortError: PythonHandle?
+  /// A list of what `add_done_callback` was given.
+  var doneCallbacks: PythonHandle?
+  /// The task has been told that the call has ended.
+  private(set) var isCancelled = false
+  private var hasReturned = false
+  private var reader: PythonHandle?
+  private var writer: PythonHandle?
+  private var sendsSinceTurn = 0
+
+  /// A generator whose peer keeps up would never give the loop to anybody else.
+  private static let sendsPerTurn = 64
+
+  init(
+    call: Call,
+    method: BoundMethod?,
+    server: PythonServer,
+    bridge: AsyncioBridge,
+    id: Int
+  ) {
+    self.id = id
+    self.bridge = bridge
+    super.init(call: call, method: method, server: server, worker: nil)
+  }
+
+  // MARK: Life
+
+  /// The coroutine that runs the call; `nil` with an exception set.
+  func makeCoroutine(_ object: PythonPointer) -> PythonReference? {
+    let run = self.bindings.coroutines
+    guard let method = self.method else {
+      return PythonReference(owning: py_call1(run.resolved.pointer, object))
+    }
+    return PythonReference(
+      owning: py_call2(run.function(of: method).pointer, object, method.behavior.pointer)
+    )
+  }
+
+  /// Ends a call that could not even be begun.
+  func failToStart() {
+    if let error = PythonError.fetch() { self.bindings.log("Cannot run a call", error) }
+    self.call.finish(Status(code: .internalError, details: "Cannot run the call"))
+    self.returned()
+  }
+
+  /// Tells the task that the call has ended without it.
+  func cancelTask() {
+    guard !self.hasReturned, !self.isCancelled else { return }
+    self.isCancelled = true
+    guard let object = self.object, let task = self.task,
+      let result = PythonReference(
+        owning: py_call2(self.bindings.coroutines.cancel.pointer, object.pointer, task.pointer)
+      )
+    else {
+      if let error = PythonError.fetch() { self.bindings.log("Cannot cancel a call", error) }
+      return
+    }
+    _ = consume result
+  }
+
+  /// Nothing of the servicer runs any more. May be called more than once.
+  func returned() {
+    guard !self.hasReturned else { return }
+    self.hasReturned = true
+    self.call.handlerReturned()
+    self.bridge.remove(self.id)
+    self.forget()
+  }
+
+  /// Gives the call to the workers, as its handler turned out to be an ordinary function.
+  func handOverToWorkers() {
+    let cell = BoundMethodCell(self.method)
+    let handler = PythonMethodHandler(
+      method: cell,
+      startsOnFirstMessage: false,
+      isStream: self.method?.kind != .unaryUnary,
+      destination: .workers(self.server.pool)
+    )
+    self.hasReturned = true
+    self.bridge.remove(self.id)
+    self.server.pool.submit(PythonJob(call: self.call, handler: handler))
+    self.forget()
+  }
+
+  /// Drops what refers back to this.
+  func forget() {
+    self.object = nil
+    self.task = nil
+    self.reader = nil
+    self.writer = nil
+    self.doneCallbacks = nil
+    self.abortError = nil
+  }
+
+  // MARK: Messages
+
+  enum Received: ~Copyable {
+    case message(PythonReference)
+    case end
+    case pending
+    /// An exception is set.
+    case raised
+  }
+
+  /// The next request, without waiting for it.
+  func receive() -> Received {
+    guard self.mayGoOn() else { return .raised }
+    let next: Call.NextMessage
+    do throws(MessageCodecError) {
+      next = try self.call.nextMessage()
+    } catch {
+      self.call.finish(error.status)
+      self.raiseEnded()
+      return .raised
+    }
+    switch next {
+    case .message(let payload):
+      guard
+        let bytes = PythonReference(
+          owning: payload.withUnsafeReadableBytes { PythonBytes.make($0) }
+        )
+      else { return .raised }
+      guard let deserializer = self.method?.requestDeserializer else { return .message(bytes) }
+      guard
+        let request = PythonReference(
+          owning: py_call1(deserializer.pointer, bytes.pointer)
+        )
+      else { return .raised }
+      return .message(request)
+    case .end:
+      return .end
+    case .pending:
+      return .pending
+    case .terminated(.answered):
+      PythonError.raise(self.bindings.coroutines.usageError.pointer, "RPC already finished.")
+      return .raised
+    case .terminated:
+      return .pending
+    }
+  }
+
+  /// Sends one response of a stream.
+  ///
+  /// - Returns: whether the next one may follow at once; `nil` with an exception set.
+  func send(_ response: PythonPointer) -> Bool? {
+    guard self.mayGoOn() else { return nil }
+    guard let bytes = self.serialized(response),
+      let message = PythonBytes.contents(bytes.pointer)
+    else { return nil }
+    guard self.isSendable(message) else {
+      self.raiseEnded()
+      return nil
+    }
+    let result: Call.SendResult
+    do throws(MessageCodecError) {
+      result = try self.call.send(message, mayCompress: self.takeMayCompress())
+    } catch {
+      self.call.finish(error.status)
+      self.raiseEnded()
+      return nil
+    }
+    self.sendsSinceTurn += 1
+    guard result == .accepted, self.sendsSinceTurn < Self.sendsPerTurn else {
+      self.sendsSinceTurn = 0
+      return false
+    }
+    return true
+  }
+
+  /// Sends the only response and the status.
+  ///
+  /// - Returns: false with an exception set.
+  func answer(_ response: PythonPointer) -> Bool {
+    guard self.mayEnd() else { return false }
+    let status = self.status(.ok)
+    // As grpcio: what is answered beside a failure is not looked at.
+    guard status.code == .ok else {
+      self.call.finish(status, metadata: self.wireTrailingMetadata)
+      return true
+    }
+    guard let bytes = self.serialized(response),
+      let message = PythonBytes.contents(bytes.pointer)
+    else { return false }
+    guard self.isSendable(message) else { return true }
+    do throws(MessageCodecError) {
+      try self.call.respond(
+        message,
+        mayCompress: self.takeMayCompress(),
+        status: status,
+        metadata: self.wireTrailingMetadata
+      )
+    } catch {
+      self.call.finish(error.status)
+    }
+    return true
+  }
+
+  private func serialized(_ response: PythonPointer) -> PythonReference? {
+    if let message = EngineTypes.current?.serializedMessage.checkedPayload(response) {
+      return PythonReference(retaining: message.bytes.pointer)
+    }
+    guard let serializer = self.method?.responseSerializer else {
+      if py_is_bytes(response) != 0 { return PythonReference(retaining: response) }
+      PythonError.raiseTypeError("a response without a serializer must be bytes")
+      return nil
+    }
+    guard
+      let bytes = PythonReference(
+        owning: py_call1(serializer.pointer, response)
+      )
+    else { return nil }
+    guard py_is_bytes(bytes.pointer) != 0 else {
+      PythonError.raiseTypeError("the response's serializer gave no bytes")
+      return nil
+    }
+    return bytes
+  }
+
+  /// Whether the call takes part in anything still; an exception is set when not.
+  func mayGoOn() -> Bool {
+    if let error = self.abortError {
+      PythonError.raiseAgain(error.pointer)
+      return false
+    }
+    if self.isCancelled {
+      self.raiseEnded()
+      return false
+    }
+    if self.call.termination == .answered {
+      PythonError.raise(self.bindings.coroutines.usageError.pointer, "RPC already finished.")
+      return false
+    }
+    return true
+  }
+
+  /// Whether a servicer that has returned gives the call its status.
+  func mayEnd() -> Bool {
+    if self.abortError != nil {
+      self.bindings.log("Abort error unexpectedly suppressed in \(self.call.head.path)")
+    }
+    return self.mayGoOn()
+  }
+
+  /// For servicers that go on after their call has ended.
+  func raiseEnded() {
+    PythonError.raise(self.bindings.coroutines.internalError.pointer, "The call has ended.")
+  }
+
+  // MARK: Waiting
+
+  /// Has `future` set when there is something to read.
+  func setReader(_ future: PythonPointer) {
+    self.reader = PythonHandle(retaining: future)
+    let (bridge, id) = (self.bridge, self.id)
+    // Of a call that has ended the task is about to hear: it waits for that.
+    guard self.call.isActive else { return }
+    self.call.whenReadable { bridge.post(.readable(id)) }
+  }
+
+  /// Has `future` set when a response is welcome.
+  func setWriter(_ future: PythonPointer) {
+    self.writer = PythonHandle(retaining: future)
+    let (bridge, id) = (self.bridge, self.id)
+    guard self.call.isActive else { return }
+    self.call.whenWritable { bridge.post(.writable(id)) }
+  }
+
+  func wakeReader() {
+    if let future = self.reader { self.wake(future) }
+    self.reader = nil
+  }
+
+  func wakeWriter() {
+    if let future = self.writer { self.wake(future) }
+    self.writer = nil
+  }
+
+  private func wake(_ future: PythonHandle) {
+    // A call that has ended wakes its waiters too; they hear of that by being cancelled.
+    if let termination = self.call.termination, termination != .answered { return }
+    if let result = py_call1(self.bindings.coroutines.wake.pointer, future.pointer) {
+      py_decref(result)
+    } else if let error = PythonError.fetch() {
+      self.bindings.log("Cannot wake a call", error)
+    }
+  }
+}

@@ -1,0 +1,78 @@
+internal import GRPCEngineServer
+internal import PythonInterop
+
+/// The coroutine functions of `django_grpc.engine.coroutines`, and what else asyncio needs.
+final class CoroutineBindings: Sendable {
+  /// `colour(behavior)`: 0 for an ordinary function, 1 for a coroutine function, 2 for an
+  /// asynchronous generator function.
+  let colour: PythonHandle
+  // Each takes the context and the behaviour, and runs a call from its request to its status.
+  let unary: PythonHandle
+  let writer: PythonHandle
+  let generator: PythonHandle
+  /// Takes the context, and asks the resolver first.
+  let resolved: PythonHandle
+  /// `cancel(context, task)`.
+  let cancel: PythonHandle
+  /// `wake(future)`.
+  let wake: PythonHandle
+  /// `next_request(context)`: a coroutine that waits for the next item of an iteration.
+  let nextRequest: PythonHandle
+  /// The coroutine functions behind the context's own.
+  let read: PythonHandle
+  let write: PythonHandle
+  let abort: PythonHandle
+  let abortWithStatus: PythonHandle
+  let sendInitialMetadata: PythonHandle
+  /// `grpc.aio.EOF`, and what stands for "nothing yet".
+  let eof: PythonHandle
+  let pending: PythonHandle
+  let usageError: PythonHandle
+  let internalError: PythonHandle
+
+  /// - Returns: `nil` with an exception set when `values` lacks something.
+  init?(_ values: PythonPointer) {
+    func value(_ name: String) -> PythonHandle? {
+      guard let object = PythonCollections.value(values, name) else {
+        PythonError.raiseTypeError("configure() needs coroutines['\(name)']")
+        return nil
+      }
+      return PythonHandle(retaining: object)
+    }
+    guard let colour = value("colour"), let unary = value("unary"), let writer = value("writer"),
+      let generator = value("generator"), let resolved = value("resolved"),
+      let cancel = value("cancel"), let wake = value("wake"),
+      let nextRequest = value("next_request"), let read = value("read"),
+      let write = value("write"), let abort = value("abort"),
+      let abortWithStatus = value("abort_with_status"),
+      let sendInitialMetadata = value("send_initial_metadata"), let eof = value("eof"),
+      let pending = value("pending"), let usageError = value("usage_error"),
+      let internalError = value("internal_error")
+    else { return nil }
+    self.colour = colour
+    self.unary = unary
+    self.writer = writer
+    self.generator = generator
+    self.resolved = resolved
+    self.cancel = cancel
+    self.wake = wake
+    self.nextRequest = nextRequest
+    self.read = read
+    self.write = write
+    self.abort = abort
+    self.abortWithStatus = abortWithStatus
+    self.sendInitialMetadata = sendInitialMetadata
+    self.eof = eof
+    self.pending = pending
+    self.usageError = usageError
+    self.internalError = internalError
+  }
+
+  /// What runs a method on the loop.
+  func function(of method: BoundMethod) -> PythonHandle {
+    switch method.colour {
+    case .asyncGenerator: return self.generator
+    case .coroutine, .plain: return method.kind.isResponseStreaming ? self.writer : self.unary
+    }
+  }
+}

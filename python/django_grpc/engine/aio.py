@@ -1,0 +1,181 @@
+"""The engine as a `grpc.aio.Server`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from django_grpc.engine import loops
+from django_grpc.engine.options import ChannelArgument, configuration
+from django_grpc.engine.pools import pool_size
+from django_grpc.engine.sync import Server as ThreadedServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from concurrent.futures import Executor
+
+    from django_grpc.engine.types import GenericHandler, MethodHandler
+
+__all__ = ["Server", "server"]
+
+
+class Server(grpc.aio.Server):
+    """A `grpc.aio.Server` with grpcio's semantics.
+
+    Its async methods run on the loop that `start` is called on; ordinary ones run on worker
+    threads, as on `django_grpc.engine.server`. Coroutines are called on that loop; the other
+    methods may be called from any thread before `start`.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, int],
+        handlers: Sequence[GenericHandler],
+        interceptors: Sequence[Any],
+    ) -> None:
+        """Create a server; `django_grpc.engine.aio.server` is the public way."""
+        self._inner = ThreadedServer(settings, handlers, interceptors)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Set on the loop when the last connection has gone and the last task has ended.
+        self._stopped = asyncio.Event()
+        self._winding_up: asyncio.Task[None] | None = None
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[GenericHandler]) -> None:
+        """Add handlers that are asked, in order, for methods that are not registered."""
+        self._inner.add_generic_rpc_handlers(generic_rpc_handlers)
+
+    def add_registered_method_handlers(
+        self, service_name: str, method_handlers: Mapping[str, MethodHandler]
+    ) -> None:
+        """Register a service's methods; they go before generic handlers."""
+        self._inner.add_registered_method_handlers(service_name, method_handlers)
+
+    def method_handlers(self) -> dict[str, MethodHandler]:
+        """Return the method handlers that are known by path, `/package.Service/Method`."""
+        return self._inner.method_handlers()
+
+    def add_insecure_port(self, address: str) -> int:
+        """Bind `address` for plaintext and return its port.
+
+        Raises:
+            RuntimeError: The address cannot be bound; its cause is the `OSError`.
+        """
+        return self._inner.add_insecure_port(address)
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        """Bind `address` for TLS and return its port.
+
+        Raises:
+            TypeError: The credentials are not those of `django_grpc.engine`.
+            RuntimeError: The address cannot be bound; its cause is the `OSError`.
+        """
+        return self._inner.add_secure_port(address, server_credentials)
+
+    async def start(self) -> None:
+        """Start serving, with async methods on the running loop. A second call does nothing.
+
+        Raises:
+            grpc.aio.UsageError: The server has been stopped.
+        """
+        if self._inner.has_stopped():
+            raise grpc.aio.UsageError("Server not in ready state")
+        if self._loop is not None:
+            return
+        self._loop = asyncio.get_running_loop()
+        self._inner.start_on(self._loop, self._on_stopped)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Refuse new calls at once, and return when those in flight have ended.
+
+        May be called several times; the shortest grace counts.
+
+        Args:
+            grace: Seconds after which calls in flight are cancelled; `None` cancels them now.
+        """
+        if self._loop is None:
+            self._inner.stop(None)
+            self._stopped.set()
+            return
+        self._inner.drain()
+        if grace is not None and not await self._ends_within(grace):
+            grace = None
+        if grace is None:
+            self._inner.cancel_all_calls()
+        await self._stopped.wait()
+
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:
+        """Wait until the server has stopped.
+
+        Returns:
+            True when `timeout` seconds passed first, as grpcio has it.
+        """
+        return not await self._ends_within(timeout)
+
+    async def _ends_within(self, seconds: float | None) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def on_worker_exit(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called on each worker thread before it ends."""
+        self._inner.on_worker_exit(callback)
+
+    def statistics(self) -> dict[str, int]:
+        """Return figures of calls, connections and workers."""
+        return self._inner.statistics()
+
+    def _on_stopped(self) -> None:
+        # On the control thread; the loop may have been closed under a server that nobody stopped.
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wind_up)
+
+    def _wind_up(self) -> None:
+        if self._loop is not None and self._winding_up is None:
+            self._winding_up = self._loop.create_task(self._leave(self._loop))
+
+    async def _leave(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            await loops.detach(self._inner.native, loop)
+        finally:
+            self._stopped.set()
+
+
+def server(
+    migration_thread_pool: Executor | None = None,
+    handlers: Sequence[GenericHandler] | None = None,
+    interceptors: Sequence[Any] | None = None,
+    options: Sequence[ChannelArgument] | None = None,
+    maximum_concurrent_rpcs: int | None = None,
+    compression: grpc.Compression | None = None,
+) -> Server:
+    """Create a server, as `grpc.aio.server` does.
+
+    Args:
+        migration_thread_pool: Says by its size how many ordinary methods may run at the same time;
+            see `django_grpc.engine.server`.
+        handlers: Generic handlers, asked in order for methods that are not registered.
+        interceptors: `grpc.aio.ServerInterceptor`s and ordinary ones, the first one outermost. An
+            ordinary one runs on a thread.
+        options: `grpc.*` channel arguments; see `django_grpc.engine.options`.
+        maximum_concurrent_rpcs: Calls beyond it are answered RESOURCE_EXHAUSTED.
+        compression: How responses are compressed, unless a call says otherwise.
+
+    Returns:
+        A server that is not started; `add_insecure_port` or `add_secure_port`, then `start` it.
+
+    Raises:
+        ValueError: An option has a value of the wrong type.
+    """
+    settings = configuration(options or ())
+    settings["max_workers"] = pool_size(migration_thread_pool)
+    if maximum_concurrent_rpcs is not None:
+        settings["maximum_concurrent_rpcs"] = maximum_concurrent_rpcs
+    if compression is not None:
+        settings["compression"] = int(compression)
+    return Server(settings, handlers or (), interceptors or ())

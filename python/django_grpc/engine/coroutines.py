@@ -1,0 +1,276 @@
+"""Calls on an asyncio loop: what runs a servicer's coroutine or generator, inside one task each.
+
+The engine makes a context and a coroutine of `run_unary`, `run_writer`, `run_generator` or
+`run_resolved` for each call, in batches, and has them run as tasks. The context does all that need
+not wait; here is the rest, with the semantics of grpc.aio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import functools
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from asgiref.sync import iscoroutinefunction
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from django_grpc._engine import AsyncServicerContext
+
+logger = logging.getLogger("django_grpc")
+
+#: What the context has when there is no request yet.
+PENDING = object()
+
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
+
+
+# Which function runs where
+
+
+class Colour(enum.IntEnum):
+    """What kind of function a method is; the engine knows the numbers."""
+
+    PLAIN = 0
+    COROUTINE = 1
+    ASYNC_GENERATOR = 2
+
+
+def colour(behavior: Any) -> Colour:
+    """Say what kind of function a method is.
+
+    Partial objects, and objects whose `__call__` is one of these, count as what they call.
+    """
+    while isinstance(behavior, functools.partial):
+        behavior = behavior.func
+    for candidate in (behavior, getattr(behavior, "__call__", None)):  # noqa: B004
+        if iscoroutinefunction(candidate):
+            return Colour.COROUTINE
+        if inspect.isasyncgenfunction(candidate):
+            return Colour.ASYNC_GENERATOR
+    return Colour.PLAIN
+
+
+# A call, from its request to its status
+
+
+async def run_unary(context: AsyncServicerContext, behavior: Callable[..., Any]) -> None:
+    """Run a method that returns its only response."""
+    try:
+        request = context._request()
+        if request is PENDING:
+            request = await _first_request(context)
+        context._answer(await behavior(request, context))
+    except BaseException as error:
+        _failed(context, error)
+    _done(context)
+
+
+async def run_writer(context: AsyncServicerContext, behavior: Callable[..., Any]) -> None:
+    """Run a method that sends its responses by `context.write`."""
+    try:
+        request = context._request()
+        if request is PENDING:
+            request = await _first_request(context)
+        await behavior(request, context)
+        context._finish()
+    except BaseException as error:
+        _failed(context, error)
+    _done(context)
+
+
+async def run_generator(context: AsyncServicerContext, behavior: Callable[..., Any]) -> None:
+    """Run a method that yields its responses."""
+    try:
+        request = context._request()
+        if request is PENDING:
+            request = await _first_request(context)
+        responses = behavior(request, context)
+        try:
+            async for response in responses:
+                if not context._send(response):
+                    await _room(context)
+        finally:
+            # Here, and not whenever the garbage collector comes by: its `finally` blocks belong to
+            # the call.
+            close = getattr(responses, "aclose", None)
+            if close is not None:
+                await close()
+        context._finish()
+    except BaseException as error:
+        _failed(context, error)
+    _done(context)
+
+
+async def run_resolved(context: AsyncServicerContext) -> None:
+    """Run a call whose handler the server's resolver gives, which is a coroutine function."""
+    try:
+        handler = await context._resolver()(context._path(), context.invocation_metadata())
+        if handler is None:
+            context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+            context.set_details("Method not found!")
+            context._finish()
+            bound = None
+        else:
+            bound = context._bind(handler)
+            if bound is None:  # it is a worker's now
+                return
+    except BaseException as error:
+        _failed(context, error)
+        bound = None
+    if bound is None:
+        _done(context)
+    else:
+        run, behavior = bound
+        await run(context, behavior)
+
+
+def _failed(context: AsyncServicerContext, error: BaseException) -> None:
+    """End a call whose servicer raised, as grpc.aio does."""
+    if isinstance(error, grpc.aio.AbortError) and error is context._abort_error():
+        return
+    if isinstance(error, asyncio.CancelledError):
+        logger.debug("The call of %s was cancelled", context._path())
+        if context.is_active():  # by its own servicer
+            context.set_code(grpc.StatusCode.CANCELLED)
+            context._fail("The servicer was cancelled.")
+        return
+    if isinstance(error, grpc.aio.InternalError) and context.done():
+        # By which the engine says that there is nothing to go on with.
+        if context._is_cancelled():
+            logger.warning(
+                "The call of %s was cancelled, and its servicer went on: it should let "
+                "asyncio.CancelledError pass.",
+                context._path(),
+            )
+        return
+    details = f"Unexpected {type(error)}: {error}"
+    logger.error(
+        "Unexpected [%s] raised by servicer method [%s]",
+        type(error).__name__,
+        context._path(),
+        exc_info=error,
+    )
+    context._fail(details)
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        _done(context)
+        raise error
+
+
+def _done(context: AsyncServicerContext) -> None:
+    callbacks = context._done()
+    for callback in callbacks or ():
+        try:
+            callback(context)
+        except Exception:
+            logger.exception("Error in callback for method [%s]", context._path())
+
+
+def cancel(context: AsyncServicerContext, task: asyncio.Task[None]) -> None:
+    """Tell a call's task that the call has ended."""
+    # A task that is cancelled before its first step never runs, and so tells nobody of its end.
+    task.add_done_callback(lambda _: _done(context))
+    task.cancel()
+
+
+# Waiting
+
+
+def wake(future: asyncio.Future[None]) -> None:
+    """Set a future that nobody may be waiting for any more."""
+    if not future.done():
+        future.set_result(None)
+
+
+async def _first_request(context: AsyncServicerContext) -> Any:
+    request = PENDING
+    while request is PENDING:
+        await _news(context)
+        request = context._request()
+    return request
+
+
+async def _news(context: AsyncServicerContext) -> None:
+    """Wait until there is a request, or no more of them."""
+    future = asyncio.get_running_loop().create_future()
+    context._set_reader(future)
+    await future
+
+
+async def _room(context: AsyncServicerContext) -> None:
+    """Wait until a response is welcome, and give the loop to others meanwhile."""
+    future = asyncio.get_running_loop().create_future()
+    context._set_writer(future)
+    await future
+
+
+async def next_request(context: AsyncServicerContext) -> Any:
+    """Return the next item of the iteration over the requests."""
+    request = await read(context)
+    if request is _EOF:
+        raise StopAsyncIteration
+    return request
+
+
+# The coroutine functions of the context
+
+
+async def read(context: AsyncServicerContext) -> Any:
+    """Be `ServicerContext.read`."""
+    while (request := context._receive()) is PENDING:
+        await _news(context)
+    return request
+
+
+async def write(context: AsyncServicerContext, message: Any) -> None:
+    """Be `ServicerContext.write`."""
+    if not context._send(message):
+        await _room(context)
+
+
+async def send_initial_metadata(context: AsyncServicerContext, initial_metadata: Any) -> None:
+    """Be `ServicerContext.send_initial_metadata`."""
+    context._send_initial_metadata(initial_metadata)
+
+
+async def abort(
+    context: AsyncServicerContext,
+    code: grpc.StatusCode,
+    details: str = "",
+    trailing_metadata: Any = (),
+) -> None:
+    """Be `ServicerContext.abort`."""
+    error = grpc.aio.AbortError("Locally aborted.")
+    context._abort(error, code, details, trailing_metadata)
+    raise error
+
+
+def abort_with_status(context: AsyncServicerContext, status: Any) -> Awaitable[None]:
+    """Be `ServicerContext.abort_with_status`."""
+    return abort(context, status.code, status.details, status.trailing_metadata)
+
+
+BINDINGS: dict[str, Any] = {
+    "colour": colour,
+    "unary": run_unary,
+    "writer": run_writer,
+    "generator": run_generator,
+    "resolved": run_resolved,
+    "cancel": cancel,
+    "wake": wake,
+    "next_request": next_request,
+    "read": read,
+    "write": write,
+    "abort": abort,
+    "abort_with_status": abort_with_status,
+    "send_initial_metadata": send_initial_metadata,
+    "eof": _EOF,
+    "pending": PENDING,
+    "usage_error": grpc.aio.UsageError,
+    "internal_error": grpc.aio.InternalError,
+}

@@ -1,0 +1,214 @@
+"""The signals around async methods: order, colours of receivers, connections."""
+
+import asyncio
+import threading
+
+import grpc
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import connection
+from harness import PATIENCE
+
+from django_grpc.signals import grpc_request_finished, grpc_request_started, hygiene
+from django_grpc.signals.wrapper import SignalWrapper
+
+SERVICE = "test.Async"
+
+pytestmark = pytest.mark.usefixtures("databases_allowed")
+
+
+@pytest.fixture
+def serve(engine_server, started):
+    """Serve one method through the wrapper; returns a channel."""
+
+    def serve(kind, method):
+        server = engine_server()
+        handler = getattr(grpc, f"{kind}_rpc_method_handler")(method)
+        SignalWrapper(server).add_registered_method_handlers(SERVICE, {"Method": handler})
+        return started(server)
+
+    return serve
+
+
+def call(channel, kind, request=b"request", **options):
+    argument = iter([request]) if kind.startswith("stream") else request
+    outcome = getattr(channel, kind)(f"/{SERVICE}/Method")(argument, timeout=PATIENCE, **options)
+    return list(outcome) if kind.endswith("stream") else [outcome]
+
+
+def method_of(kind, style, body):
+    if kind.endswith("unary"):
+
+        async def method(request, context):
+            return await body(context)
+
+    elif style == "generator":
+
+        async def method(request, context):
+            yield await body(context)
+
+    else:
+
+        async def method(request, context):
+            await context.write(await body(context))
+
+    return method
+
+
+KINDS = [
+    ("unary_unary", ""),
+    ("unary_stream", "generator"),
+    ("unary_stream", "write"),
+    ("stream_unary", ""),
+    ("stream_stream", "generator"),
+    ("stream_stream", "write"),
+]
+
+
+@pytest.mark.parametrize(("kind", "style"), KINDS)
+def test_signals_of_a_call(serve, signal_log, kind, style):
+    async def answer(context):
+        return b"x"
+
+    assert call(serve(kind, method_of(kind, style, answer)), kind) == [b"x"]
+    notes = signal_log.details_until_finished()
+    assert [name for name, _ in notes] == ["started", "finished"]
+    assert isinstance(notes[0][1]["context"], grpc.aio.ServicerContext)
+
+
+@pytest.mark.parametrize(("kind", "style"), KINDS)
+def test_signals_of_a_failure(serve, signal_log, kind, style):
+    async def fail(context):
+        raise ValueError("bad")
+
+    with pytest.raises(grpc.RpcError, match="bad"):
+        call(serve(kind, method_of(kind, style, fail)), kind)
+    notes = signal_log.details_until_finished()
+    assert [name for name, _ in notes] == ["started", "exception", "finished"]
+    assert str(notes[1][1]["exception"]) == "bad"
+
+
+@pytest.mark.parametrize(("kind", "style"), KINDS)
+def test_abort_is_no_exception(serve, signal_log, kind, style):
+    async def refuse(context):
+        await context.abort(grpc.StatusCode.NOT_FOUND, "none")
+
+    with pytest.raises(grpc.RpcError, match="none"):
+        call(serve(kind, method_of(kind, style, refuse)), kind)
+    assert signal_log.until_finished() == ["started", "finished"]
+
+
+@pytest.mark.parametrize(("kind", "style"), KINDS)
+def test_cancelled_call_is_finished(serve, signal_log, kind, style):
+    entered = threading.Event()
+
+    async def wait(context):
+        entered.set()
+        await asyncio.get_running_loop().create_future()
+
+    channel = serve(kind, method_of(kind, style, wait))
+    argument = iter([b""]) if kind.startswith("stream") else b""
+    method = getattr(channel, kind)(f"/{SERVICE}/Method")
+    running = (method.future if kind.endswith("unary") else method)(argument, timeout=PATIENCE)
+    assert entered.wait(PATIENCE)
+    running.cancel()
+    assert signal_log.until_finished() == ["started", "finished"]
+
+
+def test_receivers_of_both_colours(serve):
+    """Ordinary ones run on the thread of sync_to_async, coroutine functions on the loop."""
+    seen = {}
+
+    def plain(**kwargs):
+        seen["plain"] = threading.get_ident()
+
+    async def asynchronous(**kwargs):
+        await asyncio.sleep(0)
+        seen["async"] = threading.get_ident()
+
+    async def answer(request, context):
+        seen["servicer"] = threading.get_ident()
+        seen["sync"] = await sync_to_async(threading.get_ident)()
+        return b""
+
+    for receiver in (plain, asynchronous):
+        grpc_request_started.connect(receiver)
+    try:
+        call(serve("unary_unary", answer), "unary_unary")
+    finally:
+        for receiver in (plain, asynchronous):
+            grpc_request_started.disconnect(receiver)
+    assert seen["async"] == seen["servicer"]
+    assert seen["plain"] == seen["sync"]
+    assert seen["plain"] != seen["servicer"]
+
+
+def test_only_async_receivers_cost_no_thread(serve, monkeypatch):
+    hops = []
+    real = hygiene.run_async
+    monkeypatch.setattr(hygiene, "run_async", lambda it: hops.append(it) or real(it))
+    seen = []
+
+    async def asynchronous(**kwargs):
+        seen.append(asyncio.current_task() is not None)
+
+    async def answer(request, context):
+        return b""
+
+    grpc_request_finished.connect(asynchronous)
+    try:
+        channel = serve("unary_unary", answer)
+        call(channel, "unary_unary")  # perhaps the first since a connection was opened
+        hops.clear()
+        call(channel, "unary_unary")
+    finally:
+        grpc_request_finished.disconnect(asynchronous)
+    assert seen == [True, True]
+    assert hops == []
+
+
+def test_receiver_that_raises(serve, signal_log):
+    async def fail(**kwargs):
+        raise ValueError("a receiver's")
+
+    async def answer(request, context):
+        return b""
+
+    grpc_request_started.connect(fail)
+    try:
+        with pytest.raises(grpc.RpcError, match="a receiver's"):
+            call(serve("unary_unary", answer), "unary_unary")
+    finally:
+        grpc_request_started.disconnect(fail)
+    assert "finished" in signal_log.until_finished()
+
+
+@pytest.mark.parametrize(("is_old", "closes"), [(True, 1), (False, 0)])
+def test_connections_are_closed_as_the_settings_say(serve, is_old, closes):
+    """A connection that a call used in sync_to_async is looked at when the call ends, there."""
+    closed, threads = [], []
+
+    def use(name):
+        connection.ensure_connection()
+        threads.append(threading.get_ident())
+        if name == b"use":
+            connection.close_at = 0 if is_old else None
+            # One in memory does not really close.
+            connection.close = lambda: closed.append(threading.get_ident())
+        else:
+            connection.close_at = None
+            connection.__dict__.pop("close", None)
+
+    async def method(request, context):
+        await sync_to_async(use)(request)
+        return b""
+
+    channel = serve("unary_unary", method)
+    # One after the other: the end of the first one is over when the next one has begun.
+    for _ in range(2):
+        call(channel, "unary_unary", b"use")
+        call(channel, "unary_unary", b"forget")
+    assert set(closed) <= set(threads)
+    assert len(set(threads)) == 1
+    assert len(closed) >= 2 * closes
+    assert bool(closed) == is_old
