@@ -18,7 +18,7 @@ from django.db import connection
 from django.test import TestCase
 
 from django_grpc import engine, signals
-from django_grpc_testtools import server as server_module
+from django_grpc_testtools import sharing
 from django_grpc_testtools.server import InProcessServer
 from django_grpc_testtools.testcases import GRPCTestCase
 
@@ -226,7 +226,7 @@ class TestInProcessServer:
     def test_a_call_behind_an_unfinished_one_says_so(
         self, db: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(server_module, "PATIENCE", 0.1)
+        monkeypatch.setattr(sharing, "PATIENCE", 0.1)
         entered, release = threading.Event(), threading.Event()
 
         def hold(request: bytes, context: Any) -> bytes:
@@ -248,8 +248,8 @@ class TestInProcessServer:
     def test_a_servicer_that_does_not_end_is_reported(
         self, db: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(server_module, "PATIENCE", 0.1)
-        turn = server_module._SharedConnections({})
+        monkeypatch.setattr(sharing, "PATIENCE", 0.1)
+        turn = sharing.SharedConnections({})
         turn._wait_for_turn(_WithoutDeadline())
         with pytest.raises(RuntimeError, match="still running"), turn:
             pass
