@@ -120,7 +120,7 @@ let package = Package(
       name: "GRPCEngineServerTests",
       dependencies: [
         "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineWire", "GRPCEngineTesting",
-        "TransportFuzz", nioCore, nioPosix, nioHPACK, nioHTTP2,
+        "TransportFuzz", nioCore, nioPosix, nioHPACK, nioHTTP2, nioSSL,
       ],
       swiftSettings: swiftSettings
     ),

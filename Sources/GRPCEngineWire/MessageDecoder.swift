@@ -156,7 +156,10 @@ extension MessageDecoder {
     if part.readableBytes == 0 { return }
     if gathered.writableBytes < part.readableBytes {
       let arrived = gathered.readableBytes + part.readableBytes + unreadBytes
-      gathered.reserveCapacity(min(length, max(Self.wholeReservation, arrived * 4)))
+      let reservation =
+        arrived >= Self.earnestBytes
+        ? max(Self.wholeReservation, arrived * 4) : max(Self.smallestReservation, arrived * 4)
+      gathered.reserveCapacity(min(length, reservation))
     }
     gathered.writeImmutableBuffer(part)
   }
@@ -176,7 +179,10 @@ extension MessageDecoder {
   }
 
   /// A first reservation that is small beside what a stream costs anyway.
-  /// Up to here a message gets its whole buffer at once, so that it is copied once: pages that are
-  /// never written cost nothing. Beyond, the buffer follows what has arrived.
+  private static var smallestReservation: Int { 4096 }
+  /// From here on a peer is taken to mean the length that it announced: most of a frame has come.
+  private static var earnestBytes: Int { 8 * 1024 }
+  /// A message of up to this size then gets its whole buffer at once, so that it is copied once:
+  /// pages that are never written cost nothing. Beyond, the buffer follows what has arrived.
   private static var wholeReservation: Int { 1 << 20 }
 }

@@ -30,6 +30,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private var isFlushScheduled = false
   private var hasFailed = false
   private var isClosing = false
+  private var isLingering = false
   package private(set) lazy var peer: Peer = self.makePeer()
   /// Whatever the acceptor keeps for a connection; the transport does not look at it.
   package var attachment: AnyObject?
@@ -165,12 +166,26 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   /// Lets the peer read what was sent last, and hang up itself: a socket that is closed with bytes
   /// unread is reset, and the peer loses what it had not read.
-  private func closeGently(context: ChannelHandlerContext) {
-    guard context.channel.isActive, !self.isClosing else { return }
-    self.isClosing = true
-    context.close(mode: .output, promise: nil)
-    let bound = NIOLoopBound(context, eventLoop: self.eventLoop)
-    self.eventLoop.scheduleTask(in: .milliseconds(500)) { bound.value.close(promise: nil) }
+  ///
+  /// - Parameter whenWritten: whether the peer gets all the time that it takes to read what is under
+  ///   way; without it, half a second.
+  private func closeGently(context: ChannelHandlerContext, whenWritten: Bool = false) {
+    guard context.channel.isActive else { return }
+    if !self.isClosing {
+      self.isClosing = true
+      let promise = self.eventLoop.makePromise(of: Void.self)
+      promise.futureResult.assumeIsolated().whenComplete { _ in self.closeAfterLinger() }
+      context.close(mode: .output, promise: promise)
+    }
+    if !whenWritten { self.closeAfterLinger() }
+  }
+
+  private func closeAfterLinger() {
+    guard !self.isLingering else { return }
+    self.isLingering = true
+    self.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(500)) {
+      self.context?.close(promise: nil)
+    }
   }
 
   private func makePeer() -> Peer {
@@ -339,6 +354,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.closeSoon()
     case .close:
       self.closeSoon()
+    case .closeWhenWritten:
+      self.closeSoon(whenWritten: true)
     }
     if !self.isReading { self.flush() }
   }
@@ -373,11 +390,13 @@ package final class ConnectionHandler: ChannelInboundHandler {
   }
 
   /// Closes once what this turn of the event loop writes has been flushed.
-  private func closeSoon() {
+  private func closeSoon(whenWritten: Bool = false) {
     self.eventLoop.assumeIsolated().execute {
       self.isReading = false
       self.flush()
-      if let context = self.context { self.closeGently(context: context) }
+      if let context = self.context {
+        self.closeGently(context: context, whenWritten: whenWritten)
+      }
     }
   }
 

@@ -19,6 +19,8 @@ package struct ConnectionLifecycle {
     /// GOAWAY ENHANCE_YOUR_CALM with `too_many_pings`, then close.
     case refusePings
     case close
+    /// Close once the last answer has been read.
+    case closeWhenWritten
   }
 
   private enum State { case open, draining, drained, closed }
@@ -80,7 +82,7 @@ package struct ConnectionLifecycle {
     self.idleSince = now
     if self.state == .drained {
       self.state = .closed
-      return .close
+      return .closeWhenWritten
     }
     return .none
   }

@@ -65,6 +65,12 @@ package final class WriteCoalescer: ChannelOutboundHandler {
     context.close(mode: mode, promise: promise)
   }
 
+  /// What was gathered when the socket failed goes nowhere.
+  package func handlerRemoved(context: ChannelHandlerContext) {
+    self.promise?.fail(ChannelError.ioOnClosedChannel)
+    self.promise = nil
+  }
+
   private func passOn(context: ChannelHandlerContext) {
     guard !self.isPassedOn else { return }
     self.isPassedOn = true

@@ -265,7 +265,7 @@ struct CallTests {
     }
   }
 
-  @Test("A servicer that answers before its request has come is told that there is nothing to wait for")
+  @Test("A servicer that answers before its request has come has nothing to wait for")
   func hasty() throws {
     let handler = TestHandler.hasty()
     try EmbeddedServer.run(["/t/hasty": handler]) { embedded in

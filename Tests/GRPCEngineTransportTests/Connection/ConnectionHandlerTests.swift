@@ -8,8 +8,10 @@ import Testing
 import TransportFuzz
 
 /// The life of a connection, on a clock that stands still unless a test moves it.
-struct ConnectionHandlerTests {
+final class ConnectionHandlerTests {
   private let recorder = Recorder()
+
+  deinit { self.recorder.forget() }
   private static let maxStreamID = Int(Int32.max)
 
   @Test("A peer that says nothing is closed when its time is over")

@@ -64,7 +64,7 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
     #expect(!lifecycle.acceptsStreams)
     #expect(lifecycle.streamClosed(now: self.after(1)) == .none)
-    #expect(lifecycle.streamClosed(now: self.after(2)) == .close)
+    #expect(lifecycle.streamClosed(now: self.after(2)) == .closeWhenWritten)
     #expect(lifecycle.nextDeadline == nil)
   }
 
@@ -94,7 +94,7 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.timerFired(now: self.after(1) - .nanoseconds(1)) == .none)
     #expect(lifecycle.timerFired(now: self.after(1)) == .finishDrain(closing: false))
     #expect(lifecycle.drainPingAnswered() == .none)
-    #expect(lifecycle.streamClosed(now: self.after(3)) == .close)
+    #expect(lifecycle.streamClosed(now: self.after(3)) == .closeWhenWritten)
   }
 
   @Test("A drain begins once")

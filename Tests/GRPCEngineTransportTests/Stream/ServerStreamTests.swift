@@ -8,8 +8,10 @@ import Testing
 import TransportFuzz
 
 /// What a stream tells its receiver, and what it does to the wire.
-struct ServerStreamTests {
+final class ServerStreamTests {
   private let recorder = Recorder()
+
+  deinit { self.recorder.forget() }
 
   private func receiver() throws -> Recorder.Receiver {
     try #require(self.recorder.receivers.last)

@@ -61,6 +61,10 @@ final class Recorder: StreamAcceptor, @unchecked Sendable {
     return receiver
   }
 
+  /// Lets go of the streams: they lead to their connection and that to its acceptor, so that none
+  /// of them would ever be freed.
+  func forget() { self.receivers = [] }
+
   static let headers: HPACKHeaders = [":status": "200", "content-type": "application/grpc"]
   static let trailersOnly: HPACKHeaders = [
     ":status": "200", "content-type": "application/grpc", "grpc-status": "0",

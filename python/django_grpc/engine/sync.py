@@ -45,11 +45,12 @@ class Server(grpc.Server):
     ) -> None:
         """Create a server; `django_grpc.engine.server` is the public way."""
         self.native = _engine.make_server(settings)
+        # First: `__del__` asks for it, also where what follows raises.
+        self._stopped = threading.Event()
         self._handlers = HandlerTable(interceptors)
         self._threads = _Threads(self.native, loop_factory)
         self._lock = threading.Lock()
         self._is_started = False
-        self._stopped = threading.Event()
         self._is_stopping = False
         self._on_end: Callable[[], None] = _nothing
         if handlers:
