@@ -45,10 +45,10 @@ class Server(grpc.Server):
     ) -> None:
         """Create a server; `django_grpc.engine.server` is the public way."""
         self.native = _engine.make_server(settings)
-        # First: `__del__` asks for it, also where what follows raises.
+        # First: `__del__` asks for them, also where what follows raises.
         self._stopped = threading.Event()
-        self._handlers = HandlerTable(interceptors)
         self._threads = _Threads(self.native, loop_factory)
+        self._handlers = HandlerTable(interceptors)
         self._lock = threading.Lock()
         self._is_started = False
         self._is_stopping = False

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextvars
+import gc
+import sys
 
 import grpc
 import pytest
+
+from django_grpc import engine
 
 from .support import (
     KINDS,
@@ -15,6 +19,7 @@ from .support import (
     eventually,
     failure,
     of_kind,
+    ours_only,
     unary_unary,
 )
 
@@ -312,3 +317,14 @@ def test_interceptor_sees_what_abort_leaves_behind(serve):
     )
     assert failure(lambda: ask(served)).code() is grpc.StatusCode.NOT_FOUND
     assert seen == [(grpc.StatusCode.NOT_FOUND, b"why")]
+
+
+@ours_only("grpcio's server has no such attribute to miss")
+def test_refused_interceptor_leaves_nothing_behind(monkeypatch):
+    """A server that could not be made is thrown away without a word."""
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    with pytest.raises(ValueError, match=r"is no grpc\.ServerInterceptor"):
+        engine.server(interceptors=[object()])
+    gc.collect()
+    assert complaints == []
