@@ -80,6 +80,16 @@ class ServerProcess:
     def send(self, number):
         self._process.send_signal(number)
 
+    def send_until_end(self, number, every=1.0):
+        """Send a signal again and again: one that comes while another is pending is lost."""
+        for _ in range(15):
+            self.send(number)
+            try:
+                return self._process.wait(every)
+            except subprocess.TimeoutExpired:
+                continue
+        return self.wait()
+
     def wait(self):
         """Wait for the end, and return the exit status."""
         status = self._process.wait(PATIENCE)

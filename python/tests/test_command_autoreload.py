@@ -121,8 +121,7 @@ def test_second_signal_ends_the_server_at_once(start_reloading):
         _sleeping = begin_sleep(channel, 100)  # kept: a call that is dropped is cancelled
         process.send(signal.SIGTERM)
         process.wait_for("Received SIGTERM")
-        process.send(signal.SIGTERM)
-        assert process.wait() == 128 + signal.SIGTERM
+        assert process.send_until_end(signal.SIGTERM) == 128 + signal.SIGTERM
 
 
 def test_changed_file_does_not_wait_for_a_long_call(start_reloading, module):
