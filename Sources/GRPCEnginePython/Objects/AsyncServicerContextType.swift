@@ -14,7 +14,8 @@ enum AsyncServicerContextType {
       documentation:
         "A call, as its async servicer sees it; a virtual subclass of grpc.aio.ServicerContext.",
       methods: ServicerContextType.metadataMethods.filter { !Self.isReplaced($0) }
-        + ServicerContextType.peerMethods + Self.coroutineMethods + Self.statusMethods
+        + ServicerContextType.peerMethods + ServicerContextType.outcomeMethods
+        + Self.coroutineMethods + Self.statusMethods
         + Self.stateMethods + Self.messageMethods + Self.lifeMethods
     )
   }
@@ -86,33 +87,6 @@ enum AsyncServicerContextType {
 
   private static var statusMethods: [PyMethodDef] {
     [
-      PythonMethod.keywords("set_code", "Set the status code to end with.") {
-        object,
-        arguments,
-        keywords in
-        guard let context = Self.context(object),
-          let code = PythonArguments(arguments, keywords, "code")[0]
-        else { return nil }
-        context.code = Python.isNone(code) ? nil : PythonHandle(retaining: code)
-        return Python.newNone()
-      },
-      PythonMethod.keywords("set_details", "Set the details to end with.") {
-        object,
-        arguments,
-        keywords in
-        guard let context = Self.context(object),
-          let details = PythonArguments(arguments, keywords, "details")[0],
-          let encoded = ServicerContextType.encoded(details)
-        else { return nil }
-        context.details = encoded
-        return Python.newNone()
-      },
-      PythonMethod.noArguments("code", "The status code that was set; None when none was.") {
-        object,
-        _ in
-        guard let context = Self.context(object) else { return nil }
-        return ServicerContextType.newReference(context.code)
-      },
       PythonMethod.noArguments("details", "The details that were set.") { object, _ in
         guard let context = Self.context(object) else { return nil }
         return PythonString.make(context.status(.ok).details)

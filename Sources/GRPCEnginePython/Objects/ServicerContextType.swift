@@ -10,7 +10,8 @@ enum ServicerContextType {
     HeapType.make(
       name: "django_grpc._engine.ServicerContext",
       documentation: "A call, as its servicer sees it; a virtual subclass of grpc.ServicerContext.",
-      methods: Self.stateMethods + Self.metadataMethods + Self.statusMethods + Self.peerMethods
+      methods: Self.stateMethods + Self.metadataMethods + Self.statusMethods + Self.outcomeMethods
+        + Self.peerMethods
     )
   }
 
@@ -153,6 +154,18 @@ enum ServicerContextType {
         Self.abort(context, code: code.pointer, details: details.pointer)
         return nil
       },
+      PythonMethod.noArguments("details", "The details that were set, as UTF-8 bytes.") {
+        object,
+        _ in
+        guard let context = Self.context(object) else { return nil }
+        return Self.newReference(context.details)
+      },
+    ]
+  }
+
+  /// What the contexts of both kinds have: the status to end with.
+  static var outcomeMethods: [PyMethodDef] {
+    [
       PythonMethod.keywords("set_code", "Set the status code to end with.") {
         object,
         arguments,
@@ -179,12 +192,6 @@ enum ServicerContextType {
         _ in
         guard let context = Self.context(object) else { return nil }
         return Self.newReference(context.code)
-      },
-      PythonMethod.noArguments("details", "The details that were set, as UTF-8 bytes.") {
-        object,
-        _ in
-        guard let context = Self.context(object) else { return nil }
-        return Self.newReference(context.details)
       },
     ]
   }
