@@ -6,13 +6,19 @@ Ids, all with the label ``django_grpc``:
 * E003 ``servicers``, E004 ``interceptors``, E005 ``maximum_concurrent_rpcs``, E006 ``options``,
   E007 ``credentials``, E008 ``async``, E009 ``reflection``, E010 ``max_workers``, E011 ``grace``,
   E012 ``host``: a value that can't be;
-* E013 a servicer or an interceptor that can't be imported; E014 one that can't be called;
+* E013 a servicer, an interceptor or a health check that can't be imported; E014 one that can't be
+  called;
+* E015 ``drain_delay``, E016 ``max_connections``, E017 ``workers``, E018 ``worker_max_calls``, E019
+  ``worker_max_calls_jitter``, E020 ``worker_max_age``, E021 ``worker_max_memory``, E022 ``health``,
+  E023 ``metrics``, E024 ``access_log``, E025 ``watchdog``, E026 ``methods``, E027
+  ``opentelemetry``: a value that can't be;
 * W001 no servicers; W002 a file of ``credentials`` that can't be read.
 
 W002 is a warning because keys are often mounted at run time only, and checks also run while an
 image is built.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +33,7 @@ def check_configuration(
     app_configs: Sequence[AppConfig] | None, **kwargs: Any
 ) -> list[CheckMessage]:
     """Check `settings.GRPCSERVER`; registered by the application when Django starts."""
-    config, problems = conf.parse(getattr(settings, conf.SETTING, None))
+    config, problems = conf.parse(getattr(settings, conf.SETTING, None), os.environ)
     if config is None:
         return [_error(problem) for problem in problems]
     return [

@@ -145,6 +145,32 @@ def test_credentials_with_client_certificates(tmp_path):
         ({"grace": float("inf")}, "E011", "must be a number of seconds, 0 or more, not inf."),
         ({"grace": None}, "E011", "must be a number of seconds, 0 or more, not None."),
         ({"host": ""}, "E012", "['host'] must be an address, not ''."),
+        ({"drain_delay": "5"}, "E015", "['drain_delay'] must be a number of seconds"),
+        ({"max_connections": 0}, "E016", "must be a whole number above 0 or None, not 0."),
+        ({"workers": -1}, "E017", "['workers'] must be a whole number, 0 or more, not -1."),
+        ({"worker_max_calls": 0}, "E018", "must be a whole number above 0 or None, not 0."),
+        ({"worker_max_calls_jitter": 0.5}, "E019", "must be a whole number above 0 or None"),
+        ({"worker_max_age": 0}, "E020", "must be a number of seconds above 0 or None, not 0."),
+        ({"worker_max_memory": "1G"}, "E021", "must be a whole number above 0 or None, not '1G'."),
+        ({"health": "on"}, "E022", "['health'] must be True, False or a dictionary, not 'on'."),
+        ({"health": {"intervall": 1}}, "E022", "['health'] has no key 'intervall'. Did you mean"),
+        ({"health": {"interval": 0}}, "E022", "['health']['interval'] must be a number of seconds"),
+        ({"health": {"checks": ["nodots"]}}, "E022", "['health']['checks'] holds 'nodots', which"),
+        ({"metrics": 9090}, "E023", "['metrics'] must be an address with a port, not 9090."),
+        ({"metrics": "localhost"}, "E023", "must be an address with a port, not 'localhost'."),
+        ({"metrics": "::1:9090"}, "E023", "must be an address with a port, not '::1:9090'."),
+        ({"access_log": "xml"}, "E024", "['access_log'] must be 'text' or 'json', not 'xml'."),
+        ({"access_log": {"sample": 2}}, "E024", "['sample'] must be a number from 0 to 1, not 2."),
+        ({"watchdog": 0}, "E025", "must be a number of seconds above 0 or None, not 0."),
+        ({"methods": []}, "E026", "['methods'] must be a dictionary, not []."),
+        ({"methods": {"Get": {}}}, "E026", "has the key 'Get', which is no path of a method."),
+        (
+            {"methods": {"/a.B/C": {"concurrency": 0}}},
+            "E026",
+            "['methods']['/a.B/C']['concurrency'] must be a whole number above 0 or None, not 0.",
+        ),
+        ({"methods": {"*": {"queue": 3}}}, "E026", "['*'] has 'queue' without 'concurrency'."),
+        ({"opentelemetry": 1}, "E027", "['opentelemetry'] must be True or False, not 1."),
     ],
 )
 def test_mistake_is_one_sentence_that_names_it_and_a_hint(setting, code, text):
@@ -192,3 +218,60 @@ def test_fault_in_the_code_of_a_configured_module_propagates(tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ZeroDivisionError):
         conf.import_configured("servicers", "faulty_servicer.grpc_hook")
+
+
+def test_keys_of_production():
+    config = load(
+        workers=0,
+        worker_max_calls=1000,
+        health={"interval": 2, "checks": []},
+        metrics="unix:/run/metrics.sock",
+        access_log={"format": "json", "slow": 0.5},
+        methods={"/a.B/*": {"concurrency": 4, "queue": 8, "timeout": 3}},
+    )
+    assert config.workers == 0
+    assert config.health == conf.Health(checks=(), interval=2.0)
+    assert config.access_log == conf.AccessLog(format="json", slow=0.5)
+    assert config.methods["/a.B/*"] == conf.MethodLimits(concurrency=4, queue=8, timeout=3.0)
+    assert load().health == conf.Health()
+    assert load(health=False).health is None
+    assert load(access_log=True).access_log == conf.AccessLog()
+    assert load(metrics="[::1]:9090").metrics == "[::1]:9090"
+
+
+def test_the_later_place_wins():
+    setting = {"workers": 2, "access_log": False, "health": True}
+    environment = {
+        "WEB_CONCURRENCY": "5",
+        "GRPCSERVER_ACCESS_LOG": "json",
+        "GRPCSERVER_HEALTH": "off",
+        "GRPCSERVER_GRACE": "2.5",
+        "GRPCSERVER_HOST": "127.0.0.1",
+        "GRPCSERVER_METRICS": "",
+    }
+    config, problems = conf.parse(setting, environment, {"host": "::1", "grace": None})
+    assert problems == []
+    assert config.workers == 2
+    assert config.access_log == conf.AccessLog(format="json")
+    assert config.health is None
+    assert config.grace == 2.5
+    assert config.host == "::1"
+    assert config.metrics is None
+    assert conf.parse({}, environment)[0].workers == 5
+    assert conf.parse(setting, {**environment, "GRPCSERVER_WORKERS": "3"})[0].workers == 3
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "text"),
+    [
+        ({"WEB_CONCURRENCY": "many"}, {}, "WEB_CONCURRENCY must be a whole number, 0 or more"),
+        ({"GRPCSERVER_GRACE": "soon"}, {}, "GRPCSERVER_GRACE must be a number of seconds"),
+        ({"GRPCSERVER_REFLECTION": "2"}, {}, "GRPCSERVER_REFLECTION must be True or False"),
+        ({}, {"worker_max_age": -1.0}, "--worker-max-age must be a number of seconds above 0"),
+        ({}, {"max_workers": 0}, "--max_workers must be a whole number above 0"),
+    ],
+)
+def test_mistake_names_the_place_that_has_it(environment, flags, text):
+    config, problems = conf.parse({}, environment, flags)
+    assert config is None
+    assert problems[0].message.startswith(text)

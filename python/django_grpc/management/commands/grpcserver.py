@@ -1,12 +1,11 @@
 """`manage.py grpcserver`."""
 
+import argparse
 import asyncio
-import dataclasses
 import datetime
 import errno
 import gc
 import logging
-import math
 import threading
 import time
 from typing import Any
@@ -29,6 +28,24 @@ _BIND_ERRORS = {
     errno.EADDRINUSE: "it is already in use",
     errno.EADDRNOTAVAIL: "it is not an address of this machine",
 }
+
+# The options that stand above keys of the settings, by attribute of `conf.ServerConfig`.
+_FLAGS = (
+    "max_workers",
+    "grace",
+    "host",
+    "drain_delay",
+    "max_connections",
+    "workers",
+    "worker_max_calls",
+    "worker_max_calls_jitter",
+    "worker_max_age",
+    "worker_max_memory",
+    "health",
+    "metrics",
+    "access_log",
+    "watchdog",
+)
 
 # What ends the wait when the server was stopped by something else than this command.
 _STOPPED = "stopped"
@@ -70,6 +87,53 @@ class Command(BaseCommand):
             "--grace",
             type=float,
             help="Seconds that calls in flight get to end in at shutdown. Default: 30.",
+        )
+        parser.add_argument(
+            "--drain-delay",
+            type=float,
+            help="Seconds between the signal to stop and the drain, for load balancers to notice.",
+        )
+        parser.add_argument(
+            "--max-connections", type=int, help="Connections at once, over all worker processes."
+        )
+        parser.add_argument(
+            "--workers", type=int, help="Worker processes; 0 is one for each processor. Default: 1."
+        )
+        parser.add_argument(
+            "--worker-max-calls", type=int, help="Calls after which a worker process is replaced."
+        )
+        parser.add_argument(
+            "--worker-max-calls-jitter",
+            type=int,
+            help="How many calls more, at random, it may take. Default: a tenth of them.",
+        )
+        parser.add_argument(
+            "--worker-max-age",
+            type=float,
+            help="Seconds after which a worker process is replaced.",
+        )
+        parser.add_argument(
+            "--worker-max-memory",
+            type=int,
+            help="MiB of resident memory at which a worker process is replaced.",
+        )
+        parser.add_argument(
+            "--health",
+            action=argparse.BooleanOptionalAction,
+            help="Answer the standard health service. Default: yes.",
+        )
+        parser.add_argument(
+            "--metrics", help="Where to serve Prometheus metrics: address:port or unix:PATH."
+        )
+        parser.add_argument(
+            "--access-log",
+            choices=("text", "json"),
+            help="Log every call to the logger django_grpc.access.",
+        )
+        parser.add_argument(
+            "--watchdog",
+            type=float,
+            help="Seconds after which a call that still runs is logged with its stack.",
         )
         parser.add_argument(
             "--autoreload",
@@ -185,22 +249,12 @@ class Command(BaseCommand):
         """Read the settings, with the options in place of theirs.
 
         Raises:
-            ImproperlyConfigured: The settings have a mistake.
-            CommandError: An option has.
+            CommandError: One of them has a mistake.
         """
-        config = conf.load()
-        max_workers, grace = options["max_workers"], options["grace"]
-        if max_workers is not None:
-            if max_workers < 1:
-                raise CommandError(f"--max_workers must be 1 or more, not {max_workers}.")
-            config = dataclasses.replace(config, max_workers=max_workers)
-        if grace is not None:
-            if not (math.isfinite(grace) and grace >= 0):
-                raise CommandError(f"--grace must be a number of seconds, 0 or more, not {grace}.")
-            config = dataclasses.replace(config, grace=grace)
-        if options["host"]:
-            config = dataclasses.replace(config, host=options["host"])
-        return config
+        try:
+            return conf.load({name: options.get(name) for name in _FLAGS})
+        except conf.InvalidSetting as error:
+            raise CommandError(str(error)) from error
 
     def get_server(self, config: conf.ServerConfig) -> Any:
         """Make the server, with its servicers and without a port."""

@@ -1,0 +1,179 @@
+"""`settings.GRPCSERVER`, read and validated in this one place.
+
+The settings are read when `load()` is called and never at import, so that Django's
+`override_settings` works.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from django_grpc.conf.config import (
+    AccessLog,
+    Credentials,
+    Health,
+    KeyPair,
+    MethodLimits,
+    ServerConfig,
+    default_max_workers,
+)
+from django_grpc.conf.keys import KEYS, Key
+from django_grpc.conf.values import Invalid, read_number, unknown_keys
+
+__all__ = [
+    "AccessLog",
+    "Credentials",
+    "Health",
+    "InvalidSetting",
+    "KeyPair",
+    "MethodLimits",
+    "Problem",
+    "ServerConfig",
+    "default_max_workers",
+    "import_configured",
+    "load",
+    "parse",
+]
+
+SETTING = "GRPCSERVER"
+_WEB_CONCURRENCY = "WEB_CONCURRENCY"
+
+
+class Problem(NamedTuple):
+    """A mistake in the settings.
+
+    Attributes:
+        code: The id of the system check that reports it, without the application's label.
+        message: One sentence that names the key and the value.
+        hint: What to do about it.
+    """
+
+    code: str
+    message: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}"
+
+
+class InvalidSetting(ImproperlyConfigured):
+    """Raised for a mistake in the settings; its text is the problem's message and hint.
+
+    Attributes:
+        problem: The mistake, as the system checks report it.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+def load(flags: Mapping[str, Any] | None = None) -> ServerConfig:
+    """Read `settings.GRPCSERVER`, the environment, and flags.
+
+    The later one wins: a default, the setting, an environment variable ``GRPCSERVER_KEY``, a flag.
+    As for gunicorn, ``WEB_CONCURRENCY`` is the default of ``workers``.
+
+    Args:
+        flags: Values by attribute of `ServerConfig`; those that are None were not given.
+
+    Returns:
+        The configuration, with defaults for every key that is absent.
+
+    Raises:
+        InvalidSetting: A value is wrong, and this is the first.
+    """
+    config, problems = parse(getattr(settings, SETTING, None), os.environ, flags)
+    if config is None:
+        raise InvalidSetting(problems[0])
+    return config
+
+
+def parse(
+    setting: Any,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> tuple[ServerConfig | None, list[Problem]]:
+    """Validate a value of the setting without touching a file or importing anything.
+
+    Returns:
+        The configuration, None if there are problems; and the problems.
+    """
+    if setting is None:
+        setting = {}
+    if not isinstance(setting, Mapping):
+        problem = Problem(
+            "E001",
+            f"{SETTING} must be a dictionary, not {type(setting).__name__}.",
+            f"Write {SETTING} = {{'servicers': ['myproject.servicers.grpc_hook']}}.",
+        )
+        return None, [problem]
+    problems = [
+        Problem("E002", f"{SETTING}{unknown.complaint}", unknown.hint)
+        for unknown in unknown_keys(setting, KEYS)
+    ]
+    values: dict[str, Any] = {"max_workers": default_max_workers()}
+    for name, key in KEYS.items():
+        for place, value in _given(name, key, setting, environment or {}, flags or {}):
+            try:
+                values[key.attribute] = key.parse(value)
+            except Invalid as invalid:
+                problems.append(Problem(key.code, f"{place}{invalid.complaint}", invalid.hint))
+    return (None if problems else ServerConfig(**values)), problems
+
+
+def _given(
+    name: str,
+    key: Key,
+    setting: Mapping[str, Any],
+    environment: Mapping[str, str],
+    flags: Mapping[str, Any],
+) -> Iterator[tuple[str, Any]]:
+    """Find the values of a key, and what to call each, the one that wins last."""
+    if name == "workers" and (text := environment.get(_WEB_CONCURRENCY)):
+        yield _WEB_CONCURRENCY, read_number(text)
+    if name in setting:
+        yield f"{SETTING}['{name}']", setting[name]
+    variable = f"{SETTING}_{name.upper()}"
+    if key.read is not None and (text := environment.get(variable)):
+        yield variable, key.read(text)
+    if flags.get(key.attribute) is not None:
+        yield key.flag, flags[key.attribute]
+
+
+def import_configured(key: str, path: str) -> Callable[..., Any]:
+    """Import what a dotted path in the setting names.
+
+    Args:
+        key: The key of the setting that holds the path, for the message.
+        path: For example ``"myproject.servicers.grpc_hook"``.
+
+    Raises:
+        InvalidSetting: It can't be imported or called. Whatever else the module raises while
+            it is imported is a fault of its code and propagates.
+    """
+    try:
+        found = import_string(path)
+    except ImportError as error:
+        raise InvalidSetting(
+            Problem(
+                "E013",
+                f"{SETTING}['{key}']: '{path}' can't be imported: {str(error).rstrip('.')}.",
+                "Give the dotted path of a module that exists and of a name in it.",
+            )
+        ) from error
+    if not callable(found):
+        raise InvalidSetting(
+            Problem(
+                "E014",
+                f"{SETTING}['{key}']: '{path}' is of type {type(found).__name__}, "
+                "which can't be called.",
+                "Give the dotted path of a function or a class.",
+            )
+        )
+    result: Callable[..., Any] = found
+    return result

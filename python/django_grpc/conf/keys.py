@@ -1,0 +1,62 @@
+"""The keys of `settings.GRPCSERVER`, in the order in which mistakes are reported."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from django_grpc.conf import values
+
+
+class Key(NamedTuple):
+    """A key of the setting.
+
+    Attributes:
+        code: The id of the system check that reports a mistake, without the application's label.
+        attribute: The attribute of `ServerConfig` that it sets.
+        parse: Takes the setting's value; see `django_grpc.conf.values`.
+        read: Takes the text of the environment variable ``GRPCSERVER_KEY``; None: there is none.
+    """
+
+    code: str
+    attribute: str
+    parse: Callable[[Any], Any]
+    read: Callable[[str], Any] | None = None
+
+    @property
+    def flag(self) -> str:
+        """The flag of ``grpcserver`` that stands above the key."""
+        # django-grpc's own flag has an underscore.
+        name = self.attribute
+        return f"--{name}" if name == "max_workers" else f"--{name.replace('_', '-')}"
+
+
+KEYS: dict[str, Key] = {
+    "servicers": Key("E003", "servicers", values.parse_paths("myproject.servicers.grpc_hook")),
+    "interceptors": Key(
+        "E004", "interceptors", values.parse_paths("myproject.grpc.AuthInterceptor")
+    ),
+    "maximum_concurrent_rpcs": Key(
+        "E005", "maximum_concurrent_rpcs", values.parse_limit, values.read_number
+    ),
+    "options": Key("E006", "options", values.parse_options),
+    "credentials": Key("E007", "credentials", values.parse_credentials),
+    "async": Key("E008", "is_async", values.parse_bool, values.read_bool),
+    "reflection": Key("E009", "reflection", values.parse_bool, values.read_bool),
+    "max_workers": Key("E010", "max_workers", values.parse_count, values.read_number),
+    "grace": Key("E011", "grace", values.parse_seconds, values.read_number),
+    "host": Key("E012", "host", values.parse_host, values.read_text),
+    "drain_delay": Key("E015", "drain_delay", values.parse_seconds, values.read_number),
+    "max_connections": Key("E016", "max_connections", values.parse_limit, values.read_number),
+    "workers": Key("E017", "workers", values.parse_workers, values.read_number),
+    "worker_max_calls": Key("E018", "worker_max_calls", values.parse_limit, values.read_number),
+    "worker_max_calls_jitter": Key(
+        "E019", "worker_max_calls_jitter", values.parse_limit, values.read_number
+    ),
+    "worker_max_age": Key("E020", "worker_max_age", values.parse_duration, values.read_number),
+    "worker_max_memory": Key("E021", "worker_max_memory", values.parse_limit, values.read_number),
+    "health": Key("E022", "health", values.parse_health, values.read_bool),
+    "metrics": Key("E023", "metrics", values.parse_metrics, values.read_text),
+    "access_log": Key("E024", "access_log", values.parse_access_log, values.read_bool),
+    "watchdog": Key("E025", "watchdog", values.parse_duration, values.read_number),
+    "methods": Key("E026", "methods", values.parse_methods),
+    "opentelemetry": Key("E027", "opentelemetry", values.parse_opentelemetry, values.read_bool),
+}

@@ -1,0 +1,365 @@
+"""Values of the setting's keys: what each may be, and what it becomes.
+
+A parser takes what the setting holds and returns what `ServerConfig` has, or raises `Invalid`. A
+reader makes of a text, from an environment variable, what a parser takes.
+"""
+
+import difflib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from django_grpc.conf.config import (
+    DEFAULT_HEALTH_CHECKS,
+    AccessLog,
+    Credentials,
+    Health,
+    KeyPair,
+    MethodLimits,
+)
+
+
+class Invalid(Exception):  # noqa: N818 - never leaves this package
+    """Raised by a parser: what is wrong with the value, and what to do about it."""
+
+    def __init__(self, complaint: str, hint: str) -> None:
+        super().__init__(complaint, hint)
+        self.complaint = complaint
+        self.hint = hint
+
+    def inside(self, place: str) -> "Invalid":
+        """Return the same about a part of a value, named by what leads to it: ``['timeout']``."""
+        return Invalid(f"{place}{self.complaint}", self.hint)
+
+
+def unknown_keys(given: Mapping[Any, Any], known: Iterable[str]) -> Iterator[Invalid]:
+    """Find the keys of a dictionary that mean nothing."""
+    names = list(known)
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
+            yield Invalid(
+                f" has no key {name!r}.",
+                f"Did you mean '{close[0]}'?" if close else f"It has: {', '.join(names)}.",
+            )
+
+
+def parse_paths(example: str) -> Callable[[Any], tuple[str, ...]]:
+    """Make a parser of a list of dotted paths, whose hint has the example."""
+
+    def parse(value: Any) -> tuple[str, ...]:
+        hint = f"Write for example ['{example}']."
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise Invalid(f" must be a list of dotted paths, not {value!r}.", hint)
+        for path in value:
+            if not isinstance(path, str) or "." not in path:
+                raise Invalid(f" holds {path!r}, which is not a dotted path.", hint)
+        return tuple(value)
+
+    return parse
+
+
+def parse_bool(value: Any) -> bool:
+    """Take a bool."""
+    if not isinstance(value, bool):
+        raise Invalid(f" must be True or False, not {value!r}.", "Write True or False.")
+    return value
+
+
+def parse_count(value: Any) -> int:
+    """Take a whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise Invalid(f" must be a whole number above 0, not {value!r}.", "Write for example 8.")
+    return value
+
+
+def parse_limit(value: Any) -> int | None:
+    """Take a whole number above 0, or None for no limit."""
+    try:
+        return None if value is None else parse_count(value)
+    except Invalid:
+        raise Invalid(
+            f" must be a whole number above 0 or None, not {value!r}.",
+            "Write None for no limit.",
+        ) from None
+
+
+def parse_options(value: Any) -> tuple[tuple[str, Any], ...]:
+    """Take channel arguments; their names and values are the engine's to judge."""
+    hint = "Write for example [('grpc.max_receive_message_length', 8 * 1024 * 1024)]."
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise Invalid(f" must be a list of (name, value) pairs, not {value!r}.", hint)
+    for pair in value:
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise Invalid(f" holds {pair!r}, which is not a (name, value) pair.", hint)
+    return tuple((name, argument) for name, argument in value)
+
+
+def parse_seconds(value: Any) -> float:
+    """Take a number of seconds, 0 or more."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or value < 0
+    ):
+        raise Invalid(f" must be a number of seconds, 0 or more, not {value!r}.", "Write 30.")
+    return float(value)
+
+
+def parse_host(value: Any) -> str:
+    """Take an address without a port."""
+    if not isinstance(value, str) or not value.strip():
+        raise Invalid(
+            f" must be an address, not {value!r}.",
+            "Write '[::]' for every address, '127.0.0.1', or 'unix:/run/myproject/grpc.sock'.",
+        )
+    return value.strip()
+
+
+_CREDENTIAL_KEYS = ("private_key", "certificate_chain", "root_certificates", "require_client_auth")
+
+
+def parse_credentials(value: Any) -> Credentials | None:
+    """Take the key pairs for TLS."""
+    hint = (
+        "Write [{'private_key': 'key.pem', 'certificate_chain': 'chain.pem'}], "
+        "or None for plaintext."
+    )
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not value:
+        raise Invalid(
+            f" must be a list with at least one dictionary, or None, not {value!r}.", hint
+        )
+    # The last two hold for the whole listener: any entry may give them, and all must agree.
+    root_certificates: set[str] = set()
+    require_client_auth: set[bool] = set()
+    pairs = []
+    for index, entry in enumerate(value):
+        if not isinstance(entry, Mapping):
+            raise Invalid(f"[{index}] must be a dictionary, not {entry!r}.", hint)
+        for unknown in unknown_keys(entry, _CREDENTIAL_KEYS):
+            raise unknown.inside(f"[{index}]")
+        paths = {}
+        for name in ("private_key", "certificate_chain", "root_certificates"):
+            path = entry.get(name)
+            if path is None and name == "root_certificates":
+                continue
+            if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+                raise Invalid(
+                    f"[{index}]['{name}'] must be the path of a PEM file, not {path!r}.", hint
+                )
+            paths[name] = os.fspath(path)
+        if "root_certificates" in paths:
+            root_certificates.add(paths.pop("root_certificates"))
+        if "require_client_auth" in entry:
+            try:
+                require_client_auth.add(parse_bool(entry["require_client_auth"]))
+            except Invalid as invalid:
+                raise invalid.inside(f"[{index}]['require_client_auth']") from None
+        pairs.append(KeyPair(**paths))
+    for name, given in (
+        ("root_certificates", root_certificates),
+        ("require_client_auth", require_client_auth),
+    ):
+        if len(given) > 1:
+            raise Invalid(
+                f" has entries that disagree about '{name}'.",
+                "It holds for the whole server: give it in one entry.",
+            )
+    if True in require_client_auth and not root_certificates:
+        raise Invalid(
+            " has 'require_client_auth' without 'root_certificates'.",
+            "Add 'root_certificates': the path of the PEM file with the clients' authorities.",
+        )
+    return Credentials(
+        key_pairs=tuple(pairs),
+        root_certificates=next(iter(root_certificates), None),
+        require_client_auth=True in require_client_auth,
+    )
+
+
+def parse_workers(value: Any) -> int:
+    """Take a number of worker processes; 0 is one for each processor."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise Invalid(
+            f" must be a whole number, 0 or more, not {value!r}.", "Write 0 for all processors."
+        )
+    return value
+
+
+def parse_duration(value: Any) -> float | None:
+    """Take a number of seconds above 0, or None for no limit."""
+    if value is None:
+        return None
+    try:
+        seconds = parse_seconds(value)
+    except Invalid:
+        seconds = 0.0
+    if seconds == 0:
+        raise Invalid(
+            f" must be a number of seconds above 0 or None, not {value!r}.",
+            "Write None for no limit.",
+        )
+    return seconds
+
+
+def parse_metrics(value: Any) -> str | None:
+    """Take ``address:port`` or ``unix:PATH``, or None."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        host, _, port = value.rpartition(":")
+        is_port = port.isdecimal() and int(port) <= 65535 and (":" not in host or host[0] == "[")
+        if (value.startswith(("unix:", "unix-abstract:")) and port) or (host and is_port):
+            return value
+    raise Invalid(
+        f" must be an address with a port, not {value!r}.",
+        "Write for example '127.0.0.1:9090', or 'unix:/run/myproject/metrics.sock'.",
+    )
+
+
+def parse_opentelemetry(value: Any) -> bool | None:
+    """Take a bool, or None for what is installed."""
+    return None if value is None else parse_bool(value)
+
+
+def parse_health(value: Any) -> Health | None:
+    """Take a bool or the dictionary of the readiness checks."""
+    if isinstance(value, bool):
+        return Health() if value else None
+    return Health(**_parse_dictionary(value, _HEALTH_KEYS, "True, False or a dictionary"))
+
+
+def parse_access_log(value: Any) -> AccessLog | None:
+    """Take a bool, a format or the dictionary."""
+    if value is None or isinstance(value, bool):
+        return AccessLog() if value else None
+    if isinstance(value, str):
+        return AccessLog(format=_parse_format(value))
+    return AccessLog(
+        **_parse_dictionary(value, _ACCESS_LOG_KEYS, "True, False, 'text', 'json' or a dictionary")
+    )
+
+
+def parse_methods(value: Any) -> dict[str, MethodLimits]:
+    """Take the limits of methods, by their paths."""
+    hint = "Write for example {'/package.Service/Method': {'timeout': 5}}."
+    if not isinstance(value, Mapping):
+        raise Invalid(f" must be a dictionary, not {value!r}.", hint)
+    methods = {}
+    for path, limits in value.items():
+        if not (isinstance(path, str) and (path == "*" or _is_method_path(path))):
+            raise Invalid(
+                f" has the key {path!r}, which is no path of a method.",
+                "Write '/package.Service/Method', '/package.Service/*', or '*' for all others.",
+            )
+        try:
+            parsed = MethodLimits(**_parse_dictionary(limits, _METHOD_KEYS, "a dictionary"))
+        except Invalid as invalid:
+            raise invalid.inside(f"['{path}']") from None
+        if parsed.queue and parsed.concurrency is None:
+            raise Invalid(
+                f"['{path}'] has 'queue' without 'concurrency'.",
+                "Only calls past 'concurrency' wait: give both, or neither.",
+            )
+        methods[path] = parsed
+    return methods
+
+
+def _is_method_path(path: str) -> bool:
+    parts = path.split("/")
+    return len(parts) == 3 and parts[0] == "" and all(parts[1:])
+
+
+def _parse_queue(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise Invalid(f" must be a whole number, 0 or more, not {value!r}.", "Write for example 8.")
+    return value
+
+
+def _parse_format(value: Any) -> str:
+    if value not in ("text", "json"):
+        raise Invalid(f" must be 'text' or 'json', not {value!r}.", "Write 'text'.")
+    return str(value)
+
+
+def _parse_share(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise Invalid(f" must be a number from 0 to 1, not {value!r}.", "Write 1 for all calls.")
+    return float(value)
+
+
+def _parse_positive(value: Any) -> float:
+    seconds = parse_duration(value)
+    if seconds is None:
+        raise Invalid(" must be a number of seconds above 0, not None.", "Write for example 10.")
+    return seconds
+
+
+def _parse_dictionary(
+    value: Any, keys: Mapping[str, Callable[[Any], Any]], what: str
+) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise Invalid(f" must be {what}, not {value!r}.", f"A dictionary has: {', '.join(keys)}.")
+    for unknown in unknown_keys(value, keys):
+        raise unknown
+    parsed = {}
+    for name, given in value.items():
+        try:
+            parsed[name] = keys[name](given)
+        except Invalid as invalid:
+            raise invalid.inside(f"['{name}']") from None
+    return parsed
+
+
+_HEALTH_KEYS: dict[str, Callable[[Any], Any]] = {
+    "checks": parse_paths(DEFAULT_HEALTH_CHECKS[0]),
+    "interval": _parse_positive,
+    "timeout": _parse_positive,
+    "max_queue_wait": _parse_positive,
+}
+_ACCESS_LOG_KEYS: dict[str, Callable[[Any], Any]] = {
+    "format": _parse_format,
+    "sample": _parse_share,
+    "slow": parse_seconds,
+    "sql": parse_bool,
+}
+_METHOD_KEYS: dict[str, Callable[[Any], Any]] = {
+    "concurrency": parse_limit,
+    "queue": _parse_queue,
+    "timeout": parse_duration,
+    "max_timeout": parse_duration,
+    "max_message": parse_limit,
+    "retry_after": parse_seconds,
+}
+
+
+def read_number(text: str) -> Any:
+    """Read a number; what is none is left for the parser to refuse."""
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def read_bool(text: str) -> Any:
+    """Read a bool; what is none is left for the parser, which may take it."""
+    return _BOOLS.get(text.lower(), text)
+
+
+def read_text(text: str) -> Any:
+    """Read a text."""
+    return text
+
+
+_BOOLS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
