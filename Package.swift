@@ -11,6 +11,7 @@ let swiftSettings: [SwiftSetting] = [
 let nioCore: Target.Dependency = .product(name: "NIOCore", package: "swift-nio")
 let nioPosix: Target.Dependency = .product(name: "NIOPosix", package: "swift-nio")
 let nioEmbedded: Target.Dependency = .product(name: "NIOEmbedded", package: "swift-nio")
+let nioHTTP1: Target.Dependency = .product(name: "NIOHTTP1", package: "swift-nio")
 let nioTLS: Target.Dependency = .product(name: "NIOTLS", package: "swift-nio")
 let nioHPACK: Target.Dependency = .product(name: "NIOHPACK", package: "swift-nio-http2")
 let nioHTTP2: Target.Dependency = .product(name: "NIOHTTP2", package: "swift-nio-http2")
@@ -50,16 +51,24 @@ let package = Package(
       dependencies: ["CGRPCEngineZlib", nioCore, nioHPACK],
       swiftSettings: swiftSettings
     ),
+    // Numbers of a server, in memory that its processes share. Beside the layers: each may count.
+    .target(name: "GRPCEngineStatistics", swiftSettings: swiftSettings),
     // Layer 2: sockets, TLS, HTTP/2 connections and streams. Knows no methods.
     .target(
       name: "GRPCEngineTransport",
-      dependencies: ["GRPCEngineWire", nioCore, nioPosix, nioTLS, nioHPACK, nioHTTP2, nioSSL],
+      dependencies: [
+        "GRPCEngineWire", "GRPCEngineStatistics", nioCore, nioPosix, nioTLS, nioHPACK, nioHTTP2,
+        nioSSL,
+      ],
       swiftSettings: swiftSettings
     ),
     // Layer 3: methods, calls, admission, deadlines. Knows no language.
     .target(
       name: "GRPCEngineServer",
-      dependencies: ["GRPCEngineWire", "GRPCEngineTransport", nioCore, nioPosix, nioHPACK],
+      dependencies: [
+        "GRPCEngineWire", "GRPCEngineTransport", "GRPCEngineStatistics", nioCore, nioPosix, nioHPACK,
+        nioHTTP1,
+      ],
       swiftSettings: swiftSettings
     ),
     .systemLibrary(name: "CGRPCEngineMalloc"),
@@ -73,8 +82,8 @@ let package = Package(
     .target(
       name: "GRPCEnginePython",
       dependencies: [
-        "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineWire", "PythonInterop", "CPythonABI",
-        "CGRPCEngineMalloc", nioCore, nioHPACK,
+        "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineStatistics", "GRPCEngineWire",
+        "PythonInterop", "CPythonABI", "CGRPCEngineMalloc", nioCore, nioHPACK,
       ],
       swiftSettings: swiftSettings
     ),

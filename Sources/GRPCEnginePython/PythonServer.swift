@@ -1,7 +1,9 @@
 internal import CPythonABI
 internal import GRPCEngineServer
+internal import GRPCEngineStatistics
 internal import GRPCEngineTransport
 internal import GRPCEngineWire
+internal import NIOCore
 internal import PythonInterop
 
 /// A server whose servicers are Python's: what is behind `_engine.Server`.
@@ -23,9 +25,30 @@ final class PythonServer {
   init(configuration: ServerConfiguration, limits: WorkerPool.Limits, bindings: Bindings) {
     self.configuration = configuration
     self.bindings = bindings
-    self.bridge = AsyncioBridge(control: self.control)
     self.server = Server(configuration: configuration)
-    self.pool = WorkerPool(limits: limits, control: self.control, backlog: self.server.backlog)
+    self.bridge = AsyncioBridge(control: self.control, slot: self.server.statistics.slot)
+    self.pool = WorkerPool(
+      limits: limits,
+      control: self.control,
+      backlog: self.server.backlog,
+      slot: self.server.statistics.slot
+    )
+    self.server.reportWorkers { [pool] in
+      let figures = pool.statistics
+      return WorkerFigures(
+        queued: figures.queued,
+        busy: figures.awake,
+        idle: figures.idle,
+        held: figures.held
+      )
+    }
+  }
+
+  /// Binds an address for figures over HTTP.
+  ///
+  /// - Returns: the port bound; `nil` with an exception set.
+  func addOperationsPort(_ address: String) -> Int? {
+    self.bound { try self.server.addOperationsPort(address) }
   }
 
   deinit {
@@ -68,7 +91,7 @@ final class PythonServer {
       isStream: kind != .unaryUnary,
       destination: isAsync ? .asyncio(self.bridge) : .workers(self.pool)
     )
-    self.server.methods.register(handler, for: path)
+    self.server.methods.register(handler, for: path, kind: kind)
   }
 
   /// - Parameters:
@@ -90,8 +113,12 @@ final class PythonServer {
 
   /// - Returns: the port bound; `nil` with an exception set.
   func addPort(_ address: String, _ credentials: ServerCredentials?) -> Int? {
+    self.bound { try self.server.addPort(address, credentials: credentials) }
+  }
+
+  private func bound(_ bind: () throws -> Int) -> Int? {
     do {
-      return try self.server.addPort(address, credentials: credentials)
+      return try bind()
     } catch let error as BoundSocket.Failure {
       PythonError.raiseOSError(errno: error.errno, error.message)
     } catch let error as ListenAddress.Malformed {
@@ -137,9 +164,12 @@ final class PythonServer {
   /// The body of a worker thread.
   func runWorker(_ object: PythonPointer) {
     let worker = WorkerThread()
+    let busy = self.server.statistics.slot[.busyNanoseconds]
     self.pool.enter(worker)
     while let job = self.pool.next(worker) {
+      let begun = NIODeadline.now()
       self.run(job, on: worker)
+      busy.add(Int((NIODeadline.now() - begun).nanoseconds))
       self.pool.finished(job)
     }
   }
@@ -147,6 +177,7 @@ final class PythonServer {
   private func run(_ job: PythonJob, on worker: WorkerThread) {
     // Its peer has gone, or its time, while it was queued: it never runs.
     guard job.call.isActive else { return job.call.handlerReturned() }
+    job.call.handlerStarted(thread: worker.systemID)
     let context = ServicerContext(
       call: job.call,
       method: job.handler.method.value,

@@ -1,5 +1,6 @@
 internal import CPythonABI
 internal import GRPCEngineServer
+internal import GRPCEngineStatistics
 internal import GRPCEngineTransport
 internal import GRPCEngineWire
 internal import NIOCore
@@ -14,6 +15,7 @@ extension ServerConfiguration {
   static func make(_ values: PythonPointer) -> (ServerConfiguration, WorkerPool.Limits)? {
     var configuration = ServerConfiguration()
     var limits = WorkerPool.Limits(running: 1, held: 2500)
+    var board = BoardPlace()
     let isComplete = PythonCollections.forEach(values) { key in
       guard let name = PythonString.value(key), let item = PythonCollections.value(values, key),
         let value = PythonNumber.int(item)
@@ -21,13 +23,20 @@ extension ServerConfiguration {
         PythonError.raiseTypeError("the engine's configuration is made of str keys and int values")
         return false
       }
-      guard configuration.set(name, value) || limits.set(name, value) else {
+      guard configuration.set(name, value) || limits.set(name, value) || board.set(name, value)
+      else {
         PythonError.raiseValueError("the engine knows no setting '\(name)'")
         return false
       }
       return true
     }
     guard isComplete else { return nil }
+    do {
+      configuration.statistics = try board.open()
+    } catch {
+      PythonError.raiseValueError(error.message)
+      return nil
+    }
     return (configuration, limits)
   }
 
@@ -64,6 +73,30 @@ extension ServerConfiguration {
     default: return false
     }
     return true
+  }
+}
+
+/// Where a parent process keeps the statistics, if there is one.
+private struct BoardPlace {
+  private var descriptor = -1
+  private var slot = 0
+
+  mutating func set(_ name: String, _ value: Int) -> Bool {
+    switch name {
+    case "statistics_descriptor": self.descriptor = value
+    case "statistics_slot": self.slot = value
+    default: return false
+    }
+    return true
+  }
+
+  func open() throws(StatisticsBoard.Malformed) -> ServerStatistics? {
+    guard self.descriptor >= 0 else { return nil }
+    let board = try StatisticsBoard(descriptor: CInt(clamping: self.descriptor))
+    guard (0..<board.slotCount).contains(self.slot) else {
+      throw StatisticsBoard.Malformed(message: "The statistics board has no slot \(self.slot)")
+    }
+    return ServerStatistics(board: board, slot: self.slot)
   }
 }
 

@@ -1,3 +1,4 @@
+package import GRPCEngineStatistics
 package import GRPCEngineTransport
 internal import GRPCEngineWire
 package import NIOCore
@@ -27,19 +28,33 @@ package final class Server: Sendable {
     var group: MultiThreadedEventLoopGroup?
     var outboxes: [ObjectIdentifier: CallOutbox] = [:]
     var whenStopped: [@Sendable () -> Void] = []
+    var operationsSockets: [BoundSocket] = []
+    var operationsListeners: [OperationsListener] = []
+    var publisher: StatisticsPublisher?
+    var workerFigures: @Sendable () -> WorkerFigures? = { nil }
   }
 
   package let configuration: ServerConfiguration
-  package let methods = MethodTable()
+  package let methods: MethodTable
+  package let statistics: ServerStatistics
   package let admission: Admission
   /// Set by whoever runs handlers on threads of its own.
   package let backlog = Backlog()
-  private let connections = ConnectionRegistry()
+  private let connections: ConnectionRegistry
+  private let environment: CallEnvironment
   private let state = Mutex(State())
 
   package init(configuration: ServerConfiguration) {
     self.configuration = configuration
     self.admission = Admission(limit: configuration.maximumConcurrentCalls)
+    self.statistics = configuration.statistics ?? ServerStatistics()
+    self.methods = MethodTable(statistics: self.statistics)
+    self.connections = ConnectionRegistry(statistics: self.statistics)
+    self.environment = CallEnvironment(
+      configuration: configuration,
+      admission: self.admission,
+      statistics: self.statistics
+    )
   }
 
   /// Binds an address; connections wait in the kernel until `start`, unless that has been.
@@ -69,6 +84,41 @@ package final class Server: Sendable {
     return socket.port
   }
 
+  /// Binds an address on which figures are served over HTTP/1, from `start` on until the last
+  /// connection is gone. It must be added before `start`.
+  ///
+  /// - Returns: the port bound, 1 for a Unix domain socket.
+  /// - Throws: `ListenAddress.Malformed`, `BoundSocket.Failure`, `WrongState`.
+  package func addOperationsPort(_ address: String) throws -> Int {
+    let socket = try BoundSocket.bind(
+      ListenAddress(address),
+      reusePort: false,
+      backlog: self.configuration.transport.backlog
+    )
+    try self.state.withLock { state in
+      guard state.stage == .made else {
+        socket.close()
+        throw WrongState(message: "Cannot add a metrics port to a server that has been started")
+      }
+      state.operationsSockets.append(socket)
+    }
+    return socket.port
+  }
+
+  /// Sets who tells how the threads that run handlers fare. It must be set before `start`.
+  ///
+  /// - Parameter figures: called on an event loop; must not block.
+  package func reportWorkers(_ figures: @escaping @Sendable () -> WorkerFigures?) {
+    self.state.withLock { $0.workerFigures = figures }
+  }
+
+  /// Sets who hears of every call that has ended, refused ones too. It must be set before `start`.
+  ///
+  /// - Parameter observer: called on any thread, the GIL held or not; must not block.
+  package func observeCalls(_ observer: @escaping @Sendable (CallSummary) -> Void) {
+    self.environment.observer = observer
+  }
+
   /// Starts the event loops and accepts connections.
   package func start() throws {
     let ports = try self.state.withLock { state -> [Port] in
@@ -79,9 +129,33 @@ package final class Server: Sendable {
       defer { state.ports = [] }
       return state.ports
     }
+    self.statistics.begin()
+    self.statistics.slot[.ready].set(1)
     let group = MultiThreadedEventLoopGroup(numberOfThreads: self.configuration.eventLoopThreads)
     self.state.withLock { $0.group = group }
     for port in ports { try self.listen(port, on: group) }
+    try self.startOperations(on: group)
+  }
+
+  private func startOperations(on group: MultiThreadedEventLoopGroup) throws {
+    let (sockets, figures) = self.state.withLock { state in
+      defer { state.operationsSockets = [] }
+      return (state.operationsSockets, state.workerFigures)
+    }
+    let board = self.statistics.board
+    for socket in sockets {
+      let listener = try OperationsListener.start(socket, board: board, group: group)
+      self.state.withLock { $0.operationsListeners.append(listener) }
+    }
+    // Nobody else can see a board of one's own.
+    guard board.isShared || !sockets.isEmpty else { return }
+    let publisher = StatisticsPublisher(
+      statistics: self.statistics,
+      connections: self.connections,
+      workers: figures
+    )
+    publisher.start(on: group.next())
+    self.state.withLock { $0.publisher = publisher }
   }
 
   private func listen(_ port: Port, on group: MultiThreadedEventLoopGroup) throws {
@@ -109,12 +183,16 @@ package final class Server: Sendable {
   /// - Parameter whenStopped: called once, on any thread, when the last connection is gone; at once
   ///   when the server has stopped or was never started.
   package func drain(whenStopped: @escaping @Sendable () -> Void) {
-    let (listeners, ports, isFirst) = self.state.withLock { state -> ([Listener], [Port], Bool?) in
+    let (listeners, sockets, isFirst) = self.state.withLock {
+      state -> ([Listener], [BoundSocket], Bool?) in
       switch state.stage {
       case .made:
         state.stage = .stopped
-        defer { state.ports = [] }
-        return ([], state.ports, nil)
+        defer {
+          state.ports = []
+          state.operationsSockets = []
+        }
+        return ([], state.ports.map(\.socket) + state.operationsSockets, nil)
       case .stopped:
         return ([], [], nil)
       case .draining:
@@ -127,7 +205,8 @@ package final class Server: Sendable {
         return (state.listeners, [], true)
       }
     }
-    for port in ports { port.socket.close() }
+    self.statistics.slot[.ready].set(0)
+    for socket in sockets { socket.close() }
     for listener in listeners { listener.close() }
     guard let isFirst else { return whenStopped() }
     if isFirst { self.connections.drain { self.stopped() } }
@@ -144,7 +223,11 @@ package final class Server: Sendable {
       defer {
         state.whenStopped = []
         state.group = nil
+        state.operationsListeners = []
+        state.publisher = nil
       }
+      state.publisher?.stop()
+      for listener in state.operationsListeners { listener.close() }
       return (state.whenStopped, state.group)
     }
     for callback in callbacks { callback() }
@@ -155,29 +238,51 @@ package final class Server: Sendable {
 
 extension Server: StreamAcceptor {
   package func accept(_ stream: ServerStream, head: RequestHead) -> (any StreamReceiver)? {
-    guard let handler = self.methods.handler(for: head.path) else {
-      Self.reject(stream, Status(code: .unimplemented, details: "Method not found!"))
+    guard let method = self.methods.method(for: head.path) else {
+      let status = Status(code: .unimplemented, details: "Method not found!")
+      self.refuse(stream, head, status, counting: self.statistics.otherMethods)
       return nil
     }
     guard self.admission.admit() else {
-      Self.reject(
-        stream,
-        Status(code: .resourceExhausted, details: "Concurrent RPC limit exceeded!")
-      )
+      let status = Status(code: .resourceExhausted, details: "Concurrent RPC limit exceeded!")
+      self.statistics.slot[.callsRefused].add()
+      self.refuse(stream, head, status, counting: method.statistics)
       return nil
     }
     let call = Call(
       stream: stream,
       head: head,
-      configuration: self.configuration,
-      admission: self.admission,
+      method: method,
+      environment: self.environment,
       outbox: self.outbox(of: stream)
     )
-    call.begin(with: handler)
+    call.begin()
     return call
   }
 
-  private static func reject(_ stream: ServerStream, _ status: Status) {
+  private func refuse(
+    _ stream: ServerStream,
+    _ head: RequestHead,
+    _ status: Status,
+    counting method: MethodStatistics
+  ) {
+    method.started.add()
+    method.ended(status.code.rawValue).add()
+    method.durations.record(0)
+    self.statistics.slot[.callsEnded].add()
+    if let observer = self.environment.observer {
+      observer(
+        CallSummary(
+          path: head.path,
+          peer: stream.peer,
+          code: status.code,
+          accepted: stream.eventLoop.now,
+          duration: .zero,
+          queueWait: nil,
+          traffic: CallSummary.Traffic()
+        )
+      )
+    }
     let trailers = ResponseHeaders.trailers(status, nil)
     stream.sendEnd(messages: nil, trailers: ResponseHeaders.trailersOnly(trailers))
   }

@@ -1,3 +1,4 @@
+package import GRPCEngineStatistics
 package import GRPCEngineTransport
 package import GRPCEngineWire
 
@@ -13,5 +14,7 @@ package struct ServerConfiguration: Sendable {
   /// Threads for sockets and frames. The default is 1: it carries more calls than one Python
   /// interpreter can answer.
   package var eventLoopThreads = 1
+  /// Where the server counts. The default is memory of its own.
+  package var statistics: ServerStatistics?
   package init() {}
 }

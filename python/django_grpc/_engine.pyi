@@ -271,6 +271,14 @@ class Server:
             ValueError: The address is malformed, or the server has been started.
         """
 
+    def add_operations_port(self, address: str, /) -> int:
+        """Bind an address for figures over HTTP, before `start`; returns the port.
+
+        Raises:
+            OSError: It cannot be bound.
+            ValueError: It is no address, or the server has been started.
+        """
+
     def start(self) -> None:
         """Start the event loops and accept connections."""
 

@@ -135,6 +135,20 @@ def bind(
     return bound
 
 
+def bind_metrics(server: Any, config: conf.ServerConfig) -> None:
+    """Have a server serve its figures over HTTP, if the settings say where.
+
+    Args:
+        server: A server that hasn't started.
+        config: For the address.
+
+    Raises:
+        OSError, RuntimeError: The address can't be bound.
+    """
+    if config.metrics is not None:
+        server.add_metrics_port(config.metrics)
+
+
 def format_address(host: str, port: int | str) -> str:
     """Join a host and a port as gRPC writes addresses: ``[::1]:50051``, ``unix:/run/app.sock``."""
     if host.startswith(("unix:", "unix-abstract:")):

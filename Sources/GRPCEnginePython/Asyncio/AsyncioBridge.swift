@@ -1,5 +1,6 @@
 internal import CPythonABI
 internal import GRPCEngineServer
+internal import GRPCEngineStatistics
 internal import GRPCEngineWire
 internal import Glibc
 internal import PythonInterop
@@ -40,13 +41,17 @@ final class AsyncioBridge: @unchecked Sendable {
 
   private let state = Mutex(State())
   private let control: ControlThread
+  private let slot: StatisticsSlot
 
   // With the GIL held only.
   private var createTask: PythonHandle?
   private var running: [Int: AsyncServicerContext] = [:]
   private var lastID = 0
 
-  init(control: ControlThread) { self.control = control }
+  init(control: ControlThread, slot: StatisticsSlot) {
+    self.control = control
+    self.slot = slot
+  }
 
   deinit {
     let ends = self.state.withLock { [$0.descriptor, $0.wakeEnd] }
@@ -127,6 +132,7 @@ final class AsyncioBridge: @unchecked Sendable {
     for event in left { Self.refuse(event) }
     let running = self.running
     self.running = [:]
+    self.slot[.loopCalls].subtract(running.count)
     for context in running.values { context.forget() }
     self.createTask = nil
   }
@@ -187,6 +193,8 @@ final class AsyncioBridge: @unchecked Sendable {
     }
     guard isRegistered, let createTask = self.createTask else { return call.handlerReturned() }
     self.running[id] = context
+    self.slot[.loopCalls].add()
+    call.handlerStarted()
     guard
       let object = PythonReference(
         owning: EngineTypes.current?.asyncServicerContext.make(context)
@@ -200,5 +208,7 @@ final class AsyncioBridge: @unchecked Sendable {
   }
 
   /// A call's task has nothing left to do.
-  func remove(_ id: Int) { self.running[id] = nil }
+  func remove(_ id: Int) {
+    if self.running.removeValue(forKey: id) != nil { self.slot[.loopCalls].subtract() }
+  }
 }

@@ -90,6 +90,18 @@ extension PythonServer {
         guard let port = server.addPort(address, box?.credentials) else { return nil }
         return PythonNumber.make(port)
       },
+      PythonMethod.oneArgument(
+        "add_operations_port",
+        "Bind an address for figures over HTTP; returns the port."
+      ) { object, address in
+        guard let server = PythonServer.server(object), let address else { return nil }
+        guard let address = PythonString.value(address) else {
+          PythonError.raiseTypeError("the address must be a str")
+          return nil
+        }
+        guard let port = server.addOperationsPort(address) else { return nil }
+        return PythonNumber.make(port)
+      },
       PythonMethod.noArguments("start", "Start the event loops and accept connections.") {
         object,
         _ in

@@ -1,4 +1,5 @@
 internal import GRPCEngineServer
+internal import GRPCEngineStatistics
 internal import NIOCore
 internal import PythonInterop
 internal import Synchronization
@@ -60,10 +61,17 @@ final class WorkerPool: Sendable {
   let limits: Limits
   private let control: ControlThread
   private let backlog: Backlog
+  private let slot: StatisticsSlot
   private let state: Mutex<State>
 
-  init(limits: Limits, control: ControlThread, backlog: Backlog) {
+  init(
+    limits: Limits,
+    control: ControlThread,
+    backlog: Backlog,
+    slot: StatisticsSlot
+  ) {
     self.limits = limits
+    self.slot = slot
     self.control = control
     self.backlog = backlog
     // Of the workers that may run, one is left for calls that nobody can hold.
@@ -231,12 +239,24 @@ final class WorkerPool: Sendable {
       switch step {
       case .run(let job): return job
       case .end: return nil
-      case .sleep(isSurplus: false): Python.detached { worker.parker.park() }
+      case .sleep(isSurplus: false): self.sleep { worker.parker.park() }
       case .sleep(isSurplus: true):
-        let wasWoken = Python.detached { worker.parker.park(seconds: Self.surplusSeconds) }
+        let wasWoken = self.sleep { worker.parker.park(seconds: Self.surplusSeconds) }
         if !wasWoken, self.leave(worker) { return nil }
       }
     }
+  }
+
+  /// Sleeps without the GIL, and counts how long it then takes to have it back.
+  private func sleep<Result>(_ park: () -> Result) -> Result {
+    var woken = NIODeadline.uptimeNanoseconds(0)
+    let result = Python.detached {
+      defer { woken = .now() }
+      return park()
+    }
+    let wait = NIODeadline.now() - woken
+    self.slot[.interpreterWait].record(UInt64(max(0, wait.nanoseconds)))
+    return result
   }
 
   private enum Step {
@@ -287,7 +307,7 @@ final class WorkerPool: Sendable {
       return state.queue.isEmpty ? .none : self.wakeOne(&state)
     }
     self.perform(wakeUp)
-    Python.detached { parker.park() }
+    self.sleep { parker.park() }
     self.state.withLock { state in
       state.held -= 1
       state.awake.append(worker)

@@ -1,3 +1,4 @@
+internal import CPythonABI
 internal import Glibc
 internal import PythonInterop
 
@@ -5,12 +6,15 @@ internal import PythonInterop
 final class WorkerThread: @unchecked Sendable {
   // Safe to share: everything but `parker` (itself safe) is immutable.
   let parker = Parker()
+  /// What the system calls the thread, and Python its `native_id`.
+  let systemID: UInt64
   private let thread: pthread_t
   private let statFile: CInt
 
   /// Made on the thread itself.
   init() {
     self.thread = pthread_self()
+    self.systemID = UInt64(PyThread_get_thread_native_id())
     self.statFile = open("/proc/thread-self/stat", O_RDONLY | O_CLOEXEC)
   }
 

@@ -1,3 +1,4 @@
+package import GRPCEngineStatistics
 package import GRPCEngineTransport
 package import GRPCEngineWire
 package import NIOCore
@@ -70,6 +71,7 @@ package final class Call: Sendable {
     var readWaiter: (@Sendable () -> Void)?
     var writeWaiter: (@Sendable () -> Void)?
     var terminationCallbacks: [@Sendable (Termination) -> Void] = []
+    var traffic = CallSummary.Traffic()
   }
 
   package let head: RequestHead
@@ -77,10 +79,16 @@ package final class Call: Sendable {
   /// The point in time after which the call is answered DEADLINE_EXCEEDED.
   package let deadline: NIODeadline?
   package let accepted: NIODeadline
-  private let configuration: ServerConfiguration
-  private let admission: Admission
+  package let method: Method
+  private let environment: CallEnvironment
   private let outbox: CallOutbox
   private let state: Mutex<State>
+  /// When the call was given to its handler, and when that began to run it, in nanoseconds; 0 for
+  /// not yet. Written once each, before anybody can want to know.
+  private let dispatched = Atomic<UInt64>(0)
+  private let started = Atomic<UInt64>(0)
+  /// The system's id of the thread that runs the call.
+  private let thread = Atomic<UInt64>(0)
 
   /// Touched on `eventLoop` only.
   nonisolated(unsafe) private let stream: ServerStream
@@ -94,20 +102,20 @@ package final class Call: Sendable {
   init(
     stream: ServerStream,
     head: RequestHead,
-    configuration: ServerConfiguration,
-    admission: Admission,
+    method: Method,
+    environment: CallEnvironment,
     outbox: CallOutbox
   ) {
     self.stream = stream
     self.head = head
     self.peer = stream.peer
-    self.configuration = configuration
-    self.admission = admission
+    self.method = method
+    self.environment = environment
     self.outbox = outbox
     let now = stream.eventLoop.now
     self.accepted = now
     self.deadline = head.timeout.map { now + TimeAmount(saturating: $0) }
-    let encoding = configuration.compression
+    let encoding = environment.configuration.compression
     self.state = Mutex(State(encoding: head.accepts(encoding) ? encoding : .identity))
   }
 
@@ -130,6 +138,64 @@ package final class Call: Sendable {
       state.terminationCallbacks.append(callback)
       return true
     }
+  }
+
+  /// Says that the handler runs the call from now on. May be called from any thread, once.
+  ///
+  /// - Parameter thread: the system's id of the thread that it runs on; 0 for a loop that runs many.
+  package func handlerStarted(thread: UInt64 = 0) {
+    let now = NIODeadline.now().uptimeNanoseconds
+    self.thread.store(thread, ordering: .relaxed)
+    self.started.store(now, ordering: .relaxed)
+    let wait = self.queueWait ?? .zero
+    self.environment.statistics.slot[.queueWait].record(UInt64(wait.nanoseconds))
+  }
+
+  /// The call as other processes are told of it.
+  package var running: RunningCall {
+    RunningCall(
+      method: self.head.path,
+      peer: self.peer.description,
+      stage: self.started.load(ordering: .relaxed) == 0 ? .waiting : .running,
+      accepted: self.accepted.uptimeNanoseconds,
+      deadline: self.deadline?.uptimeNanoseconds ?? 0,
+      thread: self.thread.load(ordering: .relaxed)
+    )
+  }
+
+  private func countEnd(_ code: StatusCode, _ traffic: CallSummary.Traffic) {
+    let now = NIODeadline.now()
+    let duration = now - self.accepted
+    let method = self.method.statistics
+    method.inFlight.subtract()
+    method.ended(code.rawValue).add()
+    method.durations.record(UInt64(max(0, duration.nanoseconds)))
+    method.received.addToSum(UInt64(traffic.bytesReceived))
+    method.sent.addToSum(UInt64(traffic.bytesSent))
+    let slot = self.environment.statistics.slot
+    slot[.calls].subtract()
+    slot[.callsEnded].add()
+    if let observer = self.environment.observer {
+      observer(
+        CallSummary(
+          path: self.head.path,
+          peer: self.peer,
+          code: code,
+          accepted: self.accepted,
+          duration: duration,
+          queueWait: self.queueWait,
+          traffic: traffic
+        )
+      )
+    }
+  }
+
+  /// How long the call waited for its handler to run it; `nil` when that has not been.
+  private var queueWait: TimeAmount? {
+    let started = self.started.load(ordering: .relaxed)
+    guard started != 0 else { return nil }
+    let dispatched = self.dispatched.load(ordering: .relaxed)
+    return .nanoseconds(started > dispatched ? Int64(started - dispatched) : 0)
   }
 
   // MARK: Reading, on any thread
@@ -169,7 +235,7 @@ package final class Call: Sendable {
       try Compression.decompress(
         message.payload,
         self.head.encoding,
-        maximumLength: self.configuration.transport.maxReceiveMessageLength
+        maximumLength: self.environment.configuration.transport.maxReceiveMessageLength
       )
     )
   }
@@ -179,7 +245,7 @@ package final class Call: Sendable {
   private func noteConsumption(_ state: inout State, isWaiting: Bool) -> Bool {
     guard state.termination == nil, state.consumed > 0, !state.isInboundEnded, !state.isEnqueued
     else { return false }
-    let half = self.configuration.transport.http2.streamWindowSize / 2
+    let half = self.environment.configuration.transport.http2.streamWindowSize / 2
     guard isWaiting || state.consumed >= half else { return false }
     state.isEnqueued = true
     return true
@@ -240,10 +306,11 @@ package final class Call: Sendable {
     var shouldEnqueue = false
     let result = self.state.withLock { state -> SendResult in
       guard state.termination == nil, state.end == nil else { return .terminated }
-      Self.append(message, compressed, to: &state)
+      self.append(message, compressed, to: &state)
       shouldEnqueue = Self.enqueueOnce(&state)
       let waiting = state.inFlight + (state.outbox?.readableBytes ?? 0)
-      return waiting >= self.configuration.transport.http2.sendBufferSize ? .full : .accepted
+      return waiting >= self.environment.configuration.transport.http2.sendBufferSize
+        ? .full : .accepted
     }
     if shouldEnqueue { self.outbox.enqueue(self) }
     return result
@@ -262,7 +329,7 @@ package final class Call: Sendable {
 
   private func hasRoom(_ state: borrowing State) -> Bool {
     let waiting = state.inFlight + (state.outbox?.readableBytes ?? 0)
-    return waiting <= self.configuration.transport.http2.sendBufferSize / 2
+    return waiting <= self.environment.configuration.transport.http2.sendBufferSize / 2
   }
 
   /// Ends the call with a status. Ignored when it has ended already.
@@ -283,7 +350,7 @@ package final class Call: Sendable {
   ) throws(MessageCodecError) {
     let compressed = try self.compressed(message, mayCompress: mayCompress)
     self.end(status, metadata: metadata, as: .answered, isLast: true) { state in
-      Self.append(message, compressed, to: &state)
+      self.append(message, compressed, to: &state)
     }
   }
 
@@ -299,7 +366,7 @@ package final class Call: Sendable {
       defer { state.isAdmitted = false }
       return state.isAdmitted
     }
-    if wasAdmitted { self.admission.release() }
+    if wasAdmitted { self.environment.admission.release() }
   }
 
   private func end(
@@ -312,9 +379,11 @@ package final class Call: Sendable {
     if isLast { self.handlerReturned() }
     var shouldEnqueue = false
     var wakeUps = WakeUps()
+    var traffic: CallSummary.Traffic?
     self.state.withLock { state in
       guard state.termination == nil else { return }
       change(&state)
+      traffic = state.traffic
       state.termination = termination
       state.end = (status, metadata)
       // A servicer's own status lets the messages before it go first; any other end does not.
@@ -323,6 +392,7 @@ package final class Call: Sendable {
       shouldEnqueue = Self.enqueueOnce(&state)
     }
     if shouldEnqueue { self.outbox.enqueue(self) }
+    if let traffic { self.countEnd(status.code, traffic) }
     wakeUps.perform(termination)
   }
 
@@ -338,12 +408,15 @@ package final class Call: Sendable {
     return compressed.readableBytes < message.count ? compressed : nil
   }
 
-  private static func append(
+  private func append(
     _ message: UnsafeRawBufferPointer,
     _ compressed: ByteBuffer?,
     to state: inout State
   ) {
     let length = compressed?.readableBytes ?? message.count
+    state.traffic.messagesSent += 1
+    state.traffic.bytesSent += length
+    self.method.statistics.sent.count(UInt64(length))
     var outbox =
       state.outbox
       ?? ByteBufferAllocator().buffer(
@@ -394,7 +467,11 @@ package final class Call: Sendable {
 
   // MARK: The event loop's side
 
-  func begin(with handler: any MethodHandler) {
+  func begin() {
+    let handler = self.method.handler
+    self.method.statistics.started.add()
+    self.method.statistics.inFlight.add()
+    self.environment.statistics.slot[.calls].add()
     if let deadline = self.deadline {
       guard deadline > self.accepted else {
         let status = Status(code: .deadlineExceeded, details: "Deadline Exceeded")
@@ -404,7 +481,12 @@ package final class Call: Sendable {
         self.deadlinePassed()
       }
     }
-    if handler.startsOnFirstMessage { self.waitingHandler = handler } else { handler.start(self) }
+    if handler.startsOnFirstMessage { self.waitingHandler = handler } else { self.start(handler) }
+  }
+
+  private func start(_ handler: any MethodHandler) {
+    self.dispatched.store(NIODeadline.now().uptimeNanoseconds, ordering: .relaxed)
+    handler.start(self)
   }
 
   /// Gives the call to `handler` in place of the one that has it: for a handler that only finds
@@ -415,14 +497,14 @@ package final class Call: Sendable {
       let mustWait = self.state.withLock { state in
         handler.startsOnFirstMessage && state.inbox.isEmpty && !state.isInboundEnded
       }
-      if mustWait { self.waitingHandler = handler } else { handler.start(self) }
+      if mustWait { self.waitingHandler = handler } else { self.start(handler) }
     }
   }
 
   private func startWaitingHandler() {
     guard let handler = self.waitingHandler else { return }
     self.waitingHandler = nil
-    handler.start(self)
+    self.start(handler)
   }
 
   private func deadlinePassed() {
@@ -489,8 +571,12 @@ package final class Call: Sendable {
 
 extension Call: StreamReceiver {
   package func received(_ message: ReceivedMessage) {
+    let length = message.payload.readableBytes
+    self.method.statistics.received.count(UInt64(length))
     let waiter = self.state.withLock { state in
       state.inbox.append(message)
+      state.traffic.messagesReceived += 1
+      state.traffic.bytesReceived += length
       defer { state.readWaiter = nil }
       return state.readWaiter
     }
@@ -525,6 +611,7 @@ extension Call: StreamReceiver {
     self.hasEnded = true
     self.deadlineTimer?.cancel()
     var wakeUps = WakeUps()
+    var traffic: CallSummary.Traffic?
     let termination = self.state.withLock { state -> Termination in
       state.outbox = nil
       state.end = nil
@@ -532,9 +619,11 @@ extension Call: StreamReceiver {
       state.inboxHead = 0
       if let termination = state.termination { return termination }
       state.termination = .cancelledByPeer
+      traffic = state.traffic
       wakeUps = Self.takeWakeUps(&state)
       return .cancelledByPeer
     }
+    if let traffic { self.countEnd(.cancelled, traffic) }
     wakeUps.perform(termination)
     if self.waitingHandler != nil {
       self.waitingHandler = nil

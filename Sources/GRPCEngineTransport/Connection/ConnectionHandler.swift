@@ -1,3 +1,4 @@
+internal import GRPCEngineStatistics
 package import GRPCEngineWire
 package import NIOCore
 internal import NIOHPACK
@@ -18,6 +19,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private let acceptor: any StreamAcceptor
   private let registry: ConnectionRegistry
   private let isSecure: Bool
+  let statistics: StatisticsSlot
 
   private var context: ChannelHandlerContext?
   private var streams: [HTTP2StreamID: ServerStream] = [:]
@@ -57,6 +59,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.acceptor = acceptor
     self.registry = registry
     self.isSecure = isSecure
+    self.statistics = registry.statistics.slot
     self.eventLoop = eventLoop
     self.lifecycle = ConnectionLifecycle(
       configuration: configuration,
@@ -90,6 +93,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.registry.remove(self)
     let streams = self.streams
     self.streams = [:]
+    self.statistics[.streams].subtract(streams.count)
     for stream in streams.values { stream.connectionLost() }
     context.fireChannelInactive()
     self.context = nil
@@ -156,6 +160,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     // NIOHTTP2 reports errors of one stream here too; those it has answered with RST_STREAM.
     // An error of the connection it answers with GOAWAY, and leaves the closing to us.
     if self.hasFailed || !(error is any NIOHTTP2Error) {
+      if !self.isClosing { self.statistics[.connectionsFailed].add() }
       self.closeGently(context: context)
     }
   }
@@ -209,15 +214,23 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   // MARK: Streams
 
+  func forEachReceiver(_ look: (any StreamReceiver) -> Void) {
+    for stream in self.streams.values {
+      if let receiver = stream.receiver { look(receiver) }
+    }
+  }
+
   private func openStream(_ id: HTTP2StreamID, _ headers: HPACKHeaders, endStream: Bool) {
     self.lastStreamID = max(self.lastStreamID, id)
     guard self.lifecycle.acceptsStreams, !self.isClosing else {
       // RFC 9113 section 8.7: REFUSED_STREAM says that nothing was done, so a retry is safe.
+      self.statistics[.streamsResetByServer].add()
       self.send(.rstStream(.refusedStream), on: id, promise: nil)
       return
     }
     let stream = ServerStream(id: id, connection: self, endStream: endStream)
     self.streams[id] = stream
+    self.statistics[.streams].add()
     self.lifecycle.streamOpened()
     do {
       let head = try RequestHead(headers, maxSize: self.configuration.http2.maxHeaderListSize)
@@ -233,6 +246,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   private func streamClosed(_ event: StreamClosedEvent) {
     guard let stream = self.streams.removeValue(forKey: event.streamID) else { return }
+    self.statistics[.streams].subtract()
     stream.closed(reason: event.reason)
     self.perform(self.lifecycle.streamClosed(now: self.eventLoop.now))
     if self.configuration.maxConnectionIdle != nil { self.scheduleTimer() }
@@ -259,6 +273,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
       $0.parameter == .headerTableSize && $0.value > Self.largestHeaderTable
     }
     guard isExcessive else { return }
+    self.statistics[.connectionsFailed].add()
     self.sendGoAway(self.lastStreamID, .enhanceYourCalm, debugData: "header_table_size")
     self.closeSoon()
   }
@@ -350,6 +365,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     case .sendKeepalivePing:
       self.send(.ping(Self.keepalivePing, ack: false), on: .rootStream, promise: nil)
     case .refusePings:
+      self.statistics[.connectionsFailed].add()
       self.sendGoAway(self.lastStreamID, .enhanceYourCalm, debugData: "too_many_pings")
       self.closeSoon()
     case .close:

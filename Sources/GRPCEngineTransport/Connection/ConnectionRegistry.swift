@@ -1,3 +1,4 @@
+package import GRPCEngineStatistics
 package import GRPCEngineWire
 internal import NIOCore
 internal import Synchronization
@@ -16,26 +17,37 @@ package final class ConnectionRegistry: Sendable {
     let eventLoop: any EventLoop
   }
 
+  package let statistics: ServerStatistics
   private let state = Mutex(State())
 
-  package init() {}
+  package init(statistics: ServerStatistics = ServerStatistics()) {
+    self.statistics = statistics
+  }
 
   package var isDraining: Bool { self.state.withLock { $0.isDraining } }
   package var count: Int { self.state.withLock { $0.connections.count } }
 
   /// - Returns: whether the connection may be served.
   func insert(_ connection: ConnectionHandler) -> Bool {
-    self.state.withLock { state in
+    let isServed = self.state.withLock { state in
       guard !state.isDraining else { return false }
       let entry = Entry(connection: connection, eventLoop: connection.eventLoop)
       state.connections[ObjectIdentifier(connection)] = entry
       return true
     }
+    if isServed {
+      self.statistics.slot[.connectionsAccepted].add()
+      self.statistics.slot[.connections].add()
+    }
+    return isServed
   }
 
   func remove(_ connection: ConnectionHandler) {
     let callbacks = self.state.withLock { state -> [@Sendable () -> Void] in
-      state.connections[ObjectIdentifier(connection)] = nil
+      guard state.connections.removeValue(forKey: ObjectIdentifier(connection)) != nil else {
+        return []
+      }
+      self.statistics.slot[.connections].subtract()
       guard state.isDraining, state.connections.isEmpty else { return [] }
       defer { state.whenEmpty = [] }
       return state.whenEmpty
@@ -55,6 +67,43 @@ package final class ConnectionRegistry: Sendable {
     }
     guard let entries else { return whenEmpty() }
     for entry in entries { entry.eventLoop.execute { entry.connection.drain() } }
+  }
+
+  /// Knows when the last of several has been visited.
+  private final class Visit: Sendable {
+    private let left: Atomic<Int>
+    private let whenDone: @Sendable () -> Void
+
+    init(count: Int, whenDone: @escaping @Sendable () -> Void) {
+      self.left = Atomic(count)
+      self.whenDone = whenDone
+    }
+
+    func leave() {
+      let left = self.left.wrappingSubtract(1, ordering: .acquiringAndReleasing).newValue
+      if left == 0 { self.whenDone() }
+    }
+  }
+
+  /// Looks at every stream that somebody receives, each on its event loop. May be called from any
+  /// thread.
+  ///
+  /// - Parameters:
+  ///   - look: called on event loops, several at once.
+  ///   - whenDone: called once, on any thread, when all have been looked at.
+  package func visit(
+    _ look: @escaping @Sendable (any StreamReceiver) -> Void,
+    whenDone: @escaping @Sendable () -> Void
+  ) {
+    let entries = self.state.withLock { Array($0.connections.values) }
+    guard !entries.isEmpty else { return whenDone() }
+    let visit = Visit(count: entries.count, whenDone: whenDone)
+    for entry in entries {
+      entry.eventLoop.execute {
+        entry.connection.forEachReceiver(look)
+        visit.leave()
+      }
+    }
   }
 
   /// Ends every call with `status` and closes every connection. May be called from any thread.

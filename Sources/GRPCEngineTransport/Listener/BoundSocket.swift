@@ -217,7 +217,8 @@ package final class BoundSocket: Sendable {
     self.removeFile()
   }
 
-  func removeFile() {
+  /// Removes the file of a Unix domain socket.
+  package func removeFile() {
     if let path = self.path { unlink(path) }
   }
 }

@@ -1,3 +1,4 @@
+internal import GRPCEngineStatistics
 package import NIOCore
 package import NIOHTTP2
 internal import NIOPosix
@@ -62,6 +63,7 @@ package final class Listener: Sendable {
     registry: ConnectionRegistry
   ) throws {
     let pipeline = channel.pipeline.syncOperations
+    try pipeline.addHandler(ByteCounter(registry.statistics.slot))
     if let credentials {
       try pipeline.addHandler(NIOSSLServerHandler(context: credentials.context))
     }

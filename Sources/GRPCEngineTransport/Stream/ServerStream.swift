@@ -1,3 +1,4 @@
+internal import GRPCEngineStatistics
 internal import GRPCEngineWire
 package import NIOCore
 package import NIOHPACK
@@ -25,6 +26,8 @@ package final class ServerStream {
   private var isUnreadable = false
   /// The answer has left for the socket, trailers and all.
   private var answerWritten = false
+  /// This server has reset the stream.
+  private var isReset = false
   /// Whether messages given to `sendMessages` have not left for the socket.
   package private(set) var isWriting = false
 
@@ -90,6 +93,7 @@ package final class ServerStream {
     if reason == nil || self.answerWritten {
       receiver.finished()
     } else {
+      if !self.isReset { self.connection.statistics[.streamsResetByPeer].add() }
       receiver.failed(.reset(reason ?? .cancel))
     }
   }
@@ -167,6 +171,8 @@ package final class ServerStream {
   package func reset(_ code: HTTP2ErrorCode) {
     guard !(self.outbound == .ended && self.inboundEnded) else { return }
     self.outbound = .ended
+    self.isReset = true
+    self.connection.statistics[.streamsResetByServer].add()
     self.connection.send(.rstStream(code), on: self.id, promise: nil)
   }
 }

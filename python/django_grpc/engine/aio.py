@@ -57,6 +57,10 @@ class Server(grpc.aio.Server):
         """Return the method handlers that are known by path, `/package.Service/Method`."""
         return self._inner.method_handlers()
 
+    def add_metrics_port(self, address: str) -> int:
+        """Serve figures over HTTP; see `django_grpc.engine.sync.Server.add_metrics_port`."""
+        return self._inner.add_metrics_port(address)
+
     def add_insecure_port(self, address: str) -> int:
         """Bind `address` for plaintext and return its port.
 

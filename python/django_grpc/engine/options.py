@@ -57,6 +57,8 @@ CHANNEL_ARGUMENTS: dict[str, Mapping] = {
     "django_grpc.max_held_workers": Mapping("max_held_workers", 0),
     "django_grpc.event_loop_threads": Mapping("event_loop_threads", 1, 1024),
     "django_grpc.send_buffer_size": Mapping("send_buffer_size", 1),
+    "django_grpc.statistics_descriptor": Mapping("statistics_descriptor", 0),
+    "django_grpc.statistics_slot": Mapping("statistics_slot", 0),
     "django_grpc.connection_window_size": Mapping("connection_window_size", 65_535),
 }
 

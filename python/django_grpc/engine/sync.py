@@ -103,14 +103,28 @@ class Server(grpc.Server):
 
     def _add_port(self, address: str | bytes, credentials: _engine.ServerCredentials | None) -> int:
         text = address.decode() if isinstance(address, bytes) else address
+        return self._bind(text, lambda text: self.native.add_port(text, credentials))
+
+    def _bind(self, text: str, bind: Callable[[str], int]) -> int:
         try:
-            return self.native.add_port(text, credentials)
+            return bind(text)
         except OSError as error:
             # grpcio's exception and wording, with the reason that it leaves out.
             reason = error.strerror or error
             raise RuntimeError(f"Failed to bind to address {text}: {reason}") from error
         except ValueError as error:
             raise RuntimeError(f"Failed to bind to address {text}: {error}") from error
+
+    def add_metrics_port(self, address: str) -> int:
+        """Serve figures over HTTP on `address` and return its port; before `start`.
+
+        ``/metrics`` has them for Prometheus, ``/calls`` what runs, as JSON; ``/livez`` and
+        ``/readyz`` are for probes. They are answered without Python, until the server has stopped.
+
+        Raises:
+            RuntimeError: The address cannot be bound; its cause is the `OSError`.
+        """
+        return self._bind(address, self.native.add_operations_port)
 
     def start(self) -> None:
         """Start serving.

@@ -321,6 +321,14 @@ class Command(BaseCommand):
         except (OSError, RuntimeError) as error:
             reason = _why_not_bound(error)
             raise CommandError(f"The server can't listen on {address}: {reason}.") from error
+        try:
+            utils.bind_metrics(server, config)
+        except (OSError, RuntimeError) as error:
+            reason = _why_not_bound(error)
+            raise CommandError(
+                f"Metrics can't be served on {config.metrics}: {reason}. Change --metrics or "
+                f"{conf.SETTING}['metrics']."
+            ) from error
         return address if address.startswith("unix") else utils.format_address(host, bound)
 
     def _watch_certificates(self, config: conf.ServerConfig) -> None:

@@ -1,0 +1,98 @@
+internal import Glibc
+
+/// The memory that holds the numbers of a server: a slot for each of its processes.
+///
+/// A server with one process has it to itself. With worker processes their parent makes a file in
+/// memory (`memfd_create`) and each maps it, so that any of them can tell the figures of all, with
+/// no messages and without Python. The layout is an agreement with
+/// `python/django_grpc/workers/board.py`:
+///
+/// - 4,096 bytes of header: 64-bit numbers, little-endian, see `Header`;
+/// - `slotCount` slots of `slotSize` bytes, see `StatisticsSlot`.
+///
+/// A slot belongs to one living process at a time. Its counters stay when the process ends, as the
+/// sums over all slots must not fall; its gauges are set to zero.
+package final class StatisticsBoard: @unchecked Sendable {
+  // Safe to share: immutable, and what it points to is atomic. It is never unmapped, as cells do
+  // not keep it alive.
+
+  /// Indices of the header's numbers.
+  package enum Header: Int {
+    case magic
+    case slotCount
+    case slotSize
+    /// Worker processes that the parent keeps; 0 without a parent.
+    case workers
+    case restartsAfterCrash = 8
+    case restartsAfterCalls
+    case restartsAfterAge
+    case restartsAfterMemory
+    case restartsAfterReload
+    /// Until when, in milliseconds of CLOCK_MONOTONIC, somebody watches the calls that run.
+    case watchedUntil = 16
+  }
+
+  package struct Malformed: Error {
+    package let message: String
+    package init(message: String) { self.message = message }
+  }
+
+  package static let magic: UInt64 = 0x3130_4442_4352_5047
+  package static let headerSize = 4096
+  package static let slotSize = 512 * 1024
+
+  package let slotCount: Int
+  /// Whether other processes may see it.
+  package let isShared: Bool
+  private let base: UnsafeMutableRawPointer
+
+  /// Makes a board with one slot, for this process only.
+  package init() {
+    let size = Self.headerSize + Self.slotSize
+    // Only the pages that are touched cost memory.
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+    guard let base = mmap(nil, size, PROT_READ | PROT_WRITE, flags, -1, 0), base != MAP_FAILED
+    else { fatalError("Out of memory: the server's statistics need \(size) bytes") }
+    self.base = base
+    self.slotCount = 1
+    self.isShared = false
+  }
+
+  /// Maps the board that a parent process has made.
+  ///
+  /// - Parameter descriptor: the file; it may be closed afterwards.
+  package init(descriptor: CInt) throws(Malformed) {
+    var status = stat()
+    guard fstat(descriptor, &status) == 0, status.st_size >= Self.headerSize else {
+      throw Malformed(message: "File descriptor \(descriptor) is no statistics board")
+    }
+    let size = Int(status.st_size)
+    guard let base = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0),
+      base != MAP_FAILED
+    else { throw Malformed(message: "The statistics board can't be mapped: errno \(errno)") }
+    self.base = base
+    self.isShared = true
+    self.slotCount = (size - Self.headerSize) / Self.slotSize
+    let header = { (index: Header) in StatisticsCell(base + index.rawValue * 8).value }
+    guard header(.magic) == Self.magic, header(.slotSize) == UInt64(Self.slotSize),
+      header(.slotCount) == UInt64(self.slotCount)
+    else {
+      munmap(base, size)
+      throw Malformed(message: "The statistics board was made by another version of django_grpc")
+    }
+  }
+
+  package subscript(_ index: Header) -> StatisticsCell {
+    StatisticsCell(self.base + index.rawValue * 8)
+  }
+
+  /// - Parameter index: from 0 to `slotCount - 1`.
+  package func slot(_ index: Int) -> StatisticsSlot {
+    precondition((0..<self.slotCount).contains(index))
+    return StatisticsSlot(base: self.base + Self.headerSize + index * Self.slotSize)
+  }
+
+  package var slots: some Sequence<StatisticsSlot> {
+    (0..<self.slotCount).lazy.map { self.slot($0) }
+  }
+}
