@@ -66,7 +66,8 @@ let package = Package(
     .target(
       name: "GRPCEngineServer",
       dependencies: [
-        "GRPCEngineWire", "GRPCEngineTransport", "GRPCEngineStatistics", nioCore, nioPosix, nioHPACK,
+        "GRPCEngineWire", "GRPCEngineTransport", "GRPCEngineStatistics", nioCore, nioPosix,
+        nioHPACK,
         nioHTTP1,
       ],
       swiftSettings: swiftSettings
@@ -118,6 +119,11 @@ let package = Package(
       swiftSettings: swiftSettings
     ),
     .testTarget(
+      name: "GRPCEngineStatisticsTests",
+      dependencies: ["GRPCEngineStatistics"],
+      swiftSettings: swiftSettings
+    ),
+    .testTarget(
       name: "GRPCEngineTransportTests",
       dependencies: [
         "GRPCEngineTransport", "GRPCEngineWire", "GRPCEngineTesting", "TransportFuzz", nioCore,
@@ -128,8 +134,8 @@ let package = Package(
     .testTarget(
       name: "GRPCEngineServerTests",
       dependencies: [
-        "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineWire", "GRPCEngineTesting",
-        "TransportFuzz", nioCore, nioPosix, nioHPACK, nioHTTP2, nioSSL,
+        "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineStatistics", "GRPCEngineWire",
+        "GRPCEngineTesting", "TransportFuzz", nioCore, nioPosix, nioHPACK, nioHTTP2, nioSSL,
       ],
       swiftSettings: swiftSettings
     ),

@@ -74,6 +74,11 @@ final class PythonServer {
     return true
   }
 
+  /// Limits what methods may cost, of those that are added afterwards.
+  func setLimits(_ limits: MethodLimits, for pattern: String) {
+    self.server.methods.setLimits(limits, for: pattern)
+  }
+
   /// Registers a method whose handler the resolver gives, call by call.
   func addResolvedMethod(_ path: String, kind: CallKind) {
     self.register(path, BoundMethodCell(nil), kind: kind, isAsync: self.isResolverAsync)

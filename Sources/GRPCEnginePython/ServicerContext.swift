@@ -239,10 +239,14 @@ class ServicerContext {
   /// Seconds until the deadline, 0 when it has passed; infinite without one, as grpcio's huge number
   /// there, so that code which compares and subtracts goes on.
   var timeRemaining: Double {
-    guard let timeout = self.call.head.timeout else { return .infinity }
-    let (seconds, attoseconds) = timeout.components
-    let elapsed = Double((NIODeadline.now() - self.call.accepted).nanoseconds) / 1e9
-    return max(0, Double(seconds) + Double(attoseconds) / 1e18 - elapsed)
+    guard let deadline = self.call.deadline else { return .infinity }
+    if let asked = self.call.head.timeout, self.call.method.limits == nil {
+      // What the peer asked for may be more than a deadline can tell.
+      let (seconds, attoseconds) = asked.components
+      let elapsed = Double((NIODeadline.now() - self.call.accepted).nanoseconds) / 1e9
+      return max(0, Double(seconds) + Double(attoseconds) / 1e18 - elapsed)
+    }
+    return max(0, Double((deadline - NIODeadline.now()).nanoseconds) / 1e9)
   }
 
   func addCallback(_ callback: PythonPointer) -> Bool {

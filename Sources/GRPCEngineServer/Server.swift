@@ -246,8 +246,12 @@ extension Server: StreamAcceptor {
     guard self.admission.admit() else {
       let status = Status(code: .resourceExhausted, details: "Concurrent RPC limit exceeded!")
       self.statistics.slot[.callsRefused].add()
-      self.refuse(stream, head, status, counting: method.statistics)
+      let pushback = method.limits?.pushback
+      self.refuse(stream, head, status, pushback, counting: method.statistics)
       return nil
+    }
+    if let length = method.limits?.maximumMessageLength {
+      stream.limitMessages(to: length)
     }
     let call = Call(
       stream: stream,
@@ -264,6 +268,7 @@ extension Server: StreamAcceptor {
     _ stream: ServerStream,
     _ head: RequestHead,
     _ status: Status,
+    _ metadata: Metadata? = nil,
     counting method: MethodStatistics
   ) {
     method.started.add()
@@ -283,7 +288,7 @@ extension Server: StreamAcceptor {
         )
       )
     }
-    let trailers = ResponseHeaders.trailers(status, nil)
+    let trailers = ResponseHeaders.trailers(status, metadata)
     stream.sendEnd(messages: nil, trailers: ResponseHeaders.trailersOnly(trailers))
   }
 

@@ -271,6 +271,18 @@ class Server:
             ValueError: The address is malformed, or the server has been started.
         """
 
+    def set_method_limits(
+        self,
+        pattern: str,
+        concurrency: int,
+        queue: int,
+        timeout_ms: int,
+        max_timeout_ms: int,
+        max_message: int,
+        retry_after_ms: int,
+    ) -> None:
+        """Limit what methods may cost, of those that are added afterwards; -1: no limit."""
+
     def add_operations_port(self, address: str, /) -> int:
         """Bind an address for figures over HTTP, before `start`; returns the port.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,8 @@ def build_server(
         raise ImproperlyConfigured(f"{conf.SETTING}['options'] can't be used: {error}") from error
     if hasattr(server, "on_worker_exit"):
         server.on_worker_exit(connections.close_all)
+    for pattern, limits in config.methods.items():
+        server.set_method_limits(pattern, **dataclasses.asdict(limits))
     add_servicers(server, config.servicers)
     if config.reflection:
         enable_reflection(server)

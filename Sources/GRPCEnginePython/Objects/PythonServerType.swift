@@ -1,5 +1,6 @@
 internal import CPythonABI
 internal import GRPCEngineServer
+internal import NIOCore
 internal import PythonInterop
 
 extension PythonServer {
@@ -27,6 +28,41 @@ extension PythonServer {
 
   private static var methodMethods: [PyMethodDef] {
     [
+      PythonMethod.keywords(
+        "set_method_limits",
+        "Limit what methods may cost; -1 stands for no limit."
+      ) { object, arguments, keywords in
+        let given = PythonArguments(
+          arguments,
+          keywords,
+          "pattern",
+          "concurrency",
+          "queue",
+          "timeout_ms",
+          "max_timeout_ms",
+          "max_message",
+          "retry_after_ms"
+        )
+        guard let server = PythonServer.server(object), let pattern = PythonServer.text(given, 0)
+        else { return nil }
+        var numbers: [Int?] = []
+        for index in 1...6 {
+          guard let object = given[index], let number = PythonNumber.int(object) else {
+            PythonError.raiseTypeError("argument \(index + 1) must be an int")
+            return nil
+          }
+          numbers.append(number < 0 ? nil : number)
+        }
+        var limits = MethodLimits()
+        limits.concurrency = numbers[0]
+        limits.queue = numbers[1] ?? 0
+        limits.timeout = numbers[2].map { .milliseconds(Int64($0)) }
+        limits.maximumTimeout = numbers[3].map { .milliseconds(Int64($0)) }
+        limits.maximumMessageLength = numbers[4]
+        limits.retryAfter = numbers[5].map { .milliseconds(Int64($0)) }
+        server.setLimits(limits, for: pattern)
+        return Python.newNone()
+      },
       PythonMethod.keywords("add_method", "Register a method handler for a path.") {
         object,
         arguments,

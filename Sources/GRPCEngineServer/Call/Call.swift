@@ -49,6 +49,9 @@ package final class Call: Sendable {
     case terminated
   }
 
+  /// How far a call is with its method's gate, where there is one.
+  private enum GateStage { case outside, entering, inside, left }
+
   private struct State {
     // From the peer.
     var inbox: [ReceivedMessage] = []
@@ -67,6 +70,7 @@ package final class Call: Sendable {
     // Both.
     var isEnqueued = false
     var isAdmitted = true
+    var gate = GateStage.outside
     var termination: Termination?
     var readWaiter: (@Sendable () -> Void)?
     var writeWaiter: (@Sendable () -> Void)?
@@ -94,6 +98,8 @@ package final class Call: Sendable {
   nonisolated(unsafe) private let stream: ServerStream
   /// Touched on `eventLoop` only; `nil` once the handler has the call, or never will.
   nonisolated(unsafe) private var waitingHandler: (any MethodHandler)?
+  /// Touched on `eventLoop` only; who gets the call when its method's gate opens.
+  nonisolated(unsafe) private var gatedHandler: (any MethodHandler)?
   /// Touched on `eventLoop` only.
   nonisolated(unsafe) private var deadlineTimer: Scheduled<Void>?
   /// Touched on `eventLoop` only.
@@ -114,7 +120,9 @@ package final class Call: Sendable {
     self.outbox = outbox
     let now = stream.eventLoop.now
     self.accepted = now
-    self.deadline = head.timeout.map { now + TimeAmount(saturating: $0) }
+    var timeout = head.timeout.map { TimeAmount(saturating: $0) }
+    if let limits = method.limits { timeout = limits.timeout(asked: timeout) }
+    self.deadline = timeout.map { now + $0 }
     let encoding = environment.configuration.compression
     self.state = Mutex(State(encoding: head.accepts(encoding) ? encoding : .identity))
   }
@@ -235,7 +243,8 @@ package final class Call: Sendable {
       try Compression.decompress(
         message.payload,
         self.head.encoding,
-        maximumLength: self.environment.configuration.transport.maxReceiveMessageLength
+        maximumLength: self.method.limits?.maximumMessageLength
+          ?? self.environment.configuration.transport.maxReceiveMessageLength
       )
     )
   }
@@ -362,11 +371,15 @@ package final class Call: Sendable {
 
   /// Nothing of the servicer runs any more. May be called more than once.
   package func handlerReturned() {
-    let wasAdmitted = self.state.withLock { state in
-      defer { state.isAdmitted = false }
-      return state.isAdmitted
+    let (wasAdmitted, wasInside) = self.state.withLock { state in
+      defer {
+        state.isAdmitted = false
+        if state.gate == .inside { state.gate = .left }
+      }
+      return (state.isAdmitted, state.gate == .inside)
     }
     if wasAdmitted { self.environment.admission.release() }
+    if wasInside { self.method.gate?.leave() }
   }
 
   private func end(
@@ -485,6 +498,38 @@ package final class Call: Sendable {
   }
 
   private func start(_ handler: any MethodHandler) {
+    guard let gate = self.method.gate, self.state.withLock({ $0.gate == .outside }) else {
+      return self.dispatch(to: handler)
+    }
+    self.state.withLock { $0.gate = .entering }
+    switch gate.enter(self) {
+    case .run:
+      self.state.withLock { $0.gate = .inside }
+      self.dispatch(to: handler)
+    case .wait:
+      self.gatedHandler = handler
+      let isRegistered = self.onTermination { _ in
+        if gate.giveUp(self) { self.handlerReturned() }
+      }
+      if !isRegistered, gate.giveUp(self) { self.handlerReturned() }
+    case .refuse:
+      self.environment.statistics.slot[.callsRefused].add()
+      let status = Status(code: .resourceExhausted, details: "Too many calls of the method!")
+      self.end(status, metadata: self.method.limits?.pushback, as: .answered, isLast: true)
+    }
+  }
+
+  /// The call has waited for its turn, and it is its. May be called from any thread.
+  func gateOpened() {
+    self.state.withLock { $0.gate = .inside }
+    self.eventLoop.execute {
+      guard let handler = self.gatedHandler, self.isActive else { return self.handlerReturned() }
+      self.gatedHandler = nil
+      self.dispatch(to: handler)
+    }
+  }
+
+  private func dispatch(to handler: any MethodHandler) {
     self.dispatched.store(NIODeadline.now().uptimeNanoseconds, ordering: .relaxed)
     handler.start(self)
   }

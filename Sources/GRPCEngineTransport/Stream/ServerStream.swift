@@ -44,6 +44,11 @@ package final class ServerStream {
 
   // MARK: From the peer
 
+  /// Accepts messages of up to `length` bytes; to be called by the acceptor, before any has come.
+  package func limitMessages(to length: Int) {
+    self.decoder = MessageDecoder(maximumLength: length)
+  }
+
   func attach(_ receiver: any StreamReceiver) {
     self.receiver = receiver
     if self.inboundEnded { receiver.receivedEnd() }

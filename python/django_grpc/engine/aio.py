@@ -57,6 +57,10 @@ class Server(grpc.aio.Server):
         """Return the method handlers that are known by path, `/package.Service/Method`."""
         return self._inner.method_handlers()
 
+    def set_method_limits(self, pattern: str, **limits: Any) -> None:
+        """Limit what methods may cost; see `django_grpc.engine.sync.Server.set_method_limits`."""
+        self._inner.set_method_limits(pattern, **limits)
+
     def add_metrics_port(self, address: str) -> int:
         """Serve figures over HTTP; see `django_grpc.engine.sync.Server.add_metrics_port`."""
         return self._inner.add_metrics_port(address)

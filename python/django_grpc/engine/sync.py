@@ -71,6 +71,42 @@ class Server(grpc.Server):
             return
         self._handlers.add_registered(service_name, method_handlers)
 
+    def set_method_limits(
+        self,
+        pattern: str,
+        *,
+        concurrency: int | None = None,
+        queue: int = 0,
+        timeout: float | None = None,
+        max_timeout: float | None = None,
+        max_message: int | None = None,
+        retry_after: float = 1.0,
+    ) -> None:
+        """Limit what methods may cost; before `start`.
+
+        Args:
+            pattern: ``/package.Service/Method``, ``/package.Service/*`` or ``*``; of those that a
+                method matches the most precise one counts, alone.
+            concurrency: Calls that run at once. Default: no limit.
+            queue: Calls more than that which wait for their turn, by default none; past it a call
+                gets RESOURCE_EXHAUSTED.
+            timeout: Seconds of a call whose client sets no deadline. Default: none.
+            max_timeout: The most seconds that a call gets. Default: no limit.
+            max_message: The largest message in, in bytes after decompression. Default: the
+                server's ``grpc.max_receive_message_length``.
+            retry_after: Seconds after which a client that was refused should try again; it is told
+                in ``grpc-retry-pushback-ms``, spread by a fifth either way.
+        """
+        self.native.set_method_limits(
+            pattern,
+            _or_none(concurrency),
+            queue,
+            _milliseconds(timeout),
+            _milliseconds(max_timeout),
+            _or_none(max_message),
+            _milliseconds(retry_after),
+        )
+
     def method_handlers(self) -> dict[str, MethodHandler]:
         """Return the method handlers that are known by path, `/package.Service/Method`.
 
@@ -295,6 +331,14 @@ class _AfterGrace(threading.Thread):
     def run(self) -> None:
         if not self._stopped.wait(self._grace):
             self._native.cancel_all_calls()
+
+
+def _or_none(number: int | None) -> int:
+    return -1 if number is None else number
+
+
+def _milliseconds(seconds: float | None) -> int:
+    return -1 if seconds is None else round(seconds * 1000)
 
 
 def _nothing() -> None:

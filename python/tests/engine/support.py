@@ -260,6 +260,7 @@ class ServerFactory:
         address: str = "127.0.0.1:0",
         credentials: Any = None,
         handlers: Iterable[grpc.GenericRpcHandler] = (),
+        limits: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Served:
         """A started server of `methods` of `SERVICE` and of `handlers`, on `address`.
@@ -267,9 +268,12 @@ class ServerFactory:
         Args:
             methods: by default one, Echo, that answers with its request.
             credentials: what `ssl_server_credentials` made, for a secure port.
+            limits: limits of methods by pattern, which only our engine has.
             kwargs: `workers`, and what `grpc.server` takes.
         """
-        server = self.bare(**kwargs)
+        server: Any = self.bare(**kwargs)
+        for pattern, values in (limits or {}).items():
+            server.set_method_limits(pattern, **values)
         methods = {"Echo": unary_unary(echo)} if methods is None else methods
         server.add_generic_rpc_handlers((service(methods), *handlers))
         if credentials is None:

@@ -1,0 +1,178 @@
+import Glibc
+import Testing
+
+@testable import GRPCEngineStatistics
+
+struct StatisticsBoardTests {
+  /// A file without a name.
+  private static func makeFile() throws -> CInt {
+    var name = Array("/tmp/statistics-board-XXXXXX".utf8CString)
+    let descriptor = mkstemp(&name)
+    unlink(name)
+    try #require(descriptor >= 0)
+    return descriptor
+  }
+
+  /// A board as the parent of worker processes makes it.
+  private static func withFile(slots: UInt64, _ body: (CInt) throws -> Void) throws {
+    let descriptor = try Self.makeFile()
+    defer { close(descriptor) }
+    let size = StatisticsBoard.headerSize + Int(slots) * StatisticsBoard.slotSize
+    try #require(ftruncate(descriptor, size) == 0)
+    let header = [StatisticsBoard.magic, slots, UInt64(StatisticsBoard.slotSize)]
+    _ = header.withUnsafeBytes { pwrite(descriptor, $0.baseAddress, $0.count, 0) }
+    try body(descriptor)
+  }
+
+  @Test("What one process counts, another sees")
+  func shared() throws {
+    try Self.withFile(slots: 3) { descriptor in
+      let (mine, theirs) = (
+        try StatisticsBoard(descriptor: descriptor), try StatisticsBoard(descriptor: descriptor)
+      )
+      #expect(mine.slotCount == 3 && mine.isShared)
+      mine.slot(2)[.callsEnded].add(5)
+      mine[.workers].set(2)
+      #expect(theirs.slot(2)[.callsEnded].value == 5)
+      #expect(theirs.slot(1)[.callsEnded].value == 0)
+      #expect(theirs[.workers].value == 2)
+    }
+  }
+
+  @Test("A file that is no board, or another version's, is refused")
+  func malformed() throws {
+    #expect(throws: StatisticsBoard.Malformed.self) { try StatisticsBoard(descriptor: -1) }
+    let empty = try Self.makeFile()
+    defer { close(empty) }
+    #expect(throws: StatisticsBoard.Malformed.self) { try StatisticsBoard(descriptor: empty) }
+    try Self.withFile(slots: 2) { descriptor in
+      var wrong: UInt64 = 1
+      for offset in [0, 8, 16] {
+        var right: UInt64 = 0
+        pread(descriptor, &right, 8, offset)
+        pwrite(descriptor, &wrong, 8, offset)
+        #expect(throws: StatisticsBoard.Malformed.self) {
+          try StatisticsBoard(descriptor: descriptor)
+        }
+        pwrite(descriptor, &right, 8, offset)
+      }
+      _ = try StatisticsBoard(descriptor: descriptor)
+    }
+  }
+
+  @Test("A process that takes a slot over goes on with its counters, and starts its gauges anew")
+  func takeover() throws {
+    try Self.withFile(slots: 1) { descriptor in
+      let board = try StatisticsBoard(descriptor: descriptor)
+      let first = ServerStatistics(board: board, slot: 0)
+      first.begin()
+      #expect(first.slot.isLive)
+      let method = first.method("/a.B/C", kind: 2)
+      method.started.add(7)
+      method.inFlight.add(3)
+      first.slot[.connections].add(4)
+      first.slot[.callsEnded].add(6)
+      let second = ServerStatistics(board: board, slot: 0)
+      #expect(!second.slot.isLive)
+      let again = second.method("/a.B/C", kind: 2)
+      #expect(again.started.value == 7 && again.inFlight.value == 0 && again.kind == 2)
+      #expect(second.slot[.connections].value == 0 && second.slot[.callsEnded].value == 6)
+      #expect(Array(second.slot.methods).map(\.name) == ["other", "/a.B/C"])
+    }
+  }
+
+  @Test("Methods beyond the records share one, and so do long names that begin alike")
+  func manyMethods() {
+    let statistics = ServerStatistics()
+    for index in 0..<StatisticsSlot.maximumMethods + 10 {
+      statistics.method("/a.B/\(index)", kind: 0).started.add()
+    }
+    let methods = Array(statistics.slot.methods)
+    #expect(methods.count == StatisticsSlot.maximumMethods)
+    #expect(methods.map(\.started.value).reduce(0, +) == UInt64(methods.count + 10))
+    #expect(methods[0].name == "other" && methods[0].started.value == 11)
+    let long = ServerStatistics()
+    let name = "/" + String(repeating: "ä", count: 300)
+    long.method(name + "1", kind: 0).started.add()
+    long.method(name + "2", kind: 0).started.add()
+    #expect(Array(long.slot.methods).map(\.started.value) == [0, 2])
+  }
+
+  @Test("The last record of a slot, and the last call, lie inside of it")
+  func layout() {
+    let slot = StatisticsBoard().slot(0)
+    let end = slot.base + StatisticsBoard.slotSize
+    let lastCall = slot.call(at: StatisticsSlot.maximumCalls - 1)
+    #expect(lastCall.baseAddress.map { $0 + lastCall.count <= end } == true)
+    let lastMethod = slot.method(at: StatisticsSlot.maximumMethods - 1)
+    #expect(
+      slot.call(at: 0).baseAddress.map { lastMethod.base + StatisticsSlot.methodSize <= $0 } == true
+    )
+    // Each part of a record has its own cells.
+    let method = slot.method(at: 5)
+    method.take(String(repeating: "n", count: MethodStatistics.maximumNameLength), kind: 3)
+    method.sent.record(.max / 2)
+    method.received.record(5)
+    method.durations.record(7)
+    for code in 0..<MethodStatistics.codes { method.ended(code).add(code + 1) }
+    #expect(method.kind == 3 && method.name.count == MethodStatistics.maximumNameLength)
+    #expect(method.started.value == 0 && method.inFlight.value == 0)
+    #expect((0..<MethodStatistics.codes).map { method.ended($0).value } == Array(1...17))
+    #expect(method.durations.sum == 7 && method.received.sum == 5)
+    #expect(!slot.method(at: 6).isTaken)
+    slot[.queueWait as StatisticsSlot.ProcessHistogram].record(.max / 2)
+    #expect(slot[.interpreterWait].buckets.allSatisfy { $0 == 0 })
+  }
+}
+
+struct HistogramTests {
+  @Test("A value is in the first bucket whose bound is not below it")
+  func buckets() {
+    let histogram = StatisticsBoard().slot(0).method(at: 0).received
+    for value: UInt64 in [0, 64, 65, 1 << 24, (1 << 24) + 1, .max / 4] { histogram.record(value) }
+    var expected = [UInt64](repeating: 0, count: Histogram.sizes.count + 1)
+    expected[0] = 2
+    expected[1] = 1
+    expected[Histogram.sizes.count - 1] = 1
+    expected[Histogram.sizes.count] = 2
+    #expect(histogram.buckets == expected)
+    let sum: UInt64 = 64 + 65 + (1 << 24) + (1 << 24) + 1 + .max / 4
+    #expect(histogram.sum == sum)
+  }
+
+  @Test("Bounds rise", arguments: [Histogram.durations, Histogram.sizes])
+  func bounds(_ bounds: [UInt64]) {
+    #expect(bounds == bounds.sorted() && Set(bounds).count == bounds.count)
+  }
+}
+
+struct RunningCallTests {
+  private static func call(_ index: UInt64, method: String = "/a.B/C") -> RunningCall {
+    RunningCall(
+      method: method,
+      peer: "ipv4:127.0.0.1:\(index)",
+      stage: index.isMultiple(of: 2) ? .waiting : .running,
+      accepted: index,
+      deadline: index + 1,
+      thread: index + 2
+    )
+  }
+
+  @Test("What was published is read, what does not fit is left out", arguments: [0, 1, 1000, 1200])
+  func published(count: UInt64) {
+    let slot = StatisticsBoard().slot(0)
+    let calls = (0..<count).map { Self.call($0) }
+    slot.publish(calls)
+    #expect(slot.runningCalls == Array(calls.prefix(StatisticsSlot.maximumCalls)))
+    slot.publish([])
+    #expect(slot.runningCalls == [])
+  }
+
+  @Test("Names that are too long are cut")
+  func long() {
+    let slot = StatisticsBoard().slot(0)
+    slot.publish([Self.call(1, method: String(repeating: "x", count: 500)), Self.call(2)])
+    #expect(slot.runningCalls?.map(\.method.count) == [160, 6])
+    #expect(slot.runningCalls?.last == Self.call(2))
+  }
+}
