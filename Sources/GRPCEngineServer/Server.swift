@@ -70,10 +70,9 @@ package final class Server: Sendable {
     let port = Port(socket: socket, credentials: credentials)
     let group = try self.state.withLock { state -> MultiThreadedEventLoopGroup? in
       switch state.stage {
-      case .made:
-        state.ports.append(port)
-        return nil
-      case .started:
+      case .made, .started:
+        // `start` may be under way: it takes what it finds once it has the threads.
+        if state.group == nil { state.ports.append(port) }
         return state.group
       case .draining, .stopped:
         socket.close()
@@ -121,18 +120,20 @@ package final class Server: Sendable {
 
   /// Starts the event loops and accepts connections.
   package func start() throws {
-    let ports = try self.state.withLock { state -> [Port] in
+    try self.state.withLock { state in
       guard state.stage == .made else {
         throw WrongState(message: "Cannot start already-started server!")
       }
       state.stage = .started
-      defer { state.ports = [] }
-      return state.ports
     }
     self.statistics.begin()
     self.statistics.slot[.ready].set(1)
     let group = MultiThreadedEventLoopGroup(numberOfThreads: self.configuration.eventLoopThreads)
-    self.state.withLock { $0.group = group }
+    let ports = self.state.withLock { state in
+      state.group = group
+      defer { state.ports = [] }
+      return state.ports
+    }
     for port in ports { try self.listen(port, on: group) }
     try self.startOperations(on: group)
   }

@@ -2,6 +2,7 @@ import GRPCEngineTesting
 import GRPCEngineTransport
 import GRPCEngineWire
 import NIOCore
+import NIOEmbedded
 import NIOHPACK
 import NIOHTTP2
 import Testing
@@ -173,6 +174,58 @@ final class ConnectionHandlerTests {
     let late = try EmbeddedConnection(acceptor: self.recorder, registry: registry)
     #expect(!late.isOpen)
     #expect(registry.count == 0)
+  }
+
+  /// The socket of a peer that takes its time to read: the end of what is written has to wait.
+  private final class SlowSocket: ChannelOutboundHandler {
+    typealias OutboundIn = IOData
+    private(set) var unwritten: EventLoopPromise<Void>?
+
+    func close(context: ChannelHandlerContext, mode: CloseMode, promise: EventLoopPromise<Void>?) {
+      if mode == .output { self.unwritten = promise } else { context.close(promise: promise) }
+    }
+  }
+
+  /// A connection that has drained, with its last answer not yet read by its peer.
+  private func drainedUnread() throws -> (EmbeddedConnection, SlowSocket) {
+    let (client, connection) = try self.recorder.connect()
+    let socket = SlowSocket()
+    try connection.channel.pipeline.syncOperations.addHandler(socket, position: .first)
+    let stream = client.open("/a/b")
+    try client.barrier()
+    connection.registry.drain {}
+    connection.advance(by: .zero)
+    // Nobody answers the ping.
+    connection.advance(by: .seconds(1))
+    try client.data(ByteBuffer(), on: stream, isEnd: true)
+    #expect(try client.answer(on: stream).code == .ok)
+    connection.advance(by: .zero)
+    return (connection, socket)
+  }
+
+  @Test("A drained connection stays while its peer reads the last answer, however long that takes")
+  func drainWaitsForReader() throws {
+    let (connection, socket) = try self.drainedUnread()
+    let unwritten = try #require(socket.unwritten)
+    connection.advance(by: .seconds(60))
+    #expect(connection.isOpen)
+    unwritten.succeed()
+    connection.advance(by: .milliseconds(499))
+    #expect(connection.isOpen, "the peer hangs up first, if it can")
+    connection.advance(by: .milliseconds(1))
+    #expect(!connection.isOpen)
+  }
+
+  @Test("A connection that is cancelled does not wait for its peer to read")
+  func cancelDoesNotWaitForReader() throws {
+    let (connection, socket) = try self.drainedUnread()
+    #expect(socket.unwritten != nil)
+    connection.registry.cancel(Status(code: .unavailable))
+    connection.advance(by: .milliseconds(499))
+    #expect(connection.isOpen)
+    connection.advance(by: .milliseconds(1))
+    #expect(!connection.isOpen)
+    socket.unwritten?.fail(ChannelError.ioOnClosedChannel)
   }
 
   @Test("Cancelling ends every call and the connection")
