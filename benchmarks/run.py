@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +83,10 @@ class Side:
 
 
 @contextmanager
-def serving(name: str, python: Path, folder: Path) -> Iterator[Side]:
+def serving(name: str, python: Path, folder: Path, flags: Sequence[str] = ()) -> Iterator[Side]:
+    """Serves the project; `folder` is made for what belongs to this server."""
     folder.mkdir()
-    with servers.running(python, folder) as server:
+    with servers.running(python, folder, flags) as server:
         side = Side(name, python, folder, server, {})
         side.answer_bytes = side.check()
         yield side

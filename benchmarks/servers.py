@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,11 +105,14 @@ def ask(python: Path, folder: Path, *arguments: str) -> str:
 
 
 @contextmanager
-def running(python: Path, folder: Path) -> Iterator[Server]:
+def running(python: Path, folder: Path, flags: Sequence[str] = ()) -> Iterator[Server]:
     """Fills a database in `folder` and serves the project from it.
 
     The server listens on a free loopback port, is ended by SIGTERM to its process id and,
     should it not have drained within 40 s, by SIGKILL.
+
+    Args:
+        flags: more of them for `grpcserver`.
 
     Raises:
         ServerError: it did not listen within 30 s, or it ended before it was told to, or not
@@ -117,11 +120,11 @@ def running(python: Path, folder: Path) -> Iterator[Server]:
     """
     manage(python, folder, "migrate", "--verbosity", "0")
     manage(python, folder, "fill_cities")
-    port = _free_port()
+    port = free_port()
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(python), *server_arguments(port)],
+            [str(python), *server_arguments(port), *flags],
             cwd=PROJECT,
             env=environment(folder),
             stdout=output,
@@ -149,7 +152,8 @@ def server_arguments(port: int | str) -> list[str]:
     return ["manage.py", "grpcserver", "--port", str(port), "--max_workers", str(WORKERS)]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a loopback port that nobody had a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
