@@ -34,6 +34,8 @@ package final class Server: Sendable {
   package let admission: Admission
   /// Set by whoever runs handlers on threads of its own.
   package let backlog = Backlog()
+  /// Whether the server is ready, and what its health service says once it is enabled.
+  package let health = HealthBoard()
   private let connections = ConnectionRegistry()
   private let state = Mutex(State())
 
@@ -81,6 +83,7 @@ package final class Server: Sendable {
     }
     let group = MultiThreadedEventLoopGroup(numberOfThreads: self.configuration.eventLoopThreads)
     self.state.withLock { $0.group = group }
+    self.health.start(on: group.next())
     for port in ports { try self.listen(port, on: group) }
   }
 
@@ -127,6 +130,7 @@ package final class Server: Sendable {
         return (state.listeners, [], true)
       }
     }
+    self.health.startDraining()
     for port in ports { port.socket.close() }
     for listener in listeners { listener.close() }
     guard let isFirst else { return whenStopped() }
@@ -159,7 +163,7 @@ extension Server: StreamAcceptor {
       Self.reject(stream, Status(code: .unimplemented, details: "Method not found!"))
       return nil
     }
-    guard self.admission.admit() else {
+    guard !handler.isLimited || self.admission.admit() else {
       Self.reject(
         stream,
         Status(code: .resourceExhausted, details: "Concurrent RPC limit exceeded!")
@@ -170,7 +174,7 @@ extension Server: StreamAcceptor {
       stream: stream,
       head: head,
       configuration: self.configuration,
-      admission: self.admission,
+      admission: handler.isLimited ? self.admission : nil,
       outbox: self.outbox(of: stream)
     )
     call.begin(with: handler)

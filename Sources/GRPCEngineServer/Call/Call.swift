@@ -78,7 +78,8 @@ package final class Call: Sendable {
   package let deadline: NIODeadline?
   package let accepted: NIODeadline
   private let configuration: ServerConfiguration
-  private let admission: Admission
+  /// Where it counts; `nil` for a call that does not.
+  private let admission: Admission?
   private let outbox: CallOutbox
   private let state: Mutex<State>
 
@@ -95,7 +96,7 @@ package final class Call: Sendable {
     stream: ServerStream,
     head: RequestHead,
     configuration: ServerConfiguration,
-    admission: Admission,
+    admission: Admission?,
     outbox: CallOutbox
   ) {
     self.stream = stream
@@ -299,7 +300,7 @@ package final class Call: Sendable {
       defer { state.isAdmitted = false }
       return state.isAdmitted
     }
-    if wasAdmitted { self.admission.release() }
+    if wasAdmitted { self.admission?.release() }
   }
 
   private func end(
