@@ -294,7 +294,7 @@ class Server:
         """Set the status of a service.
 
         Raises:
-            ValueError: The status is no number of `HealthCheckResponse.ServingStatus`.
+            ValueError: The status is none that a service can have: 0, 1 or 2.
         """
 
     def set_ready(self, seconds: float | None, /) -> None:

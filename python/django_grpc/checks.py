@@ -27,7 +27,6 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 
 from django_grpc import conf
-from django_grpc.health.enabling import CHECKS_KEY
 
 
 def check_configuration(
@@ -40,7 +39,7 @@ def check_configuration(
     return [
         *_check_imports("servicers", config.servicers),
         *_check_imports("interceptors", config.interceptors),
-        *_check_imports(CHECKS_KEY, config.health.checks if config.health else ()),
+        *_check_imports("health.checks", config.health.checks if config.health else ()),
         *_check_servicers(config.servicers),
         *_check_files(config.credentials),
     ]

@@ -37,8 +37,12 @@ extension PythonServer {
           let number = given[1]
         else { return nil }
         let value = PythonNumber.int(number).flatMap { UInt8(exactly: $0) }
-        guard let status = value.flatMap({ ServingStatus(rawValue: $0) }) else {
-          PythonError.raiseValueError("the status must be one of ServingStatus")
+        guard let status = value.flatMap({ ServingStatus(rawValue: $0) }),
+          status != .serviceUnknown
+        else {
+          PythonError.raiseValueError(
+            "the status must be UNKNOWN, SERVING or NOT_SERVING (0, 1 or 2)"
+          )
           return nil
         }
         Python.detached { server.server.health.set(status, for: service) }

@@ -7,7 +7,9 @@ package import NIOCore
 /// those of the runtime below Python's protobuf. Nothing traps, whatever the bytes.
 package struct ProtobufReader {
   /// The bytes are no protobuf message.
-  package struct Malformed: Error, Hashable {}
+  package struct Malformed: Error, Hashable {
+    package init() {}
+  }
 
   /// A field of a length, or one of another wire type, which is only good for skipping.
   package enum Field: Hashable, Sendable {

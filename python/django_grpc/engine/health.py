@@ -6,7 +6,6 @@ asked, and `maximum_concurrent_rpcs` and interceptors do not concern it.
 
 from __future__ import annotations
 
-import enum
 import logging
 import weakref
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -23,14 +22,6 @@ METHODS = ("Check", "List", "Watch")
 
 #: What the engine finds out by itself, so that nobody else has logged it.
 _FOUND_BY_ENGINE = ("queue", "lease")
-
-
-class ServingStatus(enum.IntEnum):
-    """The status of a service; the numbers are those of ``grpc.health.v1``."""
-
-    UNKNOWN = 0
-    SERVING = 1
-    NOT_SERVING = 2
 
 
 class Problem(NamedTuple):
@@ -115,12 +106,13 @@ class Health:
 
         Args:
             service: As its clients ask for it, ``package.Service``.
-            status: One of `ServingStatus`, or the same number of grpcio-health-checking.
+            status: UNKNOWN, SERVING or NOT_SERVING, as `django_grpc.health` and
+                grpcio-health-checking number them: 0, 1, 2.
 
         Raises:
             ValueError: It is none of these.
         """
-        self._native.set_health(service, ServingStatus(status))
+        self._native.set_health(service, status)
 
     def set_ready(self, seconds: float | None = None) -> None:
         """Say that the server is ready, as far as whoever says so knows.

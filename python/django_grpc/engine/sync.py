@@ -46,12 +46,13 @@ class Server(grpc.Server):
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
         """Create a server; `django_grpc.engine.server` is the public way."""
+        # Before the native server: what it raises must leave nothing behind.
+        self._handlers = HandlerTable(interceptors)
         self.native = _engine.make_server(settings)
         # First: `__del__` asks for them, also where what follows raises.
         self._stopped = threading.Event()
-        self._threads = _Threads(self.native, loop_factory)
-        self._handlers = HandlerTable(interceptors)
         self.health = Health(self.native, self._handlers.known)
+        self._threads = _Threads(self.native, loop_factory)
         self._lock = threading.Lock()
         self._is_started = False
         self._is_stopping = False

@@ -11,14 +11,22 @@ ready is in `django_grpc.health.checks` and in docs/health.md.
 """
 
 import contextlib
+import enum
 import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from django_grpc.engine.health import ServingStatus
-
 __all__ = ["NOT_SERVING", "SERVING", "UNKNOWN", "NotReady", "ServingStatus", "set_status"]
+
+
+class ServingStatus(enum.IntEnum):
+    """The status of a service; the numbers are those of ``grpc.health.v1``."""
+
+    UNKNOWN = 0
+    SERVING = 1
+    NOT_SERVING = 2
+
 
 UNKNOWN = ServingStatus.UNKNOWN
 SERVING = ServingStatus.SERVING

@@ -5,9 +5,6 @@ from typing import Any
 from django_grpc import conf, health
 from django_grpc.health.monitor import ReadinessMonitor
 
-#: The key of the setting, for messages.
-CHECKS_KEY = "health.checks"
-
 
 def enable(server: Any, config: conf.Health | None, *, with_checks: bool = True) -> None:
     """Have a server answer ``grpc.health.v1.Health``, and run the readiness checks.
@@ -27,7 +24,7 @@ def enable(server: Any, config: conf.Health | None, *, with_checks: bool = True)
     monitor = None
     if with_checks and config.checks:
         monitor = ReadinessMonitor(
-            {path: conf.import_configured(CHECKS_KEY, path) for path in config.checks},
+            {path: conf.import_configured("health.checks", path) for path in config.checks},
             interval=config.interval,
             timeout=config.timeout,
         )

@@ -1,14 +1,19 @@
 """The background thread that runs the readiness checks."""
 
+from __future__ import annotations
+
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from django.db import close_old_connections, connections
 
-from django_grpc.engine.health import Health
 from django_grpc.health import NotReady
+
+if TYPE_CHECKING:
+    from django_grpc.engine.health import Health
 
 logger = logging.getLogger("django_grpc.health")
 

@@ -16,7 +16,6 @@ from django.db import DatabaseError, connections
 
 from django_grpc import conf, engine, utils
 from django_grpc.certificates import CertificateWatcher
-from django_grpc.health.enabling import CHECKS_KEY
 from django_grpc.management import reloading
 from django_grpc.management.shutdown import ShutdownRequest, end_process_soon
 from django_grpc.signals import grpc_shutdown
@@ -199,7 +198,7 @@ class Command(BaseCommand):
             for key, paths in (
                 ("servicers", config.servicers),
                 ("interceptors", config.interceptors),
-                (CHECKS_KEY, config.health.checks if config.health else ()),
+                ("health.checks", config.health.checks if config.health else ()),
             ):
                 for path in paths:
                     conf.import_configured(key, path)
