@@ -19,7 +19,9 @@ final class PythonServer {
   /// for: with interceptors, or from a generic handler.
   private(set) var resolver: PythonHandle?
   private var isResolverAsync = false
-  private let server: Server
+  /// Called without arguments when the server's health has changed.
+  var healthListener: PythonHandle?
+  let server: Server
   private var methods: [BoundMethodCell] = []
 
   init(configuration: ServerConfiguration, limits: WorkerPool.Limits, bindings: Bindings) {
@@ -265,6 +267,8 @@ final class PythonServer {
         } else if let error = PythonError.fetch() {
           self.bindings.log("Exception calling callback!", error)
         }
+      case .healthChanged:
+        self.tellHealthListener()
       case .giveBackMemory:
         Python.detached { ProcessMemory.giveBack() }
       case .stop:

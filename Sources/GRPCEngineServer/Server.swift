@@ -42,6 +42,8 @@ package final class Server: Sendable {
   package let backlog = Backlog()
   private let connections: ConnectionRegistry
   private let environment: CallEnvironment
+  /// Whether the server is ready, and what its health service says once it is enabled.
+  package let health = HealthBoard()
   private let state = Mutex(State())
 
   package init(configuration: ServerConfiguration) {
@@ -127,15 +129,23 @@ package final class Server: Sendable {
       state.stage = .started
     }
     self.statistics.begin()
-    self.statistics.slot[.ready].set(1)
     let group = MultiThreadedEventLoopGroup(numberOfThreads: self.configuration.eventLoopThreads)
     let ports = self.state.withLock { state in
       state.group = group
       defer { state.ports = [] }
       return state.ports
     }
+    self.startHealth(on: group.next())
     for port in ports { try self.listen(port, on: group) }
     try self.startOperations(on: group)
+  }
+
+  /// Looks at the health from now on, and has other processes see it.
+  private func startHealth(on eventLoop: any EventLoop) {
+    let (health, ready) = (self.health, self.statistics.slot[.ready])
+    health.onChange { ready.set(health.isReady ? 1 : 0) }
+    ready.set(health.isReady ? 1 : 0)
+    health.start(on: eventLoop)
   }
 
   private func startOperations(on group: MultiThreadedEventLoopGroup) throws {
@@ -206,7 +216,7 @@ package final class Server: Sendable {
         return (state.listeners, [], true)
       }
     }
-    self.statistics.slot[.ready].set(0)
+    self.health.startDraining()
     for socket in sockets { socket.close() }
     for listener in listeners { listener.close() }
     guard let isFirst else { return whenStopped() }
@@ -244,7 +254,7 @@ extension Server: StreamAcceptor {
       self.refuse(stream, head, status, counting: self.statistics.otherMethods)
       return nil
     }
-    guard self.admission.admit() else {
+    guard !method.handler.isLimited || self.admission.admit() else {
       let status = Status(code: .resourceExhausted, details: "Concurrent RPC limit exceeded!")
       self.statistics.slot[.callsRefused].add()
       let pushback = method.limits?.pushback

@@ -50,6 +50,7 @@ package enum TransportProperty {
   ///
   /// - Returns: what is wrong, or `nil`.
   package static func violation(by input: [UInt8]) -> String? {
+    if let violation = healthViolation(input) { return "health: \(violation)" }
     let configuration = Self.configuration()
     let server = Server(configuration: configuration)
     let handlers = Self.handlers()

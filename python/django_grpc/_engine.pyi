@@ -304,6 +304,45 @@ class Server:
     def cancel_all_calls(self) -> None:
         """End every call with UNAVAILABLE and close every connection."""
 
+    def enable_health(self) -> None:
+        """Answer ``grpc.health.v1.Health``."""
+
+    def add_health_services(self, services: Iterable[str], /) -> None:
+        """Make services known, as SERVING; those that are known keep their status."""
+
+    def set_health(self, service: str, status: int) -> None:
+        """Set the status of a service.
+
+        Raises:
+            ValueError: The status is none that a service can have: 0, 1 or 2.
+        """
+
+    def set_ready(self, seconds: float | None, /) -> None:
+        """Be ready; with a number of seconds, for so long.
+
+        Raises:
+            ValueError: The number is negative or none.
+        """
+
+    def set_not_ready(self, reason: str, /) -> None:
+        """Be not ready until `set_ready`."""
+
+    def observe_queue(self, seconds: float, /) -> None:
+        """Be not ready while a call has waited for Python for longer; call it before `start`.
+
+        Raises:
+            ValueError: The number is negative or none.
+        """
+
+    def announce_shutdown(self) -> None:
+        """Be not ready from now on, and serve as ever."""
+
+    def health_problem(self) -> tuple[str, str] | None:
+        """Return cause and text of why the server is not ready; None when it is."""
+
+    def set_health_listener(self, listener: Callable[[], object], /) -> None:
+        """Have a callable called, on the control thread, when that changes."""
+
     def run_worker(self) -> None:
         """Be a worker thread, until `stop_threads`."""
 

@@ -39,6 +39,7 @@ def check_configuration(
     return [
         *_check_imports("servicers", config.servicers),
         *_check_imports("interceptors", config.interceptors),
+        *_check_imports("health.checks", config.health.checks if config.health else ()),
         *_check_servicers(config.servicers),
         *_check_files(config.credentials),
     ]

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf import descriptor_pool
 
+from django_grpc.engine.health import SERVICE_NAME
+from django_grpc.health.descriptor import health_file
+
 if TYPE_CHECKING:
     MethodHandler = grpc.RpcMethodHandler[Any, Any]  # generic in its stubs only
 else:
@@ -55,8 +58,27 @@ def describe(server: Any) -> Iterator[MethodDescription]:
     Args:
         server: What `django_grpc.engine.server` returns, or anything with its `method_handlers()`.
     """
-    for path, handler in sorted(server.method_handlers().items()):
-        yield _describe(path, handler)
+    descriptions = [_describe(path, handler) for path, handler in server.method_handlers().items()]
+    health = getattr(server, "health", None)
+    if health is not None and health.is_served:
+        descriptions += _describe_health()
+    yield from sorted(descriptions, key=lambda it: it.path)
+
+
+def _describe_health() -> Iterator[MethodDescription]:
+    """Describe the methods that no Python is behind."""
+    service = health_file().service[0]
+    for method in service.method:
+        yield MethodDescription(
+            path=f"/{SERVICE_NAME}/{method.name}",
+            kind="unary_stream" if method.server_streaming else "unary_unary",
+            request=method.input_type.removeprefix("."),
+            response=method.output_type.removeprefix("."),
+            servicer="django_grpc.health",
+            name=method.name,
+            parameters=("request",),
+            is_implemented=True,
+        )
 
 
 def _describe(path: str, handler: MethodHandler) -> MethodDescription:

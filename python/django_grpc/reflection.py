@@ -15,6 +15,8 @@ from django.core.exceptions import ImproperlyConfigured
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 
+from django_grpc.health.descriptor import health_file
+
 try:
     from grpc_reflection.v1alpha import reflection, reflection_pb2
 except ImportError as error:
@@ -53,15 +55,17 @@ def register(server: Any, service_names: Iterable[str]) -> None:
 
 
 class _Descriptors:
-    """The part of a descriptor pool that the servicer uses: the pool, and beside it the v1 file.
+    """The part of a descriptor pool that the servicer uses: the pool, and beside it two files.
 
-    The file is not added to the pool itself. A project that has generated code for it would then
-    fail to import that, as a pool takes a file name only once.
+    They describe reflection v1 and the health service, for which no code need be generated. They
+    are not added to the pool itself. A project that has generated code for one would then fail to
+    import that, as a pool takes a file name only once.
     """
 
     def __init__(self, pool: descriptor_pool.DescriptorPool) -> None:
         own = descriptor_pool.DescriptorPool()
-        own.AddSerializedFile(_v1_file().SerializeToString())
+        for file in (_v1_file(), health_file()):
+            own.AddSerializedFile(file.SerializeToString())
         self._pools = (pool, own)
 
     def _first(self, find: str, name: str) -> Any:

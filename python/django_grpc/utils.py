@@ -14,6 +14,8 @@ from django.db import connections
 from django_grpc import conf, engine
 from django_grpc.descriptions import describe
 from django_grpc.engine import aio, loops
+from django_grpc.engine.health import SERVICE_NAME
+from django_grpc.health import enabling
 from django_grpc.signals.wrapper import SignalWrapper
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,7 @@ def build_server(
     for pattern, limits in config.methods.items():
         server.set_method_limits(pattern, **dataclasses.asdict(limits))
     add_servicers(server, config.servicers)
+    enabling.enable(server, config.health)
     if config.reflection:
         enable_reflection(server)
     return server
@@ -275,4 +278,7 @@ def enable_reflection(server: Any) -> None:
     """
     from django_grpc import reflection
 
-    reflection.register(server, {path.split("/")[1] for path in server.method_handlers()})
+    services = {path.split("/")[1] for path in server.method_handlers()}
+    if server.health.is_served:
+        services.add(SERVICE_NAME)
+    reflection.register(server, services)

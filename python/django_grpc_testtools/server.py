@@ -11,7 +11,8 @@ from typing import Any, Self
 import grpc
 from django.db import reset_queries
 
-from django_grpc import conf, engine, signals, utils
+from django_grpc import conf, engine, health, signals, utils
+from django_grpc.health import enabling
 from django_grpc.signals.wrapper import SignalWrapper
 
 from .sharing import PATIENCE, SharedConnections, connections_to_share
@@ -138,6 +139,8 @@ class InProcessServer:
         for hook in config.servicers if self._servicers is None else self._servicers:
             add = conf.import_configured("servicers", hook) if isinstance(hook, str) else hook
             add(wrapper)
+        self._at_end.enter_context(health.isolated())
+        enabling.enable(server, config.health, with_checks=False)
         if config.reflection:
             utils.enable_reflection(server)
         if self._server_credentials is None:

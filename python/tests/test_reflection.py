@@ -67,7 +67,7 @@ def pool_of(files):
 def test_services_are_listed(ask):
     response = ask(Request(list_services="*"))
     names = [service.name for service in response.list_services_response.service]
-    assert names == [V1, V1ALPHA, "helloworld.Greeter"]
+    assert names == ["grpc.health.v1.Health", V1, V1ALPHA, "helloworld.Greeter"]
 
 
 @pytest.mark.parametrize(

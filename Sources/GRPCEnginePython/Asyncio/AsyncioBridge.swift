@@ -3,6 +3,7 @@ internal import GRPCEngineServer
 internal import GRPCEngineStatistics
 internal import GRPCEngineWire
 internal import Glibc
+internal import NIOCore
 internal import PythonInterop
 internal import Synchronization
 
@@ -32,6 +33,8 @@ final class AsyncioBridge: @unchecked Sendable {
 
   private struct State {
     var inbox: [Event] = []
+    /// Since when there is something in the inbox, when there is.
+    var waitingSince = NIODeadline.uptimeNanoseconds(0)
     var loop = Loop.missing
     /// A pipe, made when a loop is attached: a process may fork before that, and two that shared one
     /// would take each other's wake-ups.
@@ -69,7 +72,9 @@ final class AsyncioBridge: @unchecked Sendable {
       mustAsk = state.loop == .missing
       if mustAsk { state.loop = .asked }
       state.inbox.append(event)
-      if state.inbox.count == 1, state.loop == .attached { wakeEnd = state.wakeEnd }
+      guard state.inbox.count == 1 else { return false }
+      state.waitingSince = .now()
+      if state.loop == .attached { wakeEnd = state.wakeEnd }
       return false
     }
     if isClosed { return Self.refuse(event) }
@@ -97,6 +102,11 @@ final class AsyncioBridge: @unchecked Sendable {
     case .readable, .writable, .ended:
       break
     }
+  }
+
+  /// Since when the loop has taken nothing of what waits for it; `nil` when nothing waits.
+  var oldestWaiting: NIODeadline? {
+    self.state.withLock { $0.inbox.isEmpty ? nil : $0.waitingSince }
   }
 
   // MARK: The asyncio loop's thread, with the GIL held

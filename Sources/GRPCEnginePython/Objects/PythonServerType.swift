@@ -4,7 +4,7 @@ internal import NIOCore
 internal import PythonInterop
 
 extension PythonServer {
-  private static func server(_ object: PythonPointer?) -> PythonServer? {
+  static func server(_ object: PythonPointer?) -> PythonServer? {
     HeapType<PythonServer>.payload(object)
   }
 
@@ -23,6 +23,7 @@ extension PythonServer {
       name: "django_grpc._engine.Server",
       documentation: "The engine's server; django_grpc.engine dresses it as a grpc.Server.",
       methods: Self.methodMethods + Self.lifeCycleMethods + Self.threadMethods + Self.loopMethods
+        + Self.healthMethods
     )
   }
 
@@ -229,7 +230,7 @@ extension PythonServer {
     ]
   }
 
-  private static func text(_ arguments: PythonArguments, _ index: Int) -> String? {
+  static func text(_ arguments: PythonArguments, _ index: Int) -> String? {
     guard let object = arguments[index] else { return nil }
     if let text = PythonString.value(object) { return text }
     PythonError.raiseTypeError("argument \(index + 1) must be a str")

@@ -12,6 +12,8 @@ final class ControlThread: Sendable {
     case spawnLoop
     /// Calls a Python object without arguments, and drops it.
     case call(PythonTransfer)
+    /// The server has become ready, or is no longer, or for another reason.
+    case healthChanged
     /// The server has been idle for a while.
     case giveBackMemory
     case stop

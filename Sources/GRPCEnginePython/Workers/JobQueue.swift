@@ -20,6 +20,14 @@ struct JobQueue {
   /// Whether there is no call that may run now.
   var isEmpty: Bool { self.brief.isEmpty && !self.mayRunStream }
 
+  /// Since when the oldest call waits, of those that may run now: what stalled peers keep from
+  /// running tells nothing of the workers.
+  var oldest: NIODeadline? {
+    let stream = self.mayRunStream ? self.streams.first?.queued : nil
+    guard let brief = self.brief.first?.queued else { return stream }
+    return stream.map { min($0, brief) } ?? brief
+  }
+
   private var mayRunStream: Bool {
     !self.streams.isEmpty && self.runningStreams < self.maxRunningStreams
   }

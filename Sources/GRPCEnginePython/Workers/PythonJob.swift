@@ -1,9 +1,12 @@
 internal import GRPCEngineServer
+internal import NIOCore
 
 /// A call on its way to Python. No Python object yet: those are made where the GIL is held.
 struct PythonJob: Sendable {
   let call: Call
   let handler: PythonMethodHandler
+  /// Since when it waits for Python.
+  let queued = NIODeadline.now()
 
   /// Whether its peer can keep it waiting in the middle.
   var isStream: Bool { self.handler.isStream }

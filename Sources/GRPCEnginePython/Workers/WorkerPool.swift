@@ -328,6 +328,9 @@ final class WorkerPool: Sendable {
     for worker in idle { worker.parker.unpark() }
   }
 
+  /// Since when the oldest call waits for a worker; `nil` when none waits.
+  var oldestQueued: NIODeadline? { self.state.withLock { $0.queue.oldest } }
+
   var threadCount: Int { self.state.withLock { $0.threads } }
 
   var statistics: (queued: Int, awake: Int, idle: Int, held: Int, threads: Int) {

@@ -69,6 +69,7 @@ package final class Call: Sendable {
     var end: (status: Status, metadata: Metadata?)?
     // Both.
     var isEnqueued = false
+    /// Whether it counts as one of the calls at a time.
     var isAdmitted = true
     var gate = GateStage.outside
     var termination: Termination?
@@ -124,7 +125,9 @@ package final class Call: Sendable {
     if let limits = method.limits { timeout = limits.timeout(asked: timeout) }
     self.deadline = timeout.map { now + $0 }
     let encoding = environment.configuration.compression
-    self.state = Mutex(State(encoding: head.accepts(encoding) ? encoding : .identity))
+    var state = State(encoding: head.accepts(encoding) ? encoding : .identity)
+    state.isAdmitted = method.handler.isLimited
+    self.state = Mutex(state)
   }
 
   package var eventLoop: any EventLoop { self.stream.eventLoop }

@@ -28,9 +28,16 @@ package protocol MethodHandler: AnyObject, Sendable {
   /// request: a peer that stalls in the middle of it then costs no worker.
   var startsOnFirstMessage: Bool { get }
 
+  /// Whether its calls count against `maximum_concurrent_rpcs`. The default is that they do.
+  var isLimited: Bool { get }
+
   /// Takes over a call. Called once a call, on its event loop; must not block.
   ///
   /// The handler ends it by `Call.finish` or `Call.respond`, on any thread, and says by
   /// `Call.handlerReturned` when nothing of the servicer runs any more.
   func start(_ call: Call)
+}
+
+extension MethodHandler {
+  package var isLimited: Bool { true }
 }

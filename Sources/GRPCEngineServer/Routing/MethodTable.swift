@@ -28,14 +28,10 @@ package final class MethodTable: Sendable {
   }
 
   /// Registers `handler` for `path` (`/package.Service/Method`); the last one wins, as in grpcio.
-  ///
-  /// - Parameter isLimited: whether limits hold for it; those of `*` are not meant for what the
-  ///   server itself answers.
   package func register(
     _ handler: any MethodHandler,
     for path: String,
-    kind: CallKind = .unaryUnary,
-    isLimited: Bool = true
+    kind: CallKind = .unaryUnary
   ) {
     let statistics = self.statistics.method(path, kind: kind.rawValue)
     self.state.withLock { state in
@@ -43,7 +39,8 @@ package final class MethodTable: Sendable {
         path: path,
         handler: handler,
         statistics: statistics,
-        limits: isLimited ? Self.pattern(of: path, state.limits).flatMap { state.limits[$0] } : nil
+        limits: handler.isLimited
+          ? Self.pattern(of: path, state.limits).flatMap { state.limits[$0] } : nil
       )
     }
   }

@@ -5,6 +5,13 @@ import Testing
 
 @testable import GRPCEngineServer
 
+/// What the server itself answers.
+private final class OwnMethod: MethodHandler {
+  let startsOnFirstMessage = false
+  let isLimited = false
+  func start(_ call: Call) {}
+}
+
 struct MethodLimitsTests {
   private static func limits(timeout: TimeAmount?, maximum: TimeAmount?) -> MethodLimits {
     var limits = MethodLimits()
@@ -54,7 +61,7 @@ struct MethodLimitsTests {
     table.register(TestHandler.echo(), for: "/a.B/C")
     table.register(TestHandler.echo(), for: "/a.B/D")
     table.register(TestHandler.echo(), for: "/x.Y/Z")
-    table.register(TestHandler.echo(), for: "/own/Method", isLimited: false)
+    table.register(OwnMethod(), for: "/own/Method")
     func concurrency(_ path: String) -> Int? { table.method(for: path)?.limits?.concurrency }
     #expect(concurrency("/a.B/C") == 3 && concurrency("/a.B/D") == 2)
     #expect(concurrency("/x.Y/Z") == 1)

@@ -149,20 +149,22 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
     """Import what a dotted path in the setting names.
 
     Args:
-        key: The key of the setting that holds the path, for the message.
+        key: The key of the setting that holds the path, for the message; dots lead into a
+            dictionary, as in ``health.checks``.
         path: For example ``"myproject.servicers.grpc_hook"``.
 
     Raises:
         InvalidSetting: It can't be imported or called. Whatever else the module raises while
             it is imported is a fault of its code and propagates.
     """
+    place = SETTING + "".join(f"['{it}']" for it in key.split("."))
     try:
         found = import_string(path)
     except ImportError as error:
         raise InvalidSetting(
             Problem(
                 "E013",
-                f"{SETTING}['{key}']: '{path}' can't be imported: {str(error).rstrip('.')}.",
+                f"{place}: '{path}' can't be imported: {str(error).rstrip('.')}.",
                 "Give the dotted path of a module that exists and of a name in it.",
             )
         ) from error
@@ -170,8 +172,7 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
         raise InvalidSetting(
             Problem(
                 "E014",
-                f"{SETTING}['{key}']: '{path}' is of type {type(found).__name__}, "
-                "which can't be called.",
+                f"{place}: '{path}' is of type {type(found).__name__}, which can't be called.",
                 "Give the dotted path of a function or a class.",
             )
         )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Executor
 
+    from django_grpc.engine.health import Monitor
     from django_grpc.engine.types import GenericHandler, MethodHandler
 
 __all__ = ["Server", "server"]
@@ -38,6 +39,7 @@ class Server(grpc.aio.Server):
     ) -> None:
         """Create a server; `django_grpc.engine.aio.server` is the public way."""
         self._inner = ThreadedServer(settings, handlers, interceptors)
+        self.health = self._inner.health
         self._loop: asyncio.AbstractEventLoop | None = None
         # Set on the loop when the last connection has gone and the last task has ended.
         self._stopped = asyncio.Event()
@@ -81,6 +83,16 @@ class Server(grpc.aio.Server):
             RuntimeError: The address cannot be bound; its cause is the `OSError`.
         """
         return self._inner.add_secure_port(address, server_credentials)
+
+    def enable_health(
+        self, *, max_queue_wait: float | None = None, monitor: Monitor | None = None
+    ) -> None:
+        """Answer ``grpc.health.v1.Health`` from the start on; see `Health.enable`."""
+        self._inner.enable_health(max_queue_wait=max_queue_wait, monitor=monitor)
+
+    def announce_shutdown(self) -> None:
+        """Have the health say NOT_SERVING from now on, and serve as ever."""
+        self._inner.announce_shutdown()
 
     async def start(self) -> None:
         """Start serving, with async methods on the running loop. A second call does nothing.

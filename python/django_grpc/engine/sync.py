@@ -16,11 +16,13 @@ from django_grpc import _engine
 from django_grpc.engine import loops
 from django_grpc.engine.credentials import ServerCredentials
 from django_grpc.engine.handlers import HandlerTable
+from django_grpc.engine.health import Health
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from django_grpc.engine.health import Monitor
     from django_grpc.engine.types import GenericHandler, Interceptor, MethodHandler
 
 logger = logging.getLogger("django_grpc")
@@ -44,11 +46,13 @@ class Server(grpc.Server):
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
         """Create a server; `django_grpc.engine.server` is the public way."""
+        # Before the native server: what it raises must leave nothing behind.
+        self._handlers = HandlerTable(interceptors)
         self.native = _engine.make_server(settings)
         # First: `__del__` asks for them, also where what follows raises.
         self._stopped = threading.Event()
+        self.health = Health(self.native, self._handlers.known)
         self._threads = _Threads(self.native, loop_factory)
-        self._handlers = HandlerTable(interceptors)
         self._lock = threading.Lock()
         self._is_started = False
         self._is_stopping = False
@@ -61,6 +65,7 @@ class Server(grpc.Server):
         self._handlers.add_generic(tuple(generic_rpc_handlers))
         if self._is_started:
             self._handlers.install(self.native)
+            self.health.add_services()
 
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, MethodHandler]
@@ -162,6 +167,16 @@ class Server(grpc.Server):
         """
         return self._bind(address, self.native.add_operations_port)
 
+    def enable_health(
+        self, *, max_queue_wait: float | None = None, monitor: Monitor | None = None
+    ) -> None:
+        """Answer ``grpc.health.v1.Health`` from the start on; see `Health.enable`."""
+        self.health.enable(max_queue_wait=max_queue_wait, monitor=monitor)
+
+    def announce_shutdown(self) -> None:
+        """Have the health say NOT_SERVING from now on, and serve as ever."""
+        self.health.announce_shutdown()
+
     def start(self) -> None:
         """Start serving.
 
@@ -174,6 +189,7 @@ class Server(grpc.Server):
             self._is_started = True
             self._handlers.install(self.native)
             self._threads.start()
+            self.health.start()
             self.native.start()
             _running.add(self)
 
@@ -205,6 +221,7 @@ class Server(grpc.Server):
             is_first = not self._is_stopping
             self._is_stopping = True
         if is_first:
+            self.health.stop()
             self.native.drain(self._on_stopped)
 
     def cancel_all_calls(self) -> None:
@@ -256,6 +273,7 @@ class Server(grpc.Server):
         """Stop a server that nobody refers to any more, as grpcio does."""
         native = getattr(self, "native", None)
         if native is not None and not self._stopped.is_set():
+            self.health.stop()
             native.drain(native.stop_threads)
             native.cancel_all_calls()
             self._threads.stop_loop()
@@ -263,6 +281,7 @@ class Server(grpc.Server):
     def _stop_at_exit(self) -> None:
         """Join the threads before the interpreter goes away under them."""
         deadline = time.monotonic() + _EXIT_TIMEOUT
+        self.health.stop()
         self.native.drain(self._on_stopped)
         self.native.cancel_all_calls()
         self._stopped.wait(_EXIT_TIMEOUT)

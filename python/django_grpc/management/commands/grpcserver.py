@@ -198,6 +198,7 @@ class Command(BaseCommand):
             for key, paths in (
                 ("servicers", config.servicers),
                 ("interceptors", config.interceptors),
+                ("health.checks", config.health.checks if config.health else ()),
             ):
                 for path in paths:
                     conf.import_configured(key, path)

@@ -1,0 +1,116 @@
+"""The background thread that runs the readiness checks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from django.db import close_old_connections, connections
+
+from django_grpc.health import NotReady
+
+if TYPE_CHECKING:
+    from django_grpc.engine.health import Health
+
+logger = logging.getLogger("django_grpc.health")
+
+
+class ReadinessMonitor:
+    """Runs the readiness checks of a server again and again, and tells it the outcome.
+
+    A round that passes makes the server ready until the next one must have passed. So a check that
+    hangs, or an interpreter that runs nothing any more, needs nobody to notice it: the engine
+    counts the time.
+
+    A check that fails is logged when it begins to, and when it passes again.
+
+    Args:
+        checks: Functions that raise when the server is not ready, by their names for the log.
+        interval: Seconds between two rounds.
+        timeout: Seconds after which a round that has not ended counts as failed.
+    """
+
+    def __init__(
+        self, checks: Mapping[str, Callable[[], object]], *, interval: float, timeout: float
+    ) -> None:
+        self._checks = dict(checks)
+        self._interval = interval
+        self._timeout = timeout
+        self._ended = threading.Event()
+        self._failing: dict[str, str] = {}
+        # The check that runs, and since when.
+        self._current: tuple[str, float] | None = None
+
+    def start(self, health: Health) -> None:
+        """Begin with the first round at once."""
+        threading.Thread(target=self._run, args=(health,), name="grpc-health", daemon=True).start()
+
+    def stop(self) -> None:
+        """Begin no more rounds; the thread ends when its check has."""
+        self._ended.set()
+
+    def overdue(self) -> str | None:
+        """Say which check has run for how long."""
+        current = self._current
+        if current is None:
+            return None
+        name, since = current
+        return f"the check {name} has not ended after {time.monotonic() - since:.1f} s"
+
+    def _run(self, health: Health) -> None:
+        try:
+            is_well = False
+            while not self._ended.is_set():
+                if is_well:
+                    health.set_ready(self._timeout)  # a round that takes longer has failed
+                is_well = self._round(health)
+                self._ended.wait(self._interval)
+        finally:
+            connections.close_all()
+
+    def _round(self, health: Health) -> bool:
+        failures: list[str] = []
+        close_old_connections()
+        for name, check in self._checks.items():
+            if self._ended.is_set():
+                return False
+            failure = self._perform(name, check)
+            self._log(name, failure)
+            if failure is not None:
+                failures.append(f"the check {name} failed: {failure}")
+        close_old_connections()
+        if failures:
+            health.set_not_ready("; ".join(failures))
+            return False
+        # The next round says what comes after it; this covers until that has begun.
+        health.set_ready(self._interval + self._timeout)
+        return True
+
+    def _perform(self, name: str, check: Callable[[], object]) -> str | None:
+        """Run a check; return the reason of its failure in one line."""
+        self._current = (name, time.monotonic())
+        try:
+            check()
+        except NotReady as error:
+            return _in_one_line(error)
+        except Exception as error:
+            return f"{type(error).__name__}: {_in_one_line(error)}"
+        finally:
+            self._current = None
+        return None
+
+    def _log(self, name: str, failure: str | None) -> None:
+        before = self._failing.pop(name, None)
+        if failure is not None:
+            self._failing[name] = failure
+            if failure != before:
+                logger.warning("The readiness check %s failed: %s", name, failure)
+        elif before is not None:
+            logger.info("The readiness check %s passes again", name)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
