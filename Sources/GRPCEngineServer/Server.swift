@@ -43,13 +43,14 @@ package final class Server: Sendable {
   private let connections: ConnectionRegistry
   private let environment: CallEnvironment
   /// Whether the server is ready, and what its health service says once it is enabled.
-  package let health = HealthBoard()
+  package let health: HealthBoard
   private let state = Mutex(State())
 
   package init(configuration: ServerConfiguration) {
     self.configuration = configuration
     self.admission = Admission(limit: configuration.maximumConcurrentCalls)
     self.statistics = configuration.statistics ?? ServerStatistics()
+    self.health = HealthBoard(maximumWatchers: configuration.maximumHealthWatchers)
     self.methods = MethodTable(statistics: self.statistics)
     self.connections = ConnectionRegistry(statistics: self.statistics)
     self.environment = CallEnvironment(

@@ -14,6 +14,8 @@ package struct ServerConfiguration: Sendable {
   /// Threads for sockets and frames. The default is 1: it carries more calls than one Python
   /// interpreter can answer.
   package var eventLoopThreads = 1
+  /// Watch streams of the health service at a time. The default is 10,000.
+  package var maximumHealthWatchers = 10_000
   /// Where the server counts. The default is memory of its own.
   package var statistics: ServerStatistics?
   package init() {}

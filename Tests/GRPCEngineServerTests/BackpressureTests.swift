@@ -52,6 +52,26 @@ struct BackpressureTests {
     }
   }
 
+  @Test("Answers to many calls of a peer that does not read yet are kept for it, every one")
+  func manyAnswers() throws {
+    try RunningServer.run(["/t/echo": TestHandler.echo()]) { running in
+      let client = try running.connect(receiveBuffer: 4096)
+      // Their messages fit the connection's first window; their headers do not fit the socket.
+      let count = 2_000
+      let streams = (0..<count).map { _ in
+        let stream = client.open("/t/echo")
+        client.writer.data(FrameWriter.message([]), on: stream, isEnd: true)
+        return stream
+      }
+      client.flush()
+      try poll("every answer") {
+        running.server.admission.admittedCalls == count && running.server.admission.activeCalls == 0
+      }
+      try client.barrier()
+      #expect(streams.allSatisfy { client.answers[$0]?.code == .ok })
+    }
+  }
+
   private func received(_ client: TestClient) -> Int {
     client.answers.values.reduce(0) { $0 + $1.receivedBytes }
   }

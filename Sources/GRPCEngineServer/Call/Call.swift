@@ -688,7 +688,6 @@ extension Call: StreamReceiver {
       return state.writeWaiter
     }
     waiter?()
-    self.stream.connection.flushSoon()
   }
 
   package func finished() {

@@ -32,13 +32,19 @@ package final class HealthBoard: Sendable {
   package static let lookInterval = TimeAmount.milliseconds(200)
   /// Watch streams at a time. They do not count against `maximum_concurrent_rpcs`, so something
   /// else must bound what strangers can make of them.
-  package static let maximumWatchers = 10_000
+  package let maximumWatchers: Int
 
   private let now: @Sendable () -> NIODeadline
   private let state = Mutex(State())
 
   /// - Parameter now: the clock.
-  package init(now: @escaping @Sendable () -> NIODeadline = { .now() }) { self.now = now }
+  package init(
+    maximumWatchers: Int = 10_000,
+    now: @escaping @Sendable () -> NIODeadline = { .now() }
+  ) {
+    self.maximumWatchers = maximumWatchers
+    self.now = now
+  }
 
   // MARK: What is told
 
@@ -159,7 +165,7 @@ package final class HealthBoard: Sendable {
   func add(_ watcher: HealthWatcher) -> Admission {
     self.state.withLock { state in
       if state.isDraining { return .watchesNoMore }
-      guard state.watcherCount < Self.maximumWatchers else { return .refused }
+      guard state.watcherCount < self.maximumWatchers else { return .refused }
       state.watcherCount += 1
       state.watchers[watcher.service, default: [:]][ObjectIdentifier(watcher)] = watcher
       return .watches

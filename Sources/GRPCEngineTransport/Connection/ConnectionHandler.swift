@@ -30,6 +30,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private var isReading = false
   private var hasUnflushedWrites = false
   private var isFlushScheduled = false
+  /// Streams with a write that has left for the socket, which have not been told.
+  private var writtenStreams: [ServerStream] = []
   private var hasFailed = false
   private var isClosing = false
   private var isLingering = false
@@ -318,8 +320,24 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.isFlushScheduled = true
     self.eventLoop.assumeIsolated().execute {
       self.isFlushScheduled = false
+      self.tellWrittenStreams()
       self.flush()
     }
+  }
+
+  /// A write of a stream has left for the socket. The stream is told at the end of this turn: here
+  /// the pipeline is in the middle of a flush, and NIOHTTP2 must not be given frames which it might
+  /// have to keep while it hands out those that it has kept.
+  func written(_ stream: ServerStream) {
+    self.writtenStreams.append(stream)
+    self.flushSoon()
+  }
+
+  private func tellWrittenStreams() {
+    guard !self.writtenStreams.isEmpty else { return }
+    var streams: [ServerStream] = []
+    swap(&streams, &self.writtenStreams)
+    for stream in streams { stream.written() }
   }
 
   // MARK: Life cycle

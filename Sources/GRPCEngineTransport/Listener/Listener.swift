@@ -98,6 +98,9 @@ package final class Listener: Sendable {
     connection.headerBlockValidation = .disabled
     connection.maximumSequentialEmptyDataFrames = 1000
     connection.maximumSequentialContinuationFrames = 64
+    // For a peer that does not read at the moment: the headers and trailers of every call that it
+    // may have, and what a flood of its own frames is answered with until that is noticed.
+    connection.maximumBufferedControlFrames = 10_000 + 2 * configuration.maxConcurrentStreams
     var stream = NIOHTTP2Handler.StreamConfiguration()
     // Calls that run out of time are reset by their client: a busy one does that often.
     stream.streamResetFrameRateLimit.maximumCount = 1000

@@ -140,8 +140,10 @@ package final class ServerStream {
     self.isWriting = true
     let promise = self.eventLoop.makePromise(of: Void.self)
     promise.futureResult.assumeIsolated().whenComplete { result in
-      self.isWriting = false
-      if case .success = result { self.receiver?.becameWritable() }
+      switch result {
+      case .success: self.connection.written(self)
+      case .failure: self.isWriting = false
+      }
     }
     self.connection.send(.data(.init(data: .byteBuffer(messages))), on: self.id, promise: promise)
   }
@@ -164,12 +166,22 @@ package final class ServerStream {
     let promise = self.eventLoop.makePromise(of: Void.self)
     promise.futureResult.assumeIsolated().whenSuccess {
       self.answerWritten = true
-      if !self.inboundEnded {
-        self.connection.send(.rstStream(.noError), on: self.id, promise: nil)
-        self.connection.flushSoon()
-      }
+      self.connection.written(self)
     }
     self.connection.send(frame, on: self.id, promise: promise)
+  }
+
+  /// What was given to `sendMessages` or `sendEnd` has left for the socket. Called outside of the
+  /// pipeline, so that more may be written.
+  func written() {
+    if self.answerWritten {
+      guard !self.inboundEnded, !self.isReset else { return }
+      self.isReset = true
+      self.connection.send(.rstStream(.noError), on: self.id, promise: nil)
+    } else {
+      self.isWriting = false
+      self.receiver?.becameWritable()
+    }
   }
 
   /// Ends the stream without an answer.

@@ -158,7 +158,10 @@ struct HealthServiceTests {
 
   @Test("Names that are too long are not watched, and only so many streams are")
   func watchLimits() throws {
-    try self.run { running, client in
+    let limit = 300
+    var configuration = ServerConfiguration()
+    configuration.maximumHealthWatchers = limit
+    try self.run(configuration: configuration) { running, client in
       let name = String(repeating: "a", count: 1025)
       let request = [0x0a, 0x81, 0x08] + Array(name.utf8)
       #expect(try client.unary(Self.watch, request).code == .invalidArgument)
@@ -166,10 +169,10 @@ struct HealthServiceTests {
       let longest = client.open(Self.watch)
       try client.message([0x0a, 0x80, 0x08] + name.utf8.dropLast(), on: longest, isEnd: true)
       try client.wait("a status") { client.answers[longest]?.payloads.count == 1 }
-      for _ in 1..<HealthBoard.maximumWatchers {
+      for _ in 1..<limit {
         try client.message([], on: client.open(Self.watch))
       }
-      try poll("all watchers") { running.server.health.watcherCount == HealthBoard.maximumWatchers }
+      try poll("all watchers") { running.server.health.watcherCount == limit }
       #expect(try client.unary(Self.watch).code == .resourceExhausted)
       client.writer.reset(longest)
       try client.barrier()
