@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import functools
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, aclosing
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -24,7 +24,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from django_grpc import __version__
 from django_grpc.engine import AbortError
-from django_grpc.signals.shapes import Behavior, Shape
+from django_grpc.signals.shapes import Behavior, Shape, inside
 from django_grpc.signals.wrapper import is_servicers_own
 
 SCHEMA = "https://opentelemetry.io/schemas/1.45.0"
@@ -76,7 +76,10 @@ class CallSpans:
         if self._has_old_names:
             service, _, _ = name.rpartition("/")
             attributes |= {"rpc.system": "grpc", "rpc.service": service}
-        return _WRAPPERS[shape](behavior, _Method(self, name, attributes, self._has_old_names))
+        method = _Method(self, name, attributes, self._has_old_names)
+        if shape is Shape.CALLBACK:
+            return _callback(behavior, method)
+        return inside(behavior, shape, method.begin)
 
     def tracer(self) -> trace.Tracer | None:
         """Return what makes spans; None while nobody would see them."""
@@ -120,13 +123,12 @@ _UNTRACED = contextlib.nullcontext()
 class _CallSpan:
     """The span of one call, current inside a ``with``, which ends it."""
 
-    __slots__ = ("_context", "_has_old_names", "_is_answered", "_span", "_token")
+    __slots__ = ("_context", "_has_old_names", "_span", "_token")
 
     def __init__(self, method: _Method, tracer: trace.Tracer, context: Any) -> None:
         parent, kind = _parent(context)
         self._context = context
         self._has_old_names = method.has_old_names
-        self._is_answered = False
         self._span = tracer.start_span(
             method.name,
             parent,
@@ -153,10 +155,6 @@ class _CallSpan:
         """Let it no longer be current."""
         current_context.detach(self._token)
 
-    def answered(self) -> None:
-        """Note that the servicer has sent its last response, so that the call's end is its own."""
-        self._is_answered = True
-
     def end(self, error: BaseException | None = None) -> None:
         """End the span with what became of the call."""
         span = self._span
@@ -174,20 +172,26 @@ class _CallSpan:
         span.end()
 
     def _outcome(self, error: BaseException | None) -> tuple[grpc.StatusCode, str]:
-        """The status that the client gets, as far as the servicer's side can know."""
+        """The status that the client gets, unless its answer can't be serialized after this."""
         context = self._context
         if isinstance(error, AbortError | grpc.aio.AbortError):
             return _code(context, grpc.StatusCode.UNKNOWN), _details(context)
-        if not self._is_answered and not context.is_active():
-            remaining = context.time_remaining()
-            if remaining is not None and remaining <= 0:
-                return grpc.StatusCode.DEADLINE_EXCEEDED, ""
-            return grpc.StatusCode.CANCELLED, ""
+        # A context that an interceptor has put around ours may lack this.
+        ending = getattr(context, "_final_code", _unknown)()
+        if ending is not None:
+            return _CODES[ending], ""
         if error is None or isinstance(error, GeneratorExit):
             return _code(context, grpc.StatusCode.OK), _details(context)
         if isinstance(error, asyncio.CancelledError):
             return grpc.StatusCode.CANCELLED, ""
         return _code(context, grpc.StatusCode.UNKNOWN), _text(error)
+
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def _unknown() -> None:
+    return None
 
 
 def _parent(context: Any) -> tuple[current_context.Context, SpanKind]:
@@ -252,45 +256,6 @@ def _text(error: BaseException) -> str:
         return ""
 
 
-# The wrappers of the shapes. A generator's body runs in its caller's context from the first `next`
-# to its end, and the engine runs all of a call in one context: what is attached there is current
-# for the servicer's code between the yields, too.
-
-
-def _value(behavior: Behavior, method: _Method) -> Behavior:
-    def call(request: Any, context: Any) -> Any:
-        with method.begin(context):
-            return behavior(request, context)
-
-    return call
-
-
-def _iterator(behavior: Behavior, method: _Method) -> Behavior:
-    def call(request: Any, context: Any) -> Iterator[Any]:
-        with method.begin(context):
-            yield from behavior(request, context)
-
-    return call
-
-
-def _coroutine(behavior: Behavior, method: _Method) -> Behavior:
-    async def call(request: Any, context: Any) -> Any:
-        with method.begin(context):
-            return await behavior(request, context)
-
-    return call
-
-
-def _async_generator(behavior: Behavior, method: _Method) -> Behavior:
-    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        with method.begin(context):
-            async with aclosing(behavior(request, context)) as responses:
-                async for response in responses:
-                    yield response
-
-    return call
-
-
 def _callback(behavior: Behavior, method: _Method) -> Behavior:
     def call(request: Any, context: Any, send_response_callback: Callable[[Any], None]) -> None:
         tracer = method.spans.tracer()
@@ -299,14 +264,8 @@ def _callback(behavior: Behavior, method: _Method) -> Behavior:
             return
         span = _CallSpan(method, tracer, context)
 
-        def send(response: Any) -> None:
-            # Some send this, too, when they hear that the call has ended.
-            if response is None and context.is_active():
-                span.answered()
-            send_response_callback(response)
-
         try:
-            behavior(request, context, send)
+            behavior(request, context, send_response_callback)
         except BaseException as error:
             span.end(error)
             raise
@@ -316,12 +275,3 @@ def _callback(behavior: Behavior, method: _Method) -> Behavior:
             span.end()
 
     return call
-
-
-_WRAPPERS: dict[Shape, Callable[[Behavior, _Method], Behavior]] = {
-    Shape.VALUE: _value,
-    Shape.ITERATOR: _iterator,
-    Shape.COROUTINE: _coroutine,
-    Shape.ASYNC_GENERATOR: _async_generator,
-    Shape.CALLBACK: _callback,
-}

@@ -11,7 +11,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from django_grpc import conf, engine, tracing
+from django_grpc import access_log, conf, engine, queries, tracing
 from django_grpc.descriptions import describe
 from django_grpc.engine import aio, loops
 from django_grpc.engine.health import SERVICE_NAME
@@ -83,6 +83,10 @@ def build_server(
         server.on_worker_exit(connections.close_all)
     for pattern, limits in config.methods.items():
         server.set_method_limits(pattern, **dataclasses.asdict(limits))
+    if config.access_log is not None:
+        access_log.attach(server, config.access_log)
+    if config.watchdog is not None:
+        server.watch_calls(config.watchdog)
     add_servicers(server, config.servicers, load_instruments(config, loaded))
     enabling.enable(server, config.health)
     if config.reflection:
@@ -255,8 +259,13 @@ def load_instruments(config: conf.ServerConfig, interceptors: Iterable[Any]) -> 
     Raises:
         ImproperlyConfigured: Something is asked for that is not installed.
     """
-    spans = tracing.load(config, interceptors)
-    return [] if spans is None else [spans]
+    instruments: list[Instrument] = []
+    if config.access_log is not None and config.access_log.sql:
+        queries.watch_connections()
+        instruments.append(queries.count_queries)
+    if (spans := tracing.load(config, interceptors)) is not None:
+        instruments.append(spans)
+    return instruments
 
 
 def load_interceptors(strings: Iterable[Any] | None) -> list[Any]:

@@ -1,7 +1,8 @@
 """How methods answer, and so how whatever is put around one has to be written."""
 
 import enum
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, aclosing
 from typing import Any
 
 from django_grpc.engine.coroutines import Colour, colour
@@ -47,3 +48,74 @@ def shape_of(behavior: Behavior, *, response_streaming: bool) -> Shape:
         return Shape.CALLBACK
     plain = Shape.ITERATOR if response_streaming else Shape.VALUE
     return _ASYNC.get(colour(behavior), plain)
+
+
+def inside(
+    behavior: Behavior, shape: Shape, enter: Callable[[Any], AbstractContextManager[object]]
+) -> Behavior:
+    """Put a context manager around each call of a method.
+
+    A generator's body runs in its caller's context from the first ``next`` to its end, and the
+    engine runs all of a call in one context: what a manager sets there is set for the servicer's
+    code between the yields, too.
+
+    Args:
+        behavior: The method.
+        shape: Its shape. A method that answers through a callback is inside while it begins.
+        enter: Called with the servicer's context when the method is to run.
+    """
+    return _INSIDE[shape](behavior, enter)
+
+
+_Enter = Callable[[Any], AbstractContextManager[object]]
+
+
+def _value(behavior: Behavior, enter: _Enter) -> Behavior:
+    def call(request: Any, context: Any) -> Any:
+        with enter(context):
+            return behavior(request, context)
+
+    return call
+
+
+def _iterator(behavior: Behavior, enter: _Enter) -> Behavior:
+    def call(request: Any, context: Any) -> Iterator[Any]:
+        with enter(context):
+            yield from behavior(request, context)
+
+    return call
+
+
+def _coroutine(behavior: Behavior, enter: _Enter) -> Behavior:
+    async def call(request: Any, context: Any) -> Any:
+        with enter(context):
+            return await behavior(request, context)
+
+    return call
+
+
+def _async_generator(behavior: Behavior, enter: _Enter) -> Behavior:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        with enter(context):
+            async with aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    yield response
+
+    return call
+
+
+def _callback(behavior: Behavior, enter: _Enter) -> Behavior:
+    def call(request: Any, context: Any, send_response_callback: Callable[[Any], None]) -> None:
+        with enter(context):
+            behavior(request, context, send_response_callback)
+
+    return call
+
+
+_INSIDE: dict[Shape, Callable[[Behavior, _Enter], Behavior]] = {
+    Shape.VALUE: _value,
+    Shape.ITERATOR: _iterator,
+    Shape.COROUTINE: _coroutine,
+    Shape.ASYNC_GENERATOR: _async_generator,
+    Shape.CALLBACK: _callback,
+}
