@@ -101,9 +101,6 @@ package final class CallLog: Sendable {
     self.state.withLock { ($0.calls.count, $0.isClosed) }
   }
 
-  /// Whether it is more than half full, and should be emptied soon.
-  package var isFilling: Bool { self.content.count >= self.capacity / 2 }
-
   /// Records nothing more. What is there can still be taken.
   package func close() {
     self.state.withLock { $0.isClosed = true }
