@@ -23,6 +23,8 @@ final class PythonServer {
   var healthListener: PythonHandle?
   let server: Server
   private var methods: [BoundMethodCell] = []
+  let watchdog = Watchdog()
+  private(set) var callLog: CallLogReader?
 
   init(configuration: ServerConfiguration, limits: WorkerPool.Limits, bindings: Bindings) {
     self.configuration = configuration
@@ -160,8 +162,16 @@ final class PythonServer {
 
   func cancelAllCalls() { self.server.cancelAllCalls() }
 
+  /// Has calls that end recorded, for `CallLogReader.next`. It must be called before `start`.
+  func enableCallLog(_ filter: CallLog.Filter) {
+    let reader = CallLogReader(filter, statistics: self.server.statistics)
+    self.callLog = reader
+    self.server.observeCalls { reader.log.record($0) }
+  }
+
   /// Ends the worker threads, once the queue is empty, and then the control thread.
   func stopThreads() {
+    self.callLog?.log.close()
     self.pool.stop()
     self.control.submit(.stop)
   }
@@ -173,6 +183,8 @@ final class PythonServer {
     let worker = WorkerThread()
     let busy = self.server.statistics.slot[.busyNanoseconds]
     self.pool.enter(worker)
+    self.watchdog.enter(worker)
+    defer { self.watchdog.leave(worker) }
     while let job = self.pool.next(worker) {
       let begun = NIODeadline.now()
       self.run(job, on: worker)
@@ -185,6 +197,8 @@ final class PythonServer {
     // Its peer has gone, or its time, while it was queued: it never runs.
     guard job.call.isActive else { return job.call.handlerReturned() }
     job.call.handlerStarted(thread: worker.systemID)
+    worker.current = WatchedCall(job.call)
+    defer { self.watchdog.ended(worker.current.take()) }
     let context = ServicerContext(
       call: job.call,
       method: job.handler.method.value,

@@ -296,7 +296,8 @@ extension Server: StreamAcceptor {
           accepted: stream.eventLoop.now,
           duration: .zero,
           queueWait: nil,
-          traffic: CallSummary.Traffic()
+          traffic: CallSummary.Traffic(),
+          queries: CallSummary.Queries()
         )
       )
     }

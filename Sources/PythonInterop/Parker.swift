@@ -41,10 +41,12 @@ package final class Parker: @unchecked Sendable {
   /// Sleeps until `unpark`, for some seconds at the most. The caller must not hold the GIL.
   ///
   /// - Returns: false when the time ran out.
-  package func park(seconds: Int) -> Bool {
+  package func park(seconds: Int, milliseconds: Int = 0) -> Bool {
     var deadline = timespec()
     clock_gettime(CLOCK_MONOTONIC, &deadline)
-    deadline.tv_sec += seconds
+    let nanoseconds = deadline.tv_nsec + milliseconds % 1000 * 1_000_000
+    deadline.tv_sec += seconds + milliseconds / 1000 + nanoseconds / 1_000_000_000
+    deadline.tv_nsec = nanoseconds % 1_000_000_000
     pthread_mutex_lock(self.mutex)
     defer { pthread_mutex_unlock(self.mutex) }
     while !self.isSignalled {

@@ -20,6 +20,12 @@ import grpc
 
 from django_grpc.engine.types import MethodHandler
 
+# As `django_grpc.engine.call_log.CallRecord` and `django_grpc.engine.watchdog.OverdueCall` name
+# them.
+_CallRecord = tuple[str, str, int, float, float, float | None, int, int, int, int, int, float]
+_OverdueCall = tuple[
+    str, str, float, float | None, int | None, int | None, asyncio.Task[Any] | None
+]
 _Behavior = Callable[..., Any]
 _Resolver = Callable[[str, tuple[Any, ...]], MethodHandler | None]
 _AsyncResolver = Callable[[str, tuple[Any, ...]], Coroutine[Any, Any, MethodHandler | None]]
@@ -105,6 +111,11 @@ class ServicerContext(grpc.ServicerContext):
     def time_remaining(self) -> float: ...
     def cancel(self) -> None: ...
     def add_callback(self, callback: Callable[[], None]) -> bool: ...
+    def _final_code(self) -> int | None:
+        """Return the number of the status that the call has ended with; None while it runs."""
+
+    def _count_query(self, nanoseconds: int, /) -> None:
+        """Count a query to a database, for the access log."""
 
 @final
 class RequestIterator:
@@ -187,6 +198,12 @@ class AsyncServicerContext:
     def done(self) -> bool: ...
     def cancelled(self) -> bool: ...
     def add_done_callback(self, callback: Callable[[Any], object]) -> None: ...
+    def _final_code(self) -> int | None:
+        """Return the number of the status that the call has ended with; None while it runs."""
+
+    def _count_query(self, nanoseconds: int, /) -> None:
+        """Count a query to a database, for the access log."""
+
     def _request(self) -> Any:
         """Return what the method gets: a request, an iterator of them, or PENDING."""
 
@@ -359,6 +376,28 @@ class Server:
 
     def stop_threads(self) -> None:
         """End the worker threads, once their queue is empty, and the control thread."""
+
+    def enable_call_log(self, sample: float, slow: float) -> None:
+        """Have calls that end recorded for `next_calls`; before `start`.
+
+        Args:
+            sample: The part of them, from 0 to 1; those whose status is the server's fault always.
+            slow: Seconds that one of the part takes at least.
+        """
+
+    def next_calls(self) -> tuple[list[_CallRecord], int] | None:
+        """Wait for calls that have ended, without the GIL; for one thread.
+
+        Returns:
+            Some of them, and how many were dropped before; None once `close_call_log` was called
+            and nothing is left.
+        """
+
+    def close_call_log(self) -> None:
+        """Record no more calls."""
+
+    def overdue_calls(self, seconds: float, /) -> list[_OverdueCall]:
+        """Return calls whose servicer runs, or has run, for so long, each of them once."""
 
     def events_descriptor(self) -> int:
         """Return the file descriptor that is readable when `run_events` has something to do.

@@ -11,7 +11,7 @@ Ids, all with the label ``django_grpc``:
 * E015 ``drain_delay``, E016 ``max_connections``, E017 ``workers``, E018 ``worker_max_calls``, E019
   ``worker_max_calls_jitter``, E020 ``worker_max_age``, E021 ``worker_max_memory``, E022 ``health``,
   E023 ``metrics``, E024 ``access_log``, E025 ``watchdog``, E026 ``methods``, E027
-  ``opentelemetry``: a value that can't be;
+  ``opentelemetry``: a value that can't be, or a package that is missing;
 * W001 no servicers; W002 a file of ``credentials`` that can't be read.
 
 W002 is a warning because keys are often mounted at run time only, and checks also run while an
@@ -26,7 +26,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 
-from django_grpc import conf
+from django_grpc import conf, tracing
 
 
 def check_configuration(
@@ -42,6 +42,7 @@ def check_configuration(
         *_check_imports("health.checks", config.health.checks if config.health else ()),
         *_check_servicers(config.servicers),
         *_check_files(config.credentials),
+        *map(_error, filter(None, [tracing.find_problem(config)])),
     ]
 
 

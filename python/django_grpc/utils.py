@@ -11,11 +11,12 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from django_grpc import conf, engine
+from django_grpc import access_log, conf, engine, queries, tracing
 from django_grpc.descriptions import describe
 from django_grpc.engine import aio, loops
 from django_grpc.engine.health import SERVICE_NAME
 from django_grpc.health import enabling
+from django_grpc.signals.shapes import Instrument
 from django_grpc.signals.wrapper import SignalWrapper
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,9 @@ def build_server(
         max_workers=config.max_workers if max_workers is None else max_workers,
         thread_name_prefix="grpc-worker",
     )
+    loaded = [*load_interceptors(config.interceptors), *load_interceptors(interceptors)]
     arguments: dict[str, Any] = {
-        "interceptors": [*load_interceptors(config.interceptors), *load_interceptors(interceptors)],
+        "interceptors": loaded,
         "options": _options(config),
         "maximum_concurrent_rpcs": config.maximum_concurrent_rpcs,
     }
@@ -81,7 +83,11 @@ def build_server(
         server.on_worker_exit(connections.close_all)
     for pattern, limits in config.methods.items():
         server.set_method_limits(pattern, **dataclasses.asdict(limits))
-    add_servicers(server, config.servicers)
+    if config.access_log is not None:
+        access_log.attach(server, config.access_log)
+    if config.watchdog is not None:
+        server.watch_calls(config.watchdog)
+    add_servicers(server, config.servicers, load_instruments(config, loaded))
     enabling.enable(server, config.health)
     if config.reflection:
         enable_reflection(server)
@@ -218,12 +224,15 @@ def _read(path: str) -> bytes:
         ) from error
 
 
-def add_servicers(server: Any, servicers_list: Sequence[str]) -> None:
+def add_servicers(
+    server: Any, servicers_list: Sequence[str], instruments: Sequence[Instrument] = ()
+) -> None:
     """Call the hooks that register servicers, with a server that adds the signals.
 
     Args:
         server: A server that hasn't started.
         servicers_list: Dotted paths of functions that take the server.
+        instruments: What is put around the methods, beside the signals.
 
     Raises:
         ImproperlyConfigured: A path can't be imported.
@@ -234,10 +243,29 @@ def add_servicers(server: Any, servicers_list: Sequence[str]) -> None:
             "'servicers' list?",
             conf.SETTING,
         )
-    wrapper = SignalWrapper(server)
+    wrapper = SignalWrapper(server, instruments)
     for path in servicers_list:
         logger.debug("Adding the servicers of %s", path)
         conf.import_configured("servicers", path)(wrapper)
+
+
+def load_instruments(config: conf.ServerConfig, interceptors: Iterable[Any]) -> list[Instrument]:
+    """Make what the settings ask to be put around methods, the outermost last.
+
+    Args:
+        config: The settings.
+        interceptors: Those of the server.
+
+    Raises:
+        ImproperlyConfigured: Something is asked for that is not installed.
+    """
+    instruments: list[Instrument] = []
+    if config.access_log is not None and config.access_log.sql:
+        queries.watch_connections()
+        instruments.append(queries.count_queries)
+    if (spans := tracing.load(config, interceptors)) is not None:
+        instruments.append(spans)
+    return instruments
 
 
 def load_interceptors(strings: Iterable[Any] | None) -> list[Any]:

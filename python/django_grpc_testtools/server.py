@@ -122,6 +122,7 @@ class InProcessServer:
         interceptors = utils.load_interceptors(
             config.interceptors if self._interceptors is None else self._interceptors
         )
+        instruments = utils.load_instruments(config, interceptors)
         shared = connections_to_share()
         if shared:
             sharing = self._at_end.enter_context(SharedConnections(shared))
@@ -135,7 +136,7 @@ class InProcessServer:
             options=list(config.options if self._options is None else self._options),
             maximum_concurrent_rpcs=config.maximum_concurrent_rpcs,
         )
-        wrapper = SignalWrapper(server)
+        wrapper = SignalWrapper(server, instruments)
         for hook in config.servicers if self._servicers is None else self._servicers:
             add = conf.import_configured("servicers", hook) if isinstance(hook, str) else hook
             add(wrapper)

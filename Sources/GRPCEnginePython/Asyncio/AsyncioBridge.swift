@@ -159,6 +159,9 @@ final class AsyncioBridge: @unchecked Sendable {
     return list.take()
   }
 
+  /// The calls that run on the loop.
+  var contexts: some Sequence<AsyncServicerContext> { self.running.values }
+
   /// Takes whatever is in the inbox.
   func run(_ server: PythonServer) {
     // First: what is posted after this wakes the loop again.

@@ -15,6 +15,7 @@ enum AsyncServicerContextType {
         "A call, as its async servicer sees it; a virtual subclass of grpc.aio.ServicerContext.",
       methods: ServicerContextType.metadataMethods.filter { !Self.isReplaced($0) }
         + ServicerContextType.peerMethods + ServicerContextType.outcomeMethods
+        + ServicerContextType.observationMethods
         + Self.coroutineMethods + Self.statusMethods
         + Self.stateMethods + Self.messageMethods + Self.lifeMethods
     )

@@ -24,6 +24,7 @@ extension PythonServer {
       documentation: "The engine's server; django_grpc.engine dresses it as a grpc.Server.",
       methods: Self.methodMethods + Self.lifeCycleMethods + Self.threadMethods + Self.loopMethods
         + Self.healthMethods
+        + Self.observationMethods
     )
   }
 
@@ -195,6 +196,47 @@ extension PythonServer {
     ]
   }
 
+  private static var observationMethods: [PyMethodDef] {
+    [
+      PythonMethod.keywords("enable_call_log", "Have calls that end recorded.") {
+        object,
+        arguments,
+        keywords in
+        let given = PythonArguments(arguments, keywords, "sample", "slow")
+        guard let server = PythonServer.server(object), let sample = given[0], let slow = given[1]
+        else { return nil }
+        guard let sample = PythonNumber.double(sample), let slow = TimeAmount(seconds: slow) else {
+          PythonError.raiseTypeError("sample and slow must be numbers")
+          return nil
+        }
+        var filter = CallLog.Filter()
+        filter.sample = sample
+        filter.slow = slow
+        server.enableCallLog(filter)
+        return Python.newNone()
+      },
+      PythonMethod.noArguments("next_calls", "Wait for calls that have ended.") { object, _ in
+        guard let server = PythonServer.server(object) else { return nil }
+        return server.callLog?.next() ?? Python.newNone()
+      },
+      PythonMethod.noArguments("close_call_log", "Record no more calls.") { object, _ in
+        guard let server = PythonServer.server(object) else { return nil }
+        server.callLog?.log.close()
+        return Python.newNone()
+      },
+      PythonMethod.oneArgument("overdue_calls", "The calls that run for so many seconds.") {
+        object,
+        seconds in
+        guard let server = PythonServer.server(object), let seconds else { return nil }
+        guard let limit = TimeAmount(seconds: seconds) else {
+          PythonError.raiseTypeError("the seconds must be a number")
+          return nil
+        }
+        return server.watchdog.overdue(limit, contexts: server.bridge.contexts)
+      },
+    ]
+  }
+
   private static var loopMethods: [PyMethodDef] {
     [
       PythonMethod.noArguments(
@@ -235,5 +277,13 @@ extension PythonServer {
     if let text = PythonString.value(object) { return text }
     PythonError.raiseTypeError("argument \(index + 1) must be a str")
     return nil
+  }
+}
+
+extension TimeAmount {
+  /// Seconds as Python has them, of which a century is enough; `nil` when it is no number.
+  fileprivate init?(seconds: PythonPointer) {
+    guard let value = PythonNumber.double(seconds), !value.isNaN else { return nil }
+    self = .nanoseconds(Int64(min(max(value, 0), 3e9) * 1e9))
   }
 }

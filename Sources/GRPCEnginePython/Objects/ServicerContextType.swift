@@ -2,6 +2,7 @@ internal import CPythonABI
 internal import GRPCEngineServer
 internal import GRPCEngineTransport
 internal import GRPCEngineWire
+internal import NIOCore
 internal import PythonInterop
 
 /// `_engine.ServicerContext`: the methods of `grpc.ServicerContext`, with grpcio's semantics.
@@ -11,7 +12,7 @@ enum ServicerContextType {
       name: "django_grpc._engine.ServicerContext",
       documentation: "A call, as its servicer sees it; a virtual subclass of grpc.ServicerContext.",
       methods: Self.stateMethods + Self.metadataMethods + Self.statusMethods + Self.outcomeMethods
-        + Self.peerMethods
+        + Self.observationMethods + Self.peerMethods
     )
   }
 
@@ -159,6 +160,31 @@ enum ServicerContextType {
         _ in
         guard let context = Self.context(object) else { return nil }
         return Self.newReference(context.details)
+      },
+    ]
+  }
+
+  /// What the contexts of both kinds have for `django_grpc`, beside grpcio's methods.
+  static var observationMethods: [PyMethodDef] {
+    [
+      PythonMethod.noArguments(
+        "_final_code",
+        "The number of the status that the call has ended with; None while it runs."
+      ) { object, _ in
+        guard let context = Self.context(object) else { return nil }
+        return context.call.code.map { PythonNumber.make($0.rawValue) } ?? Python.newNone()
+      },
+      PythonMethod.oneArgument(
+        "_count_query",
+        "Count a query to a database and its nanoseconds, for the access log."
+      ) { object, nanoseconds in
+        guard let context = Self.context(object), let nanoseconds else { return nil }
+        guard let nanoseconds = PythonNumber.int(nanoseconds) else {
+          PythonError.raiseTypeError("the nanoseconds must be an int")
+          return nil
+        }
+        context.call.countQuery(.nanoseconds(Int64(nanoseconds)))
+        return Python.newNone()
       },
     ]
   }

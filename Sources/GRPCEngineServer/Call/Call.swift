@@ -73,6 +73,7 @@ package final class Call: Sendable {
     var isAdmitted = true
     var gate = GateStage.outside
     var termination: Termination?
+    var code: StatusCode?
     var readWaiter: (@Sendable () -> Void)?
     var writeWaiter: (@Sendable () -> Void)?
     var terminationCallbacks: [@Sendable (Termination) -> Void] = []
@@ -94,6 +95,8 @@ package final class Call: Sendable {
   private let started = Atomic<UInt64>(0)
   /// The system's id of the thread that runs the call.
   private let thread = Atomic<UInt64>(0)
+  private let queries = Atomic<Int>(0)
+  private let queryNanoseconds = Atomic<Int64>(0)
 
   /// Touched on `eventLoop` only.
   nonisolated(unsafe) private let stream: ServerStream
@@ -137,6 +140,9 @@ package final class Call: Sendable {
   /// How the call ended; `nil` while it runs.
   package var termination: Termination? { self.state.withLock { $0.termination } }
 
+  /// The status that the peer gets, or CANCELLED when it went; `nil` while the call runs.
+  package var code: StatusCode? { self.state.withLock { $0.code } }
+
   /// Whether the answer is still open.
   package var isActive: Bool { self.state.withLock { $0.termination == nil } }
 
@@ -160,6 +166,20 @@ package final class Call: Sendable {
     self.started.store(now, ordering: .relaxed)
     let wait = self.queueWait ?? .zero
     self.environment.statistics.slot[.queueWait].record(UInt64(wait.nanoseconds))
+  }
+
+  /// Counts a query to a database, for the call's summary. May be called from any thread; ignored
+  /// once the call has ended.
+  package func countQuery(_ duration: TimeAmount) {
+    self.queries.wrappingAdd(1, ordering: .relaxed)
+    self.queryNanoseconds.wrappingAdd(duration.nanoseconds, ordering: .relaxed)
+  }
+
+  /// How long the handler has been running the call; `nil` when it has not begun.
+  package var runningTime: TimeAmount? {
+    let started = self.started.load(ordering: .relaxed)
+    guard started != 0 else { return nil }
+    return NIODeadline.now() - .uptimeNanoseconds(started)
   }
 
   /// The call as other processes are told of it.
@@ -187,6 +207,9 @@ package final class Call: Sendable {
     slot[.calls].subtract()
     slot[.callsEnded].add()
     if let observer = self.environment.observer {
+      var queries = CallSummary.Queries()
+      queries.count = self.queries.load(ordering: .relaxed)
+      queries.duration = .nanoseconds(self.queryNanoseconds.load(ordering: .relaxed))
       observer(
         CallSummary(
           path: self.head.path,
@@ -195,7 +218,8 @@ package final class Call: Sendable {
           accepted: self.accepted,
           duration: duration,
           queueWait: self.queueWait,
-          traffic: traffic
+          traffic: traffic,
+          queries: queries
         )
       )
     }
@@ -401,6 +425,7 @@ package final class Call: Sendable {
       change(&state)
       traffic = state.traffic
       state.termination = termination
+      state.code = status.code
       state.end = (status, metadata)
       // A servicer's own status lets the messages before it go first; any other end does not.
       if termination != .answered { state.outbox = nil }
@@ -667,6 +692,7 @@ extension Call: StreamReceiver {
       state.inboxHead = 0
       if let termination = state.termination { return termination }
       state.termination = .cancelledByPeer
+      state.code = .cancelled
       traffic = state.traffic
       wakeUps = Self.takeWakeUps(&state)
       return .cancelledByPeer

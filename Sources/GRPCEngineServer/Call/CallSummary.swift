@@ -15,6 +15,7 @@ package struct CallSummary: Sendable {
   /// How long it waited for a thread or a loop to run it; `nil` when none ever did.
   package var queueWait: TimeAmount?
   package var traffic: Traffic
+  package var queries: Queries
 
   /// Messages and their bytes, compressed where they were on the wire, without prefixes.
   package struct Traffic: Hashable, Sendable {
@@ -22,6 +23,13 @@ package struct CallSummary: Sendable {
     package var bytesReceived = 0
     package var messagesSent = 0
     package var bytesSent = 0
+    package init() {}
+  }
+
+  /// Queries to databases that the handler told of.
+  package struct Queries: Hashable, Sendable {
+    package var count = 0
+    package var duration = TimeAmount.zero
     package init() {}
   }
 }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Executor
 
+    from django_grpc.engine.call_log import CallRecord
     from django_grpc.engine.health import Monitor
     from django_grpc.engine.types import GenericHandler, MethodHandler
 
@@ -93,6 +94,20 @@ class Server(grpc.aio.Server):
     def announce_shutdown(self) -> None:
         """Have the health say NOT_SERVING from now on, and serve as ever."""
         self._inner.announce_shutdown()
+
+    def log_calls(
+        self,
+        write: Callable[[list[CallRecord], int], None],
+        *,
+        sample: float = 1.0,
+        slow: float = 0.0,
+    ) -> None:
+        """Have calls written down; see `django_grpc.engine.sync.Server.log_calls`."""
+        self._inner.log_calls(write, sample=sample, slow=slow)
+
+    def watch_calls(self, seconds: float) -> None:
+        """Log calls that run for long; see `django_grpc.engine.sync.Server.watch_calls`."""
+        self._inner.watch_calls(seconds)
 
     async def start(self) -> None:
         """Start serving, with async methods on the running loop. A second call does nothing.

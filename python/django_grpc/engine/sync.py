@@ -14,9 +14,11 @@ import grpc
 
 from django_grpc import _engine
 from django_grpc.engine import loops
+from django_grpc.engine.call_log import CallLogThread, CallRecord
 from django_grpc.engine.credentials import ServerCredentials
 from django_grpc.engine.handlers import HandlerTable
 from django_grpc.engine.health import Health
+from django_grpc.engine.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,6 +31,9 @@ logger = logging.getLogger("django_grpc")
 
 #: How long the interpreter's end waits for servicers that are still running, in seconds.
 _EXIT_TIMEOUT = 5.0
+
+#: How long a server that has stopped waits until its last calls are logged, in seconds.
+_LOG_TIMEOUT = 5.0
 
 
 class Server(grpc.Server):
@@ -51,6 +56,7 @@ class Server(grpc.Server):
         self.native = _engine.make_server(settings)
         # First: `__del__` asks for them, also where what follows raises.
         self._stopped = threading.Event()
+        self._observers: list[CallLogThread | Watchdog] = []
         self.health = Health(self.native, self._handlers.known)
         self._threads = _Threads(self.native, loop_factory)
         self._lock = threading.Lock()
@@ -177,6 +183,33 @@ class Server(grpc.Server):
         """Have the health say NOT_SERVING from now on, and serve as ever."""
         self.health.announce_shutdown()
 
+    def log_calls(
+        self,
+        write: Callable[[list[CallRecord], int], None],
+        *,
+        sample: float = 1.0,
+        slow: float = 0.0,
+    ) -> None:
+        """Have calls that have ended written down, refused ones too; before `start`.
+
+        Args:
+            write: Called on a thread of its own with a batch of calls, and the number of those that
+                were dropped before it because `write` could not keep up. The last batch has been
+                written before the server counts as stopped.
+            sample: The part of the calls that it gets, from 0 to 1.
+            slow: Seconds that a call must have taken at least. Calls that end with a status that is
+                the server's fault are written whatever the two say.
+        """
+        self.native.enable_call_log(sample, slow)
+        self._observers.append(CallLogThread(self.native, write))
+
+    def watch_calls(self, seconds: float) -> None:
+        """Log calls whose servicer runs for so long, once each, with their stacks; before `start`.
+
+        They go to the logger ``django_grpc.watchdog``.
+        """
+        self._observers.append(Watchdog(self.native, seconds))
+
     def start(self) -> None:
         """Start serving.
 
@@ -191,6 +224,8 @@ class Server(grpc.Server):
             self._threads.start()
             self.health.start()
             self.native.start()
+            for observer in self._observers:
+                observer.start()
             _running.add(self)
 
     def stop(self, grace: float | None = None) -> threading.Event:
@@ -264,6 +299,9 @@ class Server(grpc.Server):
 
     def _on_stopped(self) -> None:
         self._threads.stop_loop(loops.CANCELLATION_TIMEOUT)
+        for observer in self._observers:
+            observer.close()
+            observer.join(_LOG_TIMEOUT)
         self._stopped.set()
         self._on_end()
         self.native.stop_threads()
@@ -274,6 +312,8 @@ class Server(grpc.Server):
         native = getattr(self, "native", None)
         if native is not None and not self._stopped.is_set():
             self.health.stop()
+            for observer in self._observers:
+                observer.close()
             native.drain(native.stop_threads)
             native.cancel_all_calls()
             self._threads.stop_loop()

@@ -1,7 +1,7 @@
 """Servicers' methods, with the signals of a call's life sent around them."""
 
 import functools
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -9,7 +9,6 @@ import grpc
 import grpc.aio
 
 from django_grpc.engine import AbortError
-from django_grpc.engine.coroutines import Colour, colour
 from django_grpc.engine.types import (
     AsyncServicerContext,
     GenericHandler,
@@ -22,8 +21,7 @@ from django_grpc.signals import (
     grpc_request_started,
 )
 from django_grpc.signals.hygiene import close_old_connections
-
-Behavior = Callable[..., Any]
+from django_grpc.signals.shapes import Behavior, Instrument, Shape, shape_of
 
 # A handler that is made anew for every call (a proxy's, say) is wrapped anew; the cache that spares
 # all the others must not grow with it.
@@ -47,10 +45,18 @@ class SignalWrapper:
     # The fields of grpc.RpcMethodHandler that can hold the method.
     METHOD_PROPERTIES = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
-    def __init__(self, server: Any) -> None:
+    def __init__(self, server: Any, instruments: Sequence[Instrument] = ()) -> None:
+        """Wrap a server.
+
+        Args:
+            server: The server.
+            instruments: What else is put around each method: the signals are sent inside of it. The
+                last one is the outermost.
+        """
         self.server = server
+        self._instruments = tuple(instruments)
         # Generated code registers one handler in both ways: it is wrapped once.
-        self._wrap = functools.lru_cache(maxsize=_WRAPPED_HANDLERS)(wrap_method_handler)
+        self._wrap = functools.lru_cache(maxsize=_WRAPPED_HANDLERS)(self._wrap_anew)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.server, name)
@@ -69,38 +75,43 @@ class SignalWrapper:
         """Register the handlers of one service, by the names of its methods."""
         self.server.add_registered_method_handlers(
             service_name,
-            {name: self._wrap_found(handler) for name, handler in method_handlers.items()},
+            {
+                name: self._wrap_found(f"/{service_name}/{name}", handler)
+                for name, handler in method_handlers.items()
+            },
         )
 
-    def _wrap_found(self, handler: MethodHandler) -> MethodHandler:
+    def _wrap_found(self, path: str, handler: MethodHandler) -> MethodHandler:
+        if not self._instruments:
+            path = ""  # nobody asks for it, and a proxy's handler may serve any
         try:
-            return self._wrap(handler)
+            return self._wrap(path, handler)
         except TypeError:  # a method that is an object without a hash
-            return wrap_method_handler(handler)
+            return self._wrap_anew(path, handler)
+
+    def _wrap_anew(self, path: str, handler: MethodHandler) -> MethodHandler:
+        return wrap_method_handler(handler, path, self._instruments)
+
+
+_Wrap = Callable[[str, MethodHandler], MethodHandler]
 
 
 class _SignalGenericHandler(GenericHandler):
     """A user's generic handler whose finds are wrapped."""
 
-    def __init__(
-        self,
-        inner: GenericHandler,
-        wrap: Callable[[MethodHandler], MethodHandler],
-    ) -> None:
+    def __init__(self, inner: GenericHandler, wrap: _Wrap) -> None:
         self._inner = inner
         self._wrap = wrap
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> MethodHandler | None:
         handler = self._inner.service(handler_call_details)
-        return None if handler is None else self._wrap(handler)
+        return None if handler is None else self._wrap(handler_call_details.method, handler)
 
 
 class _SignalServiceHandler(_SignalGenericHandler, ServiceHandler):
     """The same for one service, which the server may ask for its name."""
 
-    def __init__(
-        self, inner: ServiceHandler, wrap: Callable[[MethodHandler], MethodHandler]
-    ) -> None:
+    def __init__(self, inner: ServiceHandler, wrap: _Wrap) -> None:
         super().__init__(inner, wrap)
         self._service_name = inner.service_name()
 
@@ -108,10 +119,7 @@ class _SignalServiceHandler(_SignalGenericHandler, ServiceHandler):
         return self._service_name
 
 
-def _wrap_generic_handler(
-    handler: GenericHandler,
-    wrap: Callable[[MethodHandler], MethodHandler],
-) -> GenericHandler:
+def _wrap_generic_handler(handler: GenericHandler, wrap: _Wrap) -> GenericHandler:
     if isinstance(handler, grpc.ServiceRpcHandler):
         if type(handler) is _DictionaryHandler and hasattr(handler, "_method_handlers"):
             # What generated code registers. It stays one, as the engine knows its methods in
@@ -120,7 +128,7 @@ def _wrap_generic_handler(
             return grpc.method_handlers_generic_handler(
                 service_name,
                 {
-                    path.removeprefix(f"/{service_name}/"): wrap(found)
+                    path.removeprefix(f"/{service_name}/"): wrap(path, found)
                     for path, found in handler._method_handlers.items()
                 },
             )
@@ -130,24 +138,28 @@ def _wrap_generic_handler(
     return handler  # not one at all: the server says so in its own words
 
 
-def wrap_method_handler(handler: MethodHandler) -> MethodHandler:
+def wrap_method_handler(
+    handler: MethodHandler, path: str = "", instruments: Sequence[Instrument] = ()
+) -> MethodHandler:
     """Return a handler like the given one whose method sends the signals.
 
     Args:
         handler: What `grpc.unary_unary_rpc_method_handler` and its like return.
+        path: Where it is served, for the instruments.
+        instruments: What is put around the signals, the outermost last.
 
     Returns:
         A new handler; its method has the given one as ``__wrapped__``.
     """
     streams = bool(handler.request_streaming), bool(handler.response_streaming)
-    field, make_handler, wrap = _KINDS[streams]
+    field, make_handler = _KINDS[streams]
     behavior: Behavior = getattr(handler, field)
-    if getattr(behavior, "experimental_non_blocking", False):
-        wrap = _non_blocking
-    else:
-        wrap = _WRAP_ASYNC.get(colour(behavior), wrap)
+    shape = shape_of(behavior, response_streaming=streams[1])
+    wrapper = _WRAPPERS[shape](behavior)
+    for instrument in instruments:
+        wrapper = instrument(path, shape, wrapper)
     wrapped: MethodHandler = make_handler(
-        _like(behavior, wrap(behavior)),
+        _like(behavior, wrapper),
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
@@ -163,7 +175,7 @@ def _like(behavior: Behavior, wrapper: Behavior) -> Behavior:
     return wrapper
 
 
-def _is_servicers_own(exception: Exception, context: Any) -> bool:
+def is_servicers_own(exception: Exception, context: Any) -> bool:
     """Whether the servicer failed, rather than answered or lost its peer.
 
     `context.abort` raises AbortError. Iterating over the requests of a call that has ended raises a
@@ -185,7 +197,7 @@ def _unary_response(behavior: Behavior) -> Behavior:
             try:
                 return behavior(request, context)
             except Exception as exception:
-                if _is_servicers_own(exception, context):
+                if is_servicers_own(exception, context):
                     grpc_got_request_exception.send(
                         None, request=request, context=context, exception=exception
                     )
@@ -205,7 +217,7 @@ def _stream_response(behavior: Behavior) -> Behavior:
                 # run before the call is called finished.
                 yield from behavior(request, context)
             except Exception as exception:
-                if _is_servicers_own(exception, context):
+                if is_servicers_own(exception, context):
                     grpc_got_request_exception.send(
                         None, request=request, context=context, exception=exception
                     )
@@ -223,7 +235,7 @@ def _coroutine(behavior: Behavior) -> Behavior:
             try:
                 return await behavior(request, context)
             except Exception as exception:
-                if _is_servicers_own(exception, context):
+                if is_servicers_own(exception, context):
                     await grpc_got_request_exception.asend(
                         None, request=request, context=context, exception=exception
                     )
@@ -245,7 +257,7 @@ def _async_generator(behavior: Behavior) -> Behavior:
                     async for response in responses:
                         yield response
             except Exception as exception:
-                if _is_servicers_own(exception, context):
+                if is_servicers_own(exception, context):
                     await grpc_got_request_exception.asend(
                         None, request=request, context=context, exception=exception
                     )
@@ -256,18 +268,8 @@ def _async_generator(behavior: Behavior) -> Behavior:
     return call
 
 
-# A coroutine function answers, or it writes its responses.
-_WRAP_ASYNC: dict[Colour, Callable[[Behavior], Behavior]] = {
-    Colour.COROUTINE: _coroutine,
-    Colour.ASYNC_GENERATOR: _async_generator,
-}
-
-
 def _non_blocking(behavior: Behavior) -> Behavior:
-    """Wrap a method that answers through a callback, from whatever thread, after it has returned.
-
-    grpcio's health servicer has one (Watch). Its call ends when the RPC does.
-    """
+    """Wrap a method that has returned before it answers: its call ends when the RPC does."""
 
     def call(
         request: Any, context: grpc.ServicerContext, send_response_callback: Callable[[Any], None]
@@ -280,7 +282,7 @@ def _non_blocking(behavior: Behavior) -> Behavior:
             behavior(request, context, send_response_callback)
         except BaseException as exception:
             try:
-                if isinstance(exception, Exception) and _is_servicers_own(exception, context):
+                if isinstance(exception, Exception) and is_servicers_own(exception, context):
                     grpc_got_request_exception.send(
                         None, request=request, context=context, exception=exception
                     )
@@ -295,10 +297,18 @@ def _non_blocking(behavior: Behavior) -> Behavior:
     return call
 
 
-# (takes a stream, answers with a stream) -> field, public constructor, wrapper
-_KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., Any], Callable[[Behavior], Behavior]]] = {
-    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler, _unary_response),
-    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler, _stream_response),
-    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler, _unary_response),
-    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler, _stream_response),
+_WRAPPERS: dict[Shape, Callable[[Behavior], Behavior]] = {
+    Shape.VALUE: _unary_response,
+    Shape.ITERATOR: _stream_response,
+    Shape.COROUTINE: _coroutine,
+    Shape.ASYNC_GENERATOR: _async_generator,
+    Shape.CALLBACK: _non_blocking,
+}
+
+# (takes a stream, answers with a stream) -> field, public constructor
+_KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
 }

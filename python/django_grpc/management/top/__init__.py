@@ -1,0 +1,1 @@
+"""What ``manage.py grpctop`` is made of: asking, reckoning, and the screen."""

@@ -1,0 +1,93 @@
+"""A terminal that shows one page of text after the other."""
+
+import os
+import select
+import shutil
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+_ENTER = "\x1b[?1049h\x1b[?25l"  # the alternate screen, no cursor
+_LEAVE = "\x1b[?25h\x1b[?1049l"
+_HOME = "\x1b[H"
+_END_OF_LINE = "\x1b[K"
+_END_OF_SCREEN = "\x1b[J"
+_REVERSED, _PLAIN = "\x1b[7m", "\x1b[m"
+
+
+class Screen:
+    """The terminal of standard input and output, within a ``with``; it is left as it was.
+
+    For the main thread, whose signals tell of the terminal's new size.
+    """
+
+    def __init__(self) -> None:
+        self._input = sys.stdin.fileno()
+        self._attributes: list[Any] = []
+        self._resized: tuple[int, int] = (-1, -1)
+        self._old_wakeup = -1
+        self._old_handler: Any = None
+
+    def __enter__(self) -> Self:
+        self._attributes = termios.tcgetattr(self._input)
+        tty.setcbreak(self._input)
+        self._resized = os.pipe()
+        for end in self._resized:
+            os.set_blocking(end, False)
+        self._old_wakeup = signal.set_wakeup_fd(self._resized[1], warn_on_full_buffer=False)
+        self._old_handler = signal.signal(signal.SIGWINCH, lambda *_: None)
+        self._write(_ENTER)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._write(_LEAVE)
+        signal.signal(signal.SIGWINCH, self._old_handler)
+        signal.set_wakeup_fd(self._old_wakeup)
+        for end in self._resized:
+            os.close(end)
+        termios.tcsetattr(self._input, termios.TCSADRAIN, self._attributes)
+
+    def show(self, write: Callable[[int, int], list[str]], title: str) -> None:
+        """Show a page.
+
+        Args:
+            write: Given the columns and lines that there are, writes it.
+            title: The last line.
+        """
+        size = shutil.get_terminal_size()
+        lines = write(size.columns, size.lines - 1)[: size.lines - 1]
+        lines += [""] * (size.lines - 1 - len(lines))
+        body = "".join(f"{line[: size.columns]}{_END_OF_LINE}\n" for line in lines)
+        bar = f"{_REVERSED}{title[: size.columns - 1]}{_PLAIN}{_END_OF_LINE}{_END_OF_SCREEN}"
+        self._write(f"{_HOME}{body}{bar}")
+
+    def wait(self, until: float, on_resize: Callable[[], None]) -> str | None:
+        """Wait for a key.
+
+        Args:
+            until: The monotonic clock's time at which to return None.
+            on_resize: Called whenever the terminal has another size.
+        """
+        while (left := until - time.monotonic()) > 0:
+            ready, _, _ = select.select([self._input, self._resized[0]], [], [], left)
+            if self._resized[0] in ready:
+                os.read(self._resized[0], 512)
+                on_resize()
+            if self._input in ready:
+                # At the end of the input, a terminal that has gone, there is nothing to go on for.
+                return os.read(self._input, 1).decode(errors="replace") or "q"
+        return None
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()

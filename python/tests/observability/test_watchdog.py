@@ -1,0 +1,284 @@
+"""The watchdog: calls that run for long are logged, once, with their stacks."""
+
+import asyncio
+import ctypes
+import logging
+import queue
+import sys
+import threading
+import time
+
+import grpc
+import pytest
+from engine.raw import RawConnection
+from harness import PATIENCE, begin_sleep, listening
+
+from django_grpc import conf, utils
+from django_grpc.engine.watchdog import OverdueCall, describe
+from django_grpc.signals.wrapper import SignalWrapper
+
+from .support import METHOD, SERVICE, begin, call, handler_of
+
+PATH = f"/{METHOD}"
+LIMIT = 0.2
+
+pytestmark = pytest.mark.usefixtures("databases_allowed")
+
+
+@pytest.fixture
+def warnings():
+    """What the watchdog logs, as it comes."""
+    logger = logging.getLogger("django_grpc.watchdog")
+    records = queue.SimpleQueue()
+    handler = logging.Handler()
+    handler.emit = records.put
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+@pytest.fixture
+def may_end():
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def serve(engine_server):
+    """Serve one method, watched; returns a channel and a function that stops the server."""
+    stops = []
+
+    def serve(kind, method, limit=LIMIT):
+        server = engine_server()
+        server.watch_calls(limit)
+        SignalWrapper(server).add_registered_method_handlers(
+            SERVICE, {"Method": handler_of(kind, method)}
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        channel.port = port
+
+        def stop():
+            assert server.stop(0).wait(PATIENCE)
+
+        stops.extend((stop, channel.close))
+        return channel, stop
+
+    yield serve
+    for stop in stops:
+        stop()
+
+
+def next_text(warnings):
+    record = warnings.get(timeout=PATIENCE)
+    assert record.levelno == logging.WARNING
+    assert (record.method, record.peer[:5]) == (PATH, "ipv4:")
+    assert record.running_time >= LIMIT
+    return record.getMessage()
+
+
+def servicer_frames(text):
+    return [line.rpartition(" in ")[2] for line in text.splitlines() if line.startswith("  File")]
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"])
+def test_thread(serve, warnings, may_end, kind):
+    def get_stuck():
+        may_end.wait(PATIENCE)
+        return b""
+
+    if kind.endswith("unary"):
+
+        def method(request, context):
+            return get_stuck()
+    else:
+
+        def method(request, context):
+            yield get_stuck()
+
+    channel, stop = serve(kind, method)
+    running = begin(channel, kind)
+    text = next_text(warnings)
+    first, *_ = text.splitlines()
+    assert first.startswith(f"{PATH} runs for 0.")
+    assert " s on thread grpc-worker-" in first
+    assert ", deadline in " in first
+    # Neither the engine's frames nor those of the signals.
+    assert servicer_frames(text)[:3] == ["method", "get_stuck", "wait"]
+    # Once, though it goes on; the next look would have found it again.
+    time.sleep(2 * LIMIT)
+    assert warnings.empty()
+    may_end.set()
+    assert list(running.result() if kind.endswith("unary") else running) in ([], [b""])
+    stop()
+    assert warnings.empty()
+
+
+@pytest.mark.parametrize("style", ["coroutine", "generator", "write"])
+def test_task(serve, warnings, style):
+    futures = []
+
+    async def get_stuck():
+        futures.append(asyncio.get_running_loop().create_future())
+        await futures[-1]
+        return b""
+
+    async def further():
+        yield await get_stuck()
+
+    if style == "coroutine":
+
+        async def method(request, context):
+            return await get_stuck()
+    elif style == "generator":
+
+        async def method(request, context):
+            async for it in further():
+                yield it
+    else:
+
+        async def method(request, context):
+            await context.write(await get_stuck())
+
+    kind = "unary_unary" if style == "coroutine" else "unary_stream"
+    channel, _ = serve(kind, method)
+    running = begin(channel, kind)
+    text = next_text(warnings)
+    assert " s on the asyncio loop (peer ipv4:" in text
+    frames = ["method", "further", "get_stuck"] if style == "generator" else ["method", "get_stuck"]
+    assert servicer_frames(text) == frames
+    running.cancel()
+
+
+def test_task_that_blocks_its_loop(serve, warnings, may_end):
+    def block():
+        may_end.wait(PATIENCE)
+
+    async def method(request, context):
+        block()
+        return b""
+
+    channel, _ = serve("unary_unary", method)
+    running = begin(channel, "unary_unary")
+    text = next_text(warnings)
+    assert "on the asyncio loop" in text
+    assert "block" in servicer_frames(text)
+    may_end.set()
+    running.result()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_interpreter_that_was_held(serve, warnings, is_async):
+    """Nobody can look meanwhile; the call is told of afterwards, though it has ended."""
+    hold = ctypes.PyDLL(None).usleep  # keeps the GIL
+
+    if is_async:
+
+        async def method(request, context):
+            hold(int(3 * LIMIT * 1e6))
+            return b""
+    else:
+
+        def method(request, context):
+            hold(int(3 * LIMIT * 1e6))
+            return b""
+
+    channel, stop = serve("unary_unary", method)
+    call(channel, "unary_unary")
+    text = next_text(warnings)
+    assert text.startswith((f"{PATH} runs for 0.", f"{PATH} ran for 0."))
+    stop()
+    assert warnings.empty()
+
+
+def test_call_that_has_ended_unseen():
+    call = OverdueCall("/a.B/C", "unix:", 31.24, -1.0, 4, None, None)
+    assert describe(call, {}) == (
+        "/a.B/C ran for 31.2 s and has ended with DEADLINE_EXCEEDED (peer unix:, deadline 1.0 s "
+        "ago). The interpreter was held meanwhile, so there is no stack of it."
+    )
+
+
+def test_thread_that_nobody_knows():
+    call = OverdueCall("/a.B/C", "unix:", 1.0, None, None, 2**40, None)
+    assert describe(call, sys._current_frames()) == (
+        f"/a.B/C runs for 1.0 s on thread {2**40} (peer unix:, no deadline):\n  (no Python frame)"
+    )
+
+
+def test_call_whose_client_was_answered(serve, warnings, may_end):
+    """The case that matters most: nobody waits for it any more, and it goes on."""
+
+    def method(request, context):
+        may_end.wait(PATIENCE)
+        return b""
+
+    channel, _ = serve("unary_unary", method)
+    raw = RawConnection(("127.0.0.1", channel.port))
+    assert raw.call(PATH, b"", [("grpc-timeout", "50m")]).grpc_status == 4
+    raw.close()
+    assert "s ago, already answered DEADLINE_EXCEEDED)" in next_text(warnings)
+
+
+def test_quick_calls_are_no_news(serve, warnings):
+    channel, stop = serve("unary_unary", lambda request, context: b"", limit=PATIENCE)
+    for _ in range(20):
+        call(channel, "unary_unary")
+    stop()
+    assert warnings.empty()
+
+
+def test_thread_goes_when_the_server_stops(serve):
+    _, stop = serve("unary_unary", lambda request, context: b"")
+    assert any(it.name == "grpc-watchdog" for it in threading.enumerate())
+    stop()
+    assert not any(it.name == "grpc-watchdog" for it in threading.enumerate())
+
+
+def test_server_that_was_dropped_takes_its_threads_along(engine_server):
+    server = engine_server()
+    server.watch_calls(LIMIT)
+    server.log_calls(lambda calls, dropped: None)
+    server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    ours = [it for it in threading.enumerate() if it.name in ("grpc-watchdog", "grpc-call-log")]
+    assert len(ours) == 2
+    del server
+    for it in ours:
+        it.join(PATIENCE)
+        assert not it.is_alive()
+
+
+def test_setting(warnings, may_end):
+    config, problems = conf.parse(
+        {"servicers": ["sampleapp.servicer.grpc_hook"], "watchdog": LIMIT}
+    )
+    assert problems == []
+    server = utils.build_server(config)
+
+    def method(request, context):
+        may_end.wait(PATIENCE)
+        return b""
+
+    server.add_registered_method_handlers(SERVICE, {"Method": handler_of("unary_unary", method)})
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        running = begin(channel, "unary_unary")
+        assert "method" in servicer_frames(next_text(warnings))
+        may_end.set()
+        running.result()
+    server.stop(0).wait(PATIENCE)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_command(start, is_async):
+    hook = f"sampleapp.{'async_' * is_async}servicer.grpc_hook"
+    process = start("--port", "0", "--watchdog", "0.2", servicers=[hook], **{"async": is_async})
+    with listening(process) as channel:
+        running = begin_sleep(channel, 100)
+        process.wait_for("/helloworld.Greeter/SayHelloStreamReply runs for 0")
+        process.wait_for("in SayHelloStreamReply")
+        running.cancel()
