@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Executor
 
-    from django_grpc.engine.health import Monitor
     from django_grpc.engine.call_log import CallRecord
+    from django_grpc.engine.health import Monitor
     from django_grpc.engine.types import GenericHandler, MethodHandler
 
 __all__ = ["Server", "server"]
