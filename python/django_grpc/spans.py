@@ -180,7 +180,10 @@ class _CallSpan:
         ending = getattr(context, "_final_code", _unknown)()
         if ending is not None:
             return _CODES[ending], ""
-        if error is None or isinstance(error, GeneratorExit):
+        if isinstance(error, GeneratorExit) and isinstance(context, grpc.aio.ServicerContext):
+            # Closed before its end, in a call that goes on: a response could not be sent.
+            return _code(context, grpc.StatusCode.UNKNOWN), ""
+        if error is None or isinstance(error, GeneratorExit):  # an ordinary one yielded None
             return _code(context, grpc.StatusCode.OK), _details(context)
         if isinstance(error, asyncio.CancelledError):
             return grpc.StatusCode.CANCELLED, ""

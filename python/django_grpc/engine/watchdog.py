@@ -100,6 +100,8 @@ class Watchdog:
         # The frames first: a call that is overdue afterwards was running then, so that a thread's
         # frame is of its call and not of the next one.
         frames = sys._current_frames()
+        # Ours would hold the dictionary that holds it, and with that every frame of the process.
+        del frames[threading.get_ident()]
         for it in self._native.overdue_calls(self._limit):
             call = OverdueCall._make(it)
             logger.warning(

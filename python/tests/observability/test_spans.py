@@ -299,6 +299,47 @@ def test_deadline(engine_server, spans, style):
     assert description(span) == (StatusCode.ERROR, None)
 
 
+@pytest.mark.parametrize("style", ["plain", "async"])
+def test_response_that_cannot_be_sent(serve, spans, style):
+    def answer(context):
+        return "no bytes"
+
+    method = method_of("unary_stream", style, either(style, answer))
+    with pytest.raises(grpc.RpcError) as caught:
+        call(serve("unary_stream", method), "unary_stream")
+    assert caught.value.code() in SERVER_ERRORS
+    assert spans.next().attributes["rpc.status_code"] == caught.value.code().name
+
+
+@pytest.mark.parametrize("style", ["plain", "async"])
+def test_end_of_the_server(engine_server, spans, style):
+    entered = threading.Event()
+    if style == "plain":
+
+        def wait(request, context):
+            entered.set()
+            wait_until(lambda: not context.is_active())
+            return b""
+    else:
+
+        async def wait(request, context):
+            entered.set()
+            await asyncio.get_running_loop().create_future()
+
+    server = engine_server()
+    SignalWrapper(server, [CallSpans()]).add_registered_method_handlers(
+        SERVICE, {"Method": handler_of("unary_unary", wait)}
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        running = begin(channel, "unary_unary")
+        assert entered.wait(PATIENCE)
+        server.stop(0).wait(PATIENCE)
+        assert spans.next().attributes["rpc.status_code"] == "UNAVAILABLE"
+        assert running.code() is grpc.StatusCode.UNAVAILABLE
+
+
 def test_requests_of_a_client_that_left(serve, spans):
     """Iterating over them raises an RpcError of the engine's, which is no fault of the servicer."""
     entered = threading.Event()

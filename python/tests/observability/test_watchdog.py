@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import logging
 import queue
 import sys
@@ -17,7 +18,7 @@ from django_grpc import conf, utils
 from django_grpc.engine.watchdog import OverdueCall, describe
 from django_grpc.signals.wrapper import SignalWrapper
 
-from .support import METHOD, SERVICE, begin, call, handler_of
+from .support import METHOD, SERVICE, begin, call, handler_of, wait_until
 
 PATH = f"/{METHOD}"
 LIMIT = 0.2
@@ -237,7 +238,17 @@ def test_thread_goes_when_the_server_stops(serve):
     assert not any(it.name == "grpc-watchdog" for it in threading.enumerate())
 
 
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
 def test_server_that_was_dropped_takes_its_threads_along(engine_server):
+    """Looking at all frames must not keep what they hold."""
     server = engine_server()
     server.watch_calls(LIMIT)
     server.log_calls(lambda calls, dropped: None)
@@ -245,6 +256,7 @@ def test_server_that_was_dropped_takes_its_threads_along(engine_server):
     server.start()
     ours = [it for it in threading.enumerate() if it.name in ("grpc-watchdog", "grpc-call-log")]
     assert len(ours) == 2
+    wait_until(lambda: sys.getrefcount(server) == 2)
     del server
     for it in ours:
         it.join(PATIENCE)
