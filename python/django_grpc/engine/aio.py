@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Executor
 
+    from django_grpc.engine.credentials import ServerCredentials
     from django_grpc.engine.health import Monitor
     from django_grpc.engine.types import GenericHandler, MethodHandler
 
@@ -93,6 +94,12 @@ class Server(grpc.aio.Server):
     def announce_shutdown(self) -> None:
         """Have the health say NOT_SERVING from now on, and serve as ever."""
         self._inner.announce_shutdown()
+
+    def adopt_connections(
+        self, intake: int, released: int, server_credentials: ServerCredentials | None = None
+    ) -> None:
+        """Serve connections that another process accepts; see `django_grpc.engine.sync.Server`."""
+        self._inner.adopt_connections(intake, released, server_credentials)
 
     async def start(self) -> None:
         """Start serving, with async methods on the running loop. A second call does nothing.
