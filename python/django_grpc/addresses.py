@@ -1,5 +1,8 @@
 """Addresses to listen on, as gRPC writes them: ``[::1]:50051``, ``unix:/run/app.sock``."""
 
+import re
+
+_DESCRIPTOR = re.compile(r"fd:\d+")
 _UNIX = ("unix:", "unix-abstract:")
 
 
@@ -9,8 +12,8 @@ def is_unix(address: str) -> bool:
 
 
 def format_address(host: str, port: int | str) -> str:
-    """Join a host and a port; a host that is a Unix socket has none."""
-    if is_unix(host):
+    """Join a host and a port; a Unix socket, and ``fd:3`` for one that listens, have none."""
+    if is_unix(host) or _DESCRIPTOR.fullmatch(host):
         return host
     if ":" in host and not host.startswith("["):
         host = f"[{host}]"

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from django_grpc.workers.board import Board
 from django_grpc.workers.process import State, WorkerProcess
 
-#: Connections that are accepted before anything else is looked at.
-_BATCH = 64
+#: Calls a second, over all workers, below which they weigh less and less: one call is no load.
+_FEW_CALLS = 20.0
 
 
 class Balancer:
@@ -44,7 +44,7 @@ class Balancer:
     def _by_load(self, workers: Collection[WorkerProcess]) -> Iterator[WorkerProcess]:
         serving = [it for it in workers if it.state is State.SERVING]
         connections = sum(it.open for it in serving) or 1
-        calls = sum(it.recent_calls for it in serving) or 1
+        calls = max(_FEW_CALLS, sum(it.recent_calls for it in serving))
 
         def load(worker: WorkerProcess) -> tuple[bool, float, int]:
             share = worker.open / connections + worker.recent_calls / calls
@@ -54,13 +54,17 @@ class Balancer:
         return iter(sorted(serving, key=load))
 
 
-def accept(listening: socket.socket) -> Iterator[socket.socket]:
-    """Accept the connections that wait on a socket that does not block, some of them.
+def accept(listening: socket.socket, most: int) -> Iterator[socket.socket]:
+    """Accept the connections that wait on a socket that does not block.
+
+    Args:
+        listening: The socket.
+        most: How many of them.
 
     Raises:
         OSError: No more can be opened.
     """
-    for _ in range(_BATCH):
+    for _ in range(most):
         try:
             yield listening.accept()[0]
         except BlockingIOError:

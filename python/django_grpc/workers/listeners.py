@@ -9,7 +9,7 @@ import stat
 from django_grpc.addresses import is_unix
 
 #: Connections that the kernel keeps until they are accepted; the engine's own figure.
-_BACKLOG = 1024
+BACKLOG = 1024
 
 _WILDCARDS = ("", "*", "::", "[::]", "0.0.0.0")  # noqa: S104 - what to recognise
 
@@ -129,7 +129,7 @@ def _bind_family(family: int, name: tuple[object, ...], reuse_port: bool) -> soc
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         bound.bind(name)
-        bound.listen(_BACKLOG)
+        bound.listen(BACKLOG)
     except OSError:
         bound.close()
         raise
@@ -146,7 +146,7 @@ def _bind_unix(address: str) -> ListeningSocket:
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         bound.bind(f"\0{name}" if is_abstract else name)
-        bound.listen(_BACKLOG)
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         if error.errno is None:  # Python's own, for a path that does not fit

@@ -14,7 +14,7 @@ from django_grpc.workers import messages, systemd
 from django_grpc.workers.balance import Balancer, accept
 from django_grpc.workers.board import Board
 from django_grpc.workers.crashes import EARLY, LIMIT, CrashLoop
-from django_grpc.workers.listeners import ListeningSocket
+from django_grpc.workers.listeners import BACKLOG, ListeningSocket
 from django_grpc.workers.messages import Plan
 from django_grpc.workers.process import State, WorkerProcess
 from django_grpc.workers.recycling import draw_max_calls, why_to_replace
@@ -29,6 +29,8 @@ _SIGNALS: Final = (*_STOP, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal
 _PERIOD: Final = 1.0
 #: Seconds that a worker gets beyond its grace: for what comes after the drain.
 _MARGIN: Final = 5.0
+#: Connections that are accepted before anything else is looked at.
+_BATCH: Final = 64
 #: Seconds until the next try, where a connection could not be accepted or given away.
 _BACKOFF: Final = 0.05
 
@@ -91,9 +93,11 @@ class Supervisor:
         # proves that its code can serve.
         self._generation = 1
         self._proved_generation = 0
+        self._has_served = False
         self._is_up = False
         self._is_reloading = False
         self._is_accepting = False
+        self._has_dead = False
         self._accept_again_at = 0.0
         self._waiting: socket.socket | None = None  # a connection that no worker took yet
         self._sampled_at = time.monotonic()
@@ -145,6 +149,9 @@ class Supervisor:
         return max(0.0, min(moments) - now)
 
     def _look_at_clock(self, now: float) -> None:
+        if self._has_dead:  # not sooner: other events of this turn may be of the same worker
+            self._has_dead = False
+            self._reap()
         self._give_waiting()
         if now - self._sampled_at >= _PERIOD:
             self._sample(now)
@@ -157,7 +164,6 @@ class Supervisor:
                 worker.kill()
 
     def _sample(self, now: float) -> None:
-        self._reap()
         for worker in self._serving:
             worker.sample_calls(self._board, now - self._sampled_at)
             self._crashes.serves(worker.started_at, worker.ready_at, now)
@@ -176,9 +182,9 @@ class Supervisor:
     def _reconcile(self, now: float) -> None:
         if self._stop_reason is not None:
             return
-        serving, starting = self._serving, self._in_state(State.STARTING)
-        for worker in self._surplus(serving):
+        for worker in self._surplus(self._serving):
             self._replace(worker)
+        serving, starting = self._serving, self._in_state(State.STARTING)
         self._report_progress()
         if now < self._crashes.retry_at:
             return
@@ -245,6 +251,7 @@ class Supervisor:
         if message is None:  # it has ended, or is about to: SIGCHLD tells
             self._selector.unregister(worker.control)
         elif message["event"] == messages.READY and worker.state is State.STARTING:
+            self._has_served = True
             self._take_plan(worker, Plan(**message["plan"]))
             worker.became_ready(draw_max_calls(self._plan))
         elif message["event"] == messages.DRAINING and worker.state is State.SERVING:
@@ -304,7 +311,7 @@ class Supervisor:
             logger.warning("Worker %d %s; a new one takes its place.", worker.pid, end)
             if now - worker.ready_at < EARLY:
                 self._failed_early(worker.started_at, now)
-        elif self._proved_generation == 0:
+        elif not self._has_served:
             self._fail(
                 f"The server can't start: its first worker process {end} before it could serve.",
                 status if status > 0 else 1,
@@ -337,7 +344,7 @@ class Supervisor:
                     self._end_at_once(number)
                 self._stop(number.name)
             elif number == signal.SIGCHLD:
-                self._reap()
+                self._has_dead = True
             elif self._stop_reason is not None:
                 continue
             elif number == signal.SIGHUP:
@@ -397,9 +404,9 @@ class Supervisor:
             else:
                 self._selector.unregister(listening.socket)
 
-    def _accept(self, listening: ListeningSocket) -> None:
+    def _accept(self, listening: ListeningSocket, most: int = _BATCH) -> None:
         try:
-            for connection in accept(listening.socket):
+            for connection in accept(listening.socket, most):
                 self._waiting = connection
                 self._give_waiting()
                 limit = self._plan.max_connections
@@ -438,7 +445,7 @@ class Supervisor:
         # Who has connected by now is still served; for the others the address is gone.
         for listening in self._listeners:
             if self._serving and self._is_accepting:
-                self._accept(listening)
+                self._accept(listening, BACKLOG)
         self._is_draining = True
         self._listen_or_not(time.monotonic())
         for listening in self._listeners:

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import logging
+import threading
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -196,6 +197,11 @@ class Command(BaseCommand):
             serving.serve(self, WorkerPlace(inheritance, shutdown), shutdown, **options)
 
     def _supervise(self, config: conf.ServerConfig, **options: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise CommandError(
+                "Worker processes need the main thread, for the signals: run the command there, or "
+                "give --workers 1."
+            )
         sockets = systemd.take_sockets()
         address = format_address(*self._get_address(**options))
         reuse_port = dict(reversed(config.options)).get("grpc.so_reuseport", 0)
