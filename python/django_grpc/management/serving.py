@@ -39,9 +39,7 @@ def announce_shutdown(server: Any) -> None:
     This is the one place where it is called: at the beginning of ``drain_delay``, by a process that
     serves alone, and by each worker when its parent says so.
     """
-    announce = getattr(server, "announce_shutdown", None)
-    if announce is not None:
-        announce()
+    server.announce_shutdown()
 
 
 class Place(abc.ABC):

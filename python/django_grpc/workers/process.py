@@ -38,7 +38,8 @@ class WorkerProcess:
         recent_calls: Calls a second, as of late.
         replaced_for: Why it is to be replaced; None: it is not.
         started_at: When it was started, by `time.monotonic`.
-        ready_at: When it became ready.
+        listens_at: When it said that it can take connections; None: it has not.
+        ready_at: When it was first given any.
         kill_at: When it is killed, if it has not ended; None: never.
     """
 
@@ -68,6 +69,7 @@ class WorkerProcess:
         self.last_given = 0
         self.max_calls: int | None = None
         self.started_at = time.monotonic()
+        self.listens_at: float | None = None
         self.ready_at = 0.0
         self.kill_at: float | None = None
         with contextlib.ExitStack() as on_error:
@@ -103,8 +105,8 @@ class WorkerProcess:
         """The process's id."""
         return self._process.pid
 
-    def became_ready(self, max_calls: int | None) -> None:
-        """Note that it may be given connections.
+    def take_in(self, max_calls: int | None) -> None:
+        """Note that it is given connections from now on.
 
         Args:
             max_calls: Calls after which it is to be replaced.
@@ -155,7 +157,7 @@ class WorkerProcess:
         """
         if self.state is State.DRAINING:
             return
-        is_up = self.state is State.SERVING
+        is_up = self.listens_at is not None
         self.state = State.DRAINING
         self.kill_at = time.monotonic() + seconds
         with contextlib.suppress(OSError):

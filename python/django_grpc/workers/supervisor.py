@@ -29,6 +29,9 @@ _SIGNALS: Final = (*_STOP, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal
 _PERIOD: Final = 1.0
 #: Seconds that a worker gets beyond its grace: for what comes after the drain.
 _MARGIN: Final = 5.0
+#: Seconds that a worker which listens gets for its health checks to pass, before it is taken in all
+#: the same: what they find may be as wrong with the others.
+_WARM_UP: Final = 10.0
 #: Connections that are accepted before anything else is looked at.
 _BATCH: Final = 64
 #: Seconds until the next try, where a connection could not be accepted or given away.
@@ -143,7 +146,7 @@ class Supervisor:
             moments.append(self._drain_at)
         if self._crashes.retry_at > now:
             moments.append(self._crashes.retry_at)
-        if self._waiting is not None or self._accept_again_at > now:
+        if self._waiting is not None or self._accept_again_at > now or self._listening:
             moments.append(now + _BACKOFF)
         moments += [it.kill_at for it in self._workers if it.kill_at is not None]
         return max(0.0, min(moments) - now)
@@ -182,6 +185,7 @@ class Supervisor:
     def _reconcile(self, now: float) -> None:
         if self._stop_reason is not None:
             return
+        self._take_in(now)
         for worker in self._surplus(self._serving):
             self._replace(worker)
         serving, starting = self._serving, self._in_state(State.STARTING)
@@ -195,6 +199,18 @@ class Supervisor:
             missing = min(missing, 1 - len(starting))  # one shows whether the code can serve
         for _ in range(missing):
             self._start(now)
+
+    def _take_in(self, now: float) -> None:
+        """Have those serve that listen and are well, unless no other is."""
+        for worker in self._listening:
+            is_well = self._board.is_ready(worker.slot)
+            are_others = any(self._board.is_ready(it.slot) for it in self._serving)
+            if is_well or not are_others or now - (worker.listens_at or now) >= _WARM_UP:
+                worker.take_in(draw_max_calls(self._plan))
+
+    @property
+    def _listening(self) -> list[WorkerProcess]:
+        return [it for it in self._in_state(State.STARTING) if it.listens_at is not None]
 
     def _due(self, serving: list[WorkerProcess]) -> list[WorkerProcess]:
         """Find those to be replaced: for a reload any, else none before the last one has ended."""
@@ -253,7 +269,7 @@ class Supervisor:
         elif message["event"] == messages.READY and worker.state is State.STARTING:
             self._has_served = True
             self._take_plan(worker, Plan(**message["plan"]))
-            worker.became_ready(draw_max_calls(self._plan))
+            worker.listens_at = time.monotonic()
         elif message["event"] == messages.DRAINING and worker.state is State.SERVING:
             logger.info("Worker %d drains: it was told to by another process.", worker.pid)
             worker.drain(self._plan.grace + _MARGIN)
