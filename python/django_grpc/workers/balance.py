@@ -13,9 +13,10 @@ _FEW_CALLS = 20.0
 class Balancer:
     """Gives connections to the workers that have the least to do.
 
-    A worker's load is its share of all connections plus its share of the calls of late, so that
-    connections are even while nothing is known of their calls, and one that carries much counts for
-    more later. HTTP/2 connections are few and last long, so this is worth more than a fair turn.
+    A worker's load is its share of all connections plus its share of the calls that these are
+    expected to carry, so that connections are even while nothing is known of their calls, and one
+    that carries much counts for more later. HTTP/2 connections are few and last long, so this is
+    worth more than a fair turn.
     """
 
     def __init__(self, board: Board) -> None:
@@ -44,10 +45,12 @@ class Balancer:
     def _by_load(self, workers: Collection[WorkerProcess]) -> Iterator[WorkerProcess]:
         serving = [it for it in workers if it.state is State.SERVING]
         connections = sum(it.open for it in serving) or 1
-        calls = max(_FEW_CALLS, sum(it.recent_calls for it in serving))
+        known = sum(it.load.known for it in serving) or 1
+        average = sum(it.load.calls for it in serving) / known
+        calls = max(_FEW_CALLS, sum(it.load.expected(average) for it in serving))
 
         def load(worker: WorkerProcess) -> tuple[bool, float, int]:
-            share = worker.open / connections + worker.recent_calls / calls
+            share = worker.open / connections + worker.load.expected(average) / calls
             # Health checks may have turned one of them; of equal ones each has its turn.
             return not self._board.is_ready(worker.slot), share, worker.last_given
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from django_grpc.workers import messages, systemd
 from django_grpc.workers.board import Board
+from django_grpc.workers.load import Load
 from django_grpc.workers.messages import Inheritance
 
 _PAGES_PER_MIB = 1024 * 1024 // os.sysconf("SC_PAGE_SIZE")
@@ -35,7 +36,7 @@ class WorkerProcess:
         control: The socket for messages, which does not block.
         released: The eventfd that the worker raises when a connection has gone.
         open: Connections that it was given and has not released.
-        recent_calls: Calls a second, as of late.
+        load: What is known of the calls on them.
         replaced_for: Why it is to be replaced; None: it is not.
         started_at: When it was started, by `time.monotonic`.
         listens_at: When it said that it can take connections; None: it has not.
@@ -62,7 +63,7 @@ class WorkerProcess:
         self.generation = generation
         self.slot = slot
         self.open = 0
-        self.recent_calls = 0.0
+        self.load = Load()
         self.replaced_for: str | None = None
         self.calls_before = self._calls_seen = board.calls_ended(slot)
         self.high_memory_samples = 0
@@ -126,11 +127,14 @@ class WorkerProcess:
         """
         socket.send_fds(self._intake, [b"\0"], [connection.fileno()], socket.MSG_NOSIGNAL)
         self.open += 1
+        self.load.opened()
 
     def count_released(self) -> None:
         """Note which connections have gone."""
         with contextlib.suppress(BlockingIOError):
-            self.open -= os.eventfd_read(self.released)
+            count = os.eventfd_read(self.released)
+            self.open -= count
+            self.load.closed(count)
 
     # Messages
 
@@ -191,8 +195,7 @@ class WorkerProcess:
     def sample_calls(self, board: Board, seconds: float) -> None:
         """Look how many calls it has answered since the last time, so many seconds ago."""
         calls = board.calls_ended(self.slot)
-        # Half of the figure is made in the last sample, and half is older.
-        self.recent_calls = (self.recent_calls + (calls - self._calls_seen) / seconds) / 2
+        self.load.measured((calls - self._calls_seen) / seconds, self.open)
         self._calls_seen = calls
 
     @property
