@@ -42,17 +42,19 @@ def test_connections_that_have_gone_do_not_count(serve):
 def test_worker_that_has_many_calls_gets_fewer_connections(serve):
     server = serve()
     address = server.wait_up()
-    with connect(address) as busy:
+    with contextlib.ExitStack() as at_end:
+        busy, *idle = [at_end.enter_context(connect(address)) for _ in range(4)]
         pid, _ = ask(busy)
+        for channel in idle:
+            ask(channel)
 
         def others_are_preferred():
             for _ in range(100):
                 ask(busy)
-            with contextlib.ExitStack() as at_end:
-                channels = [at_end.enter_context(connect(address)) for _ in range(3)]
-                return [ask(it)[0] for it in channels].count(pid) == 0
+            with connect(address) as first, connect(address) as second:
+                return pid not in (ask(first)[0], ask(second)[0])
 
-        # Two connections more on the other one: by their number alone the busy one had its turn.
+        # By their number alone each worker had one of the two.
         wait_until(others_are_preferred, "the worker with fewer calls")
 
 
