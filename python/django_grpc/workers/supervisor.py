@@ -163,7 +163,7 @@ class Supervisor:
         for worker in self._workers:
             if worker.kill_at is not None and now >= worker.kill_at:
                 worker.kill_at = None
-                logger.warning("Worker %d did not end in time and is killed.", worker.pid)
+                logger.warning("Worker process %d did not end in time and is killed.", worker.pid)
                 worker.kill()
 
     def _sample(self, now: float) -> None:
@@ -233,7 +233,7 @@ class Supervisor:
     def _replace(self, worker: WorkerProcess) -> None:
         if worker.replaced_for is not None:
             self._board.count_restart(worker.replaced_for)
-            logger.info("Worker %d is replaced: %s.", worker.pid, worker.replaced_for)
+            logger.info("Worker process %d is replaced: %s.", worker.pid, worker.replaced_for)
         worker.drain(self._plan.grace + _MARGIN)
 
     def _start(self, now: float) -> None:
@@ -271,7 +271,7 @@ class Supervisor:
             self._take_plan(worker, Plan(**message["plan"]))
             worker.listens_at = time.monotonic()
         elif message["event"] == messages.DRAINING and worker.state is State.SERVING:
-            logger.info("Worker %d drains: it was told to by another process.", worker.pid)
+            logger.info("Worker process %d drains: it was told to by another process.", worker.pid)
             worker.drain(self._plan.grace + _MARGIN)
 
     def _take_plan(self, worker: WorkerProcess, plan: Plan) -> None:
@@ -293,12 +293,12 @@ class Supervisor:
         if not self._is_up:
             self._is_up = True
             self._on_up(self._plan)
-            systemd.notify_ready(f"Serving with {self._wanted} workers")
+            systemd.notify_ready(f"Serving with {self._wanted} worker processes")
         is_left = any(
             it.replaced_for == _RELOAD and it.state is not State.DRAINING for it in self._workers
         )
         if self._is_reloading and not is_left:
-            self._end_reload(f"All {len(serving)} workers have been restarted.")
+            self._end_reload(f"All {len(serving)} worker processes have been restarted.")
 
     # Deaths
 
@@ -324,7 +324,7 @@ class Supervisor:
         end = worker.describe_end(status)
         if worker.state is State.SERVING:
             self._board.count_restart("crash")
-            logger.warning("Worker %d %s; a new one takes its place.", worker.pid, end)
+            logger.warning("Worker process %d %s; a new one takes its place.", worker.pid, end)
             if now - worker.ready_at < EARLY:
                 self._failed_early(worker.started_at, now)
         elif not self._has_served:
@@ -333,7 +333,7 @@ class Supervisor:
                 status if status > 0 else 1,
             )
         else:
-            logger.error("Worker %d %s before it could serve.", worker.pid, end)
+            logger.error("Worker process %d %s before it could serve.", worker.pid, end)
             self._failed_early(worker.started_at, now)
             if self._is_reloading:
                 self._abandon_reload()
@@ -367,13 +367,13 @@ class Supervisor:
                 self._reload()
             elif number == signal.SIGTTIN:
                 self._set_wanted(self._wanted + 1)
-                self._write(f"Received SIGTTIN. There will be {self._wanted} workers.")
+                self._write(f"Received SIGTTIN. There will be {self._wanted} worker processes.")
             elif number == signal.SIGTTOU:
                 self._set_wanted(max(1, self._wanted - 1))
-                self._write(f"Received SIGTTOU. There will be {self._wanted} workers.")
+                self._write(f"Received SIGTTOU. There will be {self._wanted} worker processes.")
 
     def _reload(self) -> None:
-        self._write("Received SIGHUP. The workers are restarted one by one.")
+        self._write("Received SIGHUP. The worker processes are restarted one by one.")
         systemd.notify_reloading()
         self._is_reloading = True
         self._generation += 1
@@ -385,7 +385,7 @@ class Supervisor:
             if worker.replaced_for == _RELOAD:
                 worker.replaced_for = None
         self._end_reload(
-            "The new code can't serve, see above: the workers of before go on with theirs.",
+            "The new code can't serve, see above: the worker processes of before go on.",
             logging.ERROR,
         )
 

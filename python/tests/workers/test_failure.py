@@ -43,7 +43,9 @@ def test_worker_that_is_killed_takes_only_its_own_calls_along(serve):
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         assert kept.result().message.endswith("first")
         pids = server.wait_for_pids(lambda pids: doomed not in pids and len(pids) == 2)
-        server.process.wait_for(f"Worker {doomed} was ended by SIGKILL; a new one takes its place")
+        server.process.wait_for(
+            f"Worker process {doomed} was ended by SIGKILL; a new one takes its place"
+        )
         assert ask(first)[0] in pids, "its client has connected again"
         wait_until(lambda: len({ask_once(address)[0] for _ in range(4)}) == 2, "the new worker")
     assert server.stop() == 0
@@ -98,7 +100,7 @@ def test_worker_that_hangs_is_killed_after_the_grace(serve):
     server.process.send(signal.SIGTERM)
     assert server.process.wait() == 0
     assert time.monotonic() - begun >= 5
-    assert f"Worker {pid} did not end in time and is killed." in server.process.output
+    assert f"Worker process {pid} did not end in time and is killed." in server.process.output
     assert is_gone(pid)
 
 

@@ -89,7 +89,7 @@ def test_number_of_workers_can_be_changed_by_signals(serve):
     server = serve()
     address = server.wait_up()
     server.process.send(signal.SIGTTIN)
-    server.process.wait_for("There will be 3 workers")
+    server.process.wait_for("There will be 3 worker processes")
     wait_until(lambda: len({ask_once(address)[0] for _ in range(6)}) == 3, "the third")
     for _ in range(4):
         server.process.send(signal.SIGTTOU)

@@ -173,7 +173,9 @@ class Command(BaseCommand):
         try:
             self.stdout.write(f"gRPC server starting at {datetime.datetime.now()}")
             if self.get_config(**options).worker_count > 1:
-                self.stdout.write("With --autoreload there is one process, without workers.")
+                self.stdout.write(
+                    "With --autoreload there is one process, without worker processes."
+                )
             self._serve_alone(shutdown, **options)
         except CommandError as error:
             self.stderr.write(f"{type(error).__name__}: {error}")
