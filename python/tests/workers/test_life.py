@@ -214,5 +214,5 @@ def test_one_worker_is_one_process(serve):
 
 def test_with_autoreload_there_are_no_workers(serve):
     server = serve("--autoreload")
-    server.process.wait_for("With --autoreload there is one process, without worker processes.")
+    server.process.wait_for("With --autoreload there is one process: 'workers' does not count.")
     server.process.wait_for(LISTENING)

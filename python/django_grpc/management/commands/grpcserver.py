@@ -174,7 +174,7 @@ class Command(BaseCommand):
             self.stdout.write(f"gRPC server starting at {datetime.datetime.now()}")
             if self.get_config(**options).worker_count > 1:
                 self.stdout.write(
-                    "With --autoreload there is one process, without worker processes."
+                    "With --autoreload there is one process: 'workers' does not count."
                 )
             self._serve_alone(shutdown, **options)
         except CommandError as error:
