@@ -12,7 +12,7 @@ from .support import ask, ask_once, connect, wait_until
 
 @pytest.mark.parametrize("clients", [8, 64])
 def test_connections_are_spread_evenly(clients, serve):
-    server = serve(workers=4)
+    server = serve(workers=3)
     address = server.wait_up()
     with contextlib.ExitStack() as at_end:
         channels = [at_end.enter_context(connect(address)) for _ in range(clients)]
