@@ -11,7 +11,7 @@ SWIFT_FLAGS = -Xcc -I$(PYTHON_INCLUDE) --explicit-target-dependency-import-check
 SOURCES := $(shell find Sources -type f) Package.swift engine.exports setup.py pyproject.toml \
 	$(shell find python/django_grpc python/django_grpc_testtools -name '*.py*' -not -name '*.pyc')
 
-.PHONY: help demo serve test check swift-test python-test compat-test wheel bench bench-async bench-observability bench-querysets soak fuzz sanitize format clean
+.PHONY: help demo serve test check swift-test python-test compat-test wheel bench bench-async bench-observability bench-querysets bench-workers soak fuzz sanitize format clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -83,6 +83,9 @@ bench-observability: wheel ## Measure what metrics, watchdog and access log cost
 
 bench-querysets: wheel ## Measure serialize_queryset against django-grpc's way
 	$(PYTHON) benchmarks/querysets.py
+
+bench-workers: wheel ## Measure worker processes: the spread of connections, and two against one
+	$(PYTHON) benchmarks/workers.py
 
 soak: wheel ## A million calls: references and memory stay flat
 	$(PYTHON) benchmarks/soak.py

@@ -53,11 +53,13 @@ let package = Package(
     ),
     // Numbers of a server, in memory that its processes share. Beside the layers: each may count.
     .target(name: "GRPCEngineStatistics", swiftSettings: swiftSettings),
+    .systemLibrary(name: "CGRPCEngineSockets"),
     // Layer 2: sockets, TLS, HTTP/2 connections and streams. Knows no methods.
     .target(
       name: "GRPCEngineTransport",
       dependencies: [
-        "GRPCEngineWire", "GRPCEngineStatistics", nioCore, nioPosix, nioTLS, nioHPACK, nioHTTP2,
+        "CGRPCEngineSockets", "GRPCEngineWire", "GRPCEngineStatistics", nioCore, nioPosix, nioTLS,
+        nioHPACK, nioHTTP2,
         nioSSL,
       ],
       swiftSettings: swiftSettings
@@ -134,7 +136,8 @@ let package = Package(
     .testTarget(
       name: "GRPCEngineServerTests",
       dependencies: [
-        "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineStatistics", "GRPCEngineWire",
+        "CGRPCEngineSockets", "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineStatistics",
+        "GRPCEngineWire",
         "GRPCEngineTesting", "TransportFuzz", nioCore, nioPosix, nioHPACK, nioHTTP2, nioSSL,
       ],
       swiftSettings: swiftSettings

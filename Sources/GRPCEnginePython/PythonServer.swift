@@ -141,6 +141,30 @@ final class PythonServer {
   }
 
   /// - Returns: false with an exception set.
+  func adoptConnections(from socket: Int, released: Int, _ credentials: ServerCredentials?) -> Bool
+  {
+    guard let socket = CInt(exactly: socket), let released = CInt(exactly: released), socket >= 0
+    else {
+      PythonError.raiseValueError("a file descriptor must be 0 or more")
+      return false
+    }
+    do {
+      let source = ConnectionIntake.Source(
+        socket: socket,
+        released: released < 0 ? nil : released,
+        credentials: credentials
+      )
+      try self.server.adoptConnections(from: source)
+      return true
+    } catch let error as Server.WrongState {
+      PythonError.raiseValueError(error.message)
+    } catch {
+      PythonError.raiseRuntimeError("\(error)")
+    }
+    return false
+  }
+
+  /// - Returns: false with an exception set.
   func start() -> Bool {
     ProcessMemory.keepFreed()
     do {

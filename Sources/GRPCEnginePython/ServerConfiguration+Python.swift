@@ -64,6 +64,7 @@ extension ServerConfiguration {
     case "min_recv_ping_interval_ms":
       self.transport.keepalive.minReceivedPingInterval = milliseconds
     case "max_ping_strikes": self.transport.keepalive.maxPingStrikes = value
+    case "max_connections": self.transport.maxConnections = value
     case "max_connection_idle_ms": self.transport.maxConnectionIdle = milliseconds
     case "max_connection_age_ms": self.transport.maxConnectionAge = milliseconds
     case "max_connection_age_grace_ms": self.transport.maxConnectionAgeGrace = milliseconds

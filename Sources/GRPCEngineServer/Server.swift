@@ -25,6 +25,8 @@ package final class Server: Sendable {
     var stage = Stage.made
     var ports: [Port] = []
     var listeners: [Listener] = []
+    var sources: [ConnectionIntake.Source] = []
+    var intakes: [ConnectionIntake] = []
     var group: MultiThreadedEventLoopGroup?
     var outboxes: [ObjectIdentifier: CallOutbox] = [:]
     var whenStopped: [@Sendable () -> Void] = []
@@ -44,11 +46,13 @@ package final class Server: Sendable {
   private let environment: CallEnvironment
   /// Whether the server is ready, and what its health service says once it is enabled.
   package let health: HealthBoard
+  private let connectionLimit: ConnectionLimit?
   private let state = Mutex(State())
 
   package init(configuration: ServerConfiguration) {
     self.configuration = configuration
     self.admission = Admission(limit: configuration.maximumConcurrentCalls)
+    self.connectionLimit = configuration.transport.maxConnections.map { ConnectionLimit($0) }
     self.statistics = configuration.statistics ?? ServerStatistics()
     self.health = HealthBoard(maximumWatchers: configuration.maximumHealthWatchers)
     self.methods = MethodTable(statistics: self.statistics)
@@ -121,6 +125,19 @@ package final class Server: Sendable {
     self.environment.observer = observer
   }
 
+  /// Serves the connections that another process accepts and hands over; see `ConnectionIntake`.
+  /// They wait in the socket until `start`.
+  ///
+  /// - Throws: `WrongState` when the server has been started.
+  package func adoptConnections(from source: ConnectionIntake.Source) throws {
+    try self.state.withLock { state in
+      guard state.stage == .made else {
+        throw WrongState(message: "Cannot adopt connections once the server has started")
+      }
+      state.sources.append(source)
+    }
+  }
+
   /// Starts the event loops and accepts connections.
   package func start() throws {
     try self.state.withLock { state in
@@ -131,13 +148,26 @@ package final class Server: Sendable {
     }
     self.statistics.begin()
     let group = MultiThreadedEventLoopGroup(numberOfThreads: self.configuration.eventLoopThreads)
-    let ports = self.state.withLock { state in
+    let (ports, sources) = self.state.withLock { state in
       state.group = group
-      defer { state.ports = [] }
-      return state.ports
+      defer {
+        state.ports = []
+        state.sources = []
+      }
+      return (state.ports, state.sources)
     }
     self.startHealth(on: group.next())
     for port in ports { try self.listen(port, on: group) }
+    for source in sources {
+      let intake = try ConnectionIntake.start(
+        source,
+        configuration: self.configuration.transport,
+        acceptor: self,
+        registry: self.connections,
+        group: group
+      )
+      self.state.withLock { $0.intakes.append(intake) }
+    }
     try self.startOperations(on: group)
   }
 
@@ -177,7 +207,8 @@ package final class Server: Sendable {
       configuration: self.configuration.transport,
       acceptor: self,
       registry: self.connections,
-      group: group
+      group: group,
+      limit: self.connectionLimit
     )
     self.state.withLock { $0.listeners.append(listener) }
   }
@@ -189,6 +220,9 @@ package final class Server: Sendable {
   package var connectionCount: Int { self.connections.count }
 
   /// Refuses new connections and new calls at once and lets calls in flight end.
+  ///
+  /// Connections that another process hands over are still taken in, and sent away, until that
+  /// process ends it.
   ///
   /// Not for event loops: it waits for the listeners to close.
   ///
@@ -203,7 +237,9 @@ package final class Server: Sendable {
         defer {
           state.ports = []
           state.operationsSockets = []
+          state.sources = []
         }
+        for source in state.sources { source.close() }
         return ([], state.ports.map(\.socket) + state.operationsSockets, nil)
       case .stopped:
         return ([], [], nil)
@@ -217,7 +253,8 @@ package final class Server: Sendable {
         return (state.listeners, [], true)
       }
     }
-    self.health.startDraining()
+    // A worker process that drains alone is replaced; when all of them stop, that is announced.
+    self.health.startDraining(isReplaced: self.statistics.board.isShared)
     for socket in sockets { socket.close() }
     for listener in listeners { listener.close() }
     guard let isFirst else { return whenStopped() }
@@ -226,6 +263,7 @@ package final class Server: Sendable {
 
   /// Ends every call in flight with UNAVAILABLE and closes every connection.
   package func cancelAllCalls() {
+    for intake in self.state.withLock({ $0.intakes }) { intake.close() }
     self.connections.cancel(Status(code: .unavailable, details: "Cancelling all calls"))
   }
 

@@ -54,6 +54,9 @@ package struct TransportConfiguration: Sendable {
   package var maxConnectionAge: TimeAmount?
   /// How long calls may run on after a connection reached its age. The default is for ever.
   package var maxConnectionAgeGrace: TimeAmount?
+  /// Connections at a time over all listeners; those past it wait to be accepted. The default is no
+  /// limit.
+  package var maxConnections: Int?
   /// How long a new connection may take for TLS and its HTTP/2 preface. The default is 120 s.
   package var handshakeTimeout: TimeAmount = .seconds(120)
   /// The largest message accepted, in bytes, after decompression too. The default is 4 MiB;

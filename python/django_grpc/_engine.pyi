@@ -308,6 +308,25 @@ class Server:
             ValueError: It is no address, or the server has been started.
         """
 
+    def adopt_connections(
+        self, socket: int, released: int, credentials: ServerCredentials | None
+    ) -> None:
+        """Serve the connections that another process accepts and sends, from `start` on.
+
+        While the server drains they are still taken in, and sent away, until that process closes
+        its side, or half of it.
+
+        Args:
+            socket: A descriptor of a SOCK_SEQPACKET Unix socket, the server's from here on. Each
+                message of it is one byte with one descriptor (SCM_RIGHTS).
+            released: An eventfd, the server's from here on, that is raised by one for each of the
+                connections that has gone; -1 is none.
+            credentials: For TLS.
+
+        Raises:
+            ValueError: The server has been started.
+        """
+
     def start(self) -> None:
         """Start the event loops and accept connections."""
 

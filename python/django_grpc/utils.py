@@ -12,6 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from django_grpc import access_log, conf, engine, queries, tracing
+from django_grpc.addresses import format_address
 from django_grpc.descriptions import describe
 from django_grpc.engine import aio, loops
 from django_grpc.engine.health import SERVICE_NAME
@@ -95,11 +96,14 @@ def build_server(
 
 
 def _options(config: conf.ServerConfig) -> list[tuple[str, Any]]:
+    # Of a name that comes twice the first counts.
+    options = list(config.options)
+    if config.max_connections is not None:
+        options.insert(0, ("django_grpc.max_connections", config.max_connections))
     # gRPC lets servers share a port unless told otherwise, so that a second one would be started
     # without a word, and take half of the calls.
-    alone = ("grpc.so_reuseport", 0)
-    is_told = any(name == alone[0] for name, _ in config.options)
-    return [*config.options] if is_told else [*config.options, alone]
+    options.append(("grpc.so_reuseport", 0))
+    return options
 
 
 def loop_factory(config: conf.ServerConfig) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -159,15 +163,6 @@ def bind_metrics(server: Any, config: conf.ServerConfig) -> None:
     """
     if config.metrics is not None:
         server.add_metrics_port(config.metrics)
-
-
-def format_address(host: str, port: int | str) -> str:
-    """Join a host and a port as gRPC writes addresses: ``[::1]:50051``, ``unix:/run/app.sock``."""
-    if host.startswith(("unix:", "unix-abstract:")):
-        return host
-    if ":" in host and not host.startswith("["):
-        host = f"[{host}]"
-    return f"{host}:{port}"
 
 
 def load_credentials(credentials: conf.Credentials) -> engine.ServerCredentials:

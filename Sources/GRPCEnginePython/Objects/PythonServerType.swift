@@ -140,6 +140,20 @@ extension PythonServer {
         guard let port = server.addOperationsPort(address) else { return nil }
         return PythonNumber.make(port)
       },
+      PythonMethod.keywords("adopt_connections", "Serve what another process accepts.") {
+        object,
+        arguments,
+        keywords in
+        let given = PythonArguments(arguments, keywords, "socket", "released", "credentials")
+        guard let server = PythonServer.server(object), let socket = PythonServer.number(given, 0),
+          let released = PythonServer.number(given, 1), let credentials = given[2]
+        else { return nil }
+        let box = EngineTypes.current?.credentials.checkedPayload(credentials)
+        guard server.adoptConnections(from: socket, released: released, box?.credentials) else {
+          return nil
+        }
+        return Python.newNone()
+      },
       PythonMethod.noArguments("start", "Start the event loops and accept connections.") {
         object,
         _ in
@@ -270,6 +284,13 @@ extension PythonServer {
         return Python.newNone()
       },
     ]
+  }
+
+  private static func number(_ arguments: PythonArguments, _ index: Int) -> Int? {
+    guard let object = arguments[index] else { return nil }
+    if let number = PythonNumber.int(object) { return number }
+    PythonError.raiseTypeError("argument \(index + 1) must be an int")
+    return nil
   }
 
   static func text(_ arguments: PythonArguments, _ index: Int) -> String? {

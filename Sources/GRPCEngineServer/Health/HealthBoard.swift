@@ -116,9 +116,12 @@ package final class HealthBoard: Sendable {
   package func announceShutdown() { self.change { $0.readiness.shutDown() } }
 
   /// The server stops: streams that watch hear of it, and end.
-  func startDraining() {
+  ///
+  /// - Parameter isReplaced: whether other processes go on with the address. A probe that comes to
+  ///   this one by then asks for what they do, so it is not told that nobody serves.
+  func startDraining(isReplaced: Bool) {
     self.change { state in
-      state.readiness.shutDown()
+      if !isReplaced { state.readiness.shutDown() }
       state.isDraining = true
     }
     let watchers = self.state.withLock { $0.watchers.values.flatMap(\.values) }

@@ -347,7 +347,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     let increment = self.configuration.http2.connectionWindowSize - Self.initialConnectionWindow
     if increment > 0 { self.sendWindowUpdate(.rootStream, increment: increment) }
     self.scheduleTimer()
-    if self.registry.isDraining { self.drain() }
+    if self.registry.isDraining || self.lifecycle.isDrainPending { self.drain() }
   }
 
   private func receivedPing(_ data: HTTP2PingData, ack: Bool) {

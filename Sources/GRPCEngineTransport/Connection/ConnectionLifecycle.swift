@@ -29,8 +29,10 @@ package struct ConnectionLifecycle {
   private var state = State.open
   private var openStreams = 0
 
-  private let handshakeDeadline: NIODeadline
+  private var handshakeDeadline: NIODeadline
   private var isEstablished = false
+  /// Whether to drain as soon as the peer has greeted.
+  package private(set) var isDrainPending = false
   private let ageDeadline: NIODeadline?
   private var graceDeadline: NIODeadline?
   private var drainDeadline: NIODeadline?
@@ -88,12 +90,17 @@ package struct ConnectionLifecycle {
   }
 
   /// Drains the connection: calls in flight go on, new ones go elsewhere.
+  ///
+  /// A peer that has not greeted yet may do so for 3 s more, and is told then: its first calls may
+  /// be on their way, and to lose the connection now would fail them.
   package mutating func drain(now: NIODeadline) -> Action {
     guard self.state == .open else { return .none }
     guard self.isEstablished else {
-      self.state = .closed
-      return .close
+      self.isDrainPending = true
+      self.handshakeDeadline = min(self.handshakeDeadline, now + .seconds(3))
+      return .none
     }
+    self.isDrainPending = false
     self.state = .draining
     // A peer that never answers the ping must not keep the drain from ending.
     self.drainDeadline = now + .seconds(1)
@@ -147,7 +154,7 @@ package struct ConnectionLifecycle {
     if !self.isEstablished { consider(self.handshakeDeadline) }
     consider(self.drainDeadline)
     consider(self.graceDeadline)
-    if self.state == .open {
+    if self.state == .open, !self.isDrainPending {
       consider(self.ageDeadline)
       if self.openStreams == 0 {
         consider(self.configuration.maxConnectionIdle.map { self.idleSince + $0 })
@@ -174,7 +181,7 @@ package struct ConnectionLifecycle {
     if !self.isEstablished, now >= self.handshakeDeadline { return self.close() }
     if let deadline = self.drainDeadline, now >= deadline { return self.drainPingAnswered() }
     if let deadline = self.graceDeadline, now >= deadline { return self.close() }
-    if self.state == .open {
+    if self.state == .open, !self.isDrainPending {
       if let deadline = self.ageDeadline, now >= deadline {
         self.graceDeadline = self.configuration.maxConnectionAgeGrace.map { now + $0 }
         return self.drain(now: now)

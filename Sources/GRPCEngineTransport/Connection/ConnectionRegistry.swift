@@ -7,8 +7,21 @@ internal import Synchronization
 package final class ConnectionRegistry: Sendable {
   private struct State {
     var connections: [ObjectIdentifier: Entry] = [:]
+    /// Connections that have been taken in and are not among them yet, and intakes that may bring
+    /// more: those come even though the server drains, since their clients know nothing of that.
+    var arrivals = 0
     var isDraining = false
+    var isCancelled = false
     var whenEmpty: [@Sendable () -> Void] = []
+
+    var mayInsert: Bool { !self.isDraining || (self.arrivals > 0 && !self.isCancelled) }
+
+    /// What to call if nothing is left.
+    mutating func takeCallbacks() -> [@Sendable () -> Void] {
+      guard self.isDraining, self.connections.isEmpty, self.arrivals == 0 else { return [] }
+      defer { self.whenEmpty = [] }
+      return self.whenEmpty
+    }
   }
 
   /// A handler is touched on its event loop only; here it is just carried there.
@@ -30,7 +43,7 @@ package final class ConnectionRegistry: Sendable {
   /// - Returns: whether the connection may be served.
   func insert(_ connection: ConnectionHandler) -> Bool {
     let isServed = self.state.withLock { state in
-      guard !state.isDraining else { return false }
+      guard state.mayInsert else { return false }
       let entry = Entry(connection: connection, eventLoop: connection.eventLoop)
       state.connections[ObjectIdentifier(connection)] = entry
       return true
@@ -48,24 +61,37 @@ package final class ConnectionRegistry: Sendable {
         return []
       }
       self.statistics.slot[.connections].subtract()
-      guard state.isDraining, state.connections.isEmpty else { return [] }
-      defer { state.whenEmpty = [] }
-      return state.whenEmpty
+      return state.takeCallbacks()
+    }
+    for callback in callbacks { callback() }
+  }
+
+  /// A connection is on its way, or an intake may bring some: a drain waits for `arrivalEnded`.
+  /// May be called from any thread.
+  func arrivalBegan() {
+    self.state.withLock { $0.arrivals += 1 }
+  }
+
+  /// It has come, or will not.
+  func arrivalEnded() {
+    let callbacks = self.state.withLock { state -> [@Sendable () -> Void] in
+      state.arrivals -= 1
+      return state.takeCallbacks()
     }
     for callback in callbacks { callback() }
   }
 
   /// Drains every connection. May be called from any thread.
   ///
-  /// - Parameter whenEmpty: called once, on any thread, when no connection is left.
+  /// - Parameter whenEmpty: called once, on any thread, when no connection is left and none is on
+  ///   its way.
   package func drain(whenEmpty: @escaping @Sendable () -> Void) {
-    let entries = self.state.withLock { state -> [Entry]? in
+    let (entries, callbacks) = self.state.withLock { state in
       state.isDraining = true
-      guard !state.connections.isEmpty else { return nil }
       state.whenEmpty.append(whenEmpty)
-      return Array(state.connections.values)
+      return (Array(state.connections.values), state.takeCallbacks())
     }
-    guard let entries else { return whenEmpty() }
+    for callback in callbacks { callback() }
     for entry in entries { entry.eventLoop.execute { entry.connection.drain() } }
   }
 
@@ -108,7 +134,10 @@ package final class ConnectionRegistry: Sendable {
 
   /// Ends every call with `status` and closes every connection. May be called from any thread.
   package func cancel(_ status: Status) {
-    let entries = self.state.withLock { Array($0.connections.values) }
+    let entries = self.state.withLock { state in
+      state.isCancelled = true
+      return Array(state.connections.values)
+    }
     for entry in entries { entry.eventLoop.execute { entry.connection.cancel(status) } }
   }
 }

@@ -40,7 +40,32 @@ package final class BoundSocket: Sendable {
       return try Self.bindUnix([0] + Array(name.utf8), path: nil, backlog: backlog)
     case .host(let host, let port):
       return try Self.bindTCP(host, port: port, reusePort: reusePort, backlog: backlog)
+    case .descriptor(let descriptor):
+      return try Self.adopt(descriptor)
     }
+  }
+
+  /// Takes a socket that listens already; its file, if it has one, stays its owner's.
+  ///
+  /// - Throws: `Failure` with `EBADF`, `ENOTSOCK`, or `EINVAL` when it does not listen; the
+  ///   descriptor stays the caller's then.
+  private static func adopt(_ descriptor: CInt) throws(Failure) -> BoundSocket {
+    var accepts: CInt = 0
+    var family: CInt = 0
+    var length = socklen_t(MemoryLayout<CInt>.size)
+    guard getsockopt(descriptor, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &length) == 0,
+      getsockopt(descriptor, SOL_SOCKET, SO_DOMAIN, &family, &length) == 0
+    else { throw Self.failure("descriptor \(descriptor)") }
+    guard accepts != 0 else {
+      throw Failure(
+        errno: EINVAL,
+        message: "descriptor \(descriptor): a socket that does not listen"
+      )
+    }
+    _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC)
+    let isTCP = family == AF_INET || family == AF_INET6
+    let port = isTCP ? try Self.localPort(descriptor) : 1
+    return BoundSocket(descriptor: descriptor, port: port, isTCP: isTCP, path: nil)
   }
 
   private static func failure(_ message: String) -> Failure {

@@ -5,6 +5,9 @@ package enum ListenAddress: Hashable, Sendable {
   case host(String, port: Int)
   case unix(path: String)
   case abstractUnix(name: String)
+  /// A socket that listens already, as `fd:` and its number, which gRPC does not have: from
+  /// systemd's socket activation, or from a parent process.
+  case descriptor(Int32)
 
   package struct Malformed: Error { package let message: String }
 
@@ -18,6 +21,13 @@ package enum ListenAddress: Hashable, Sendable {
       if path.hasPrefix("//") { path = path.dropFirst(2) }
       guard !path.isEmpty else { throw Malformed(message: "'\(text)' names no socket path") }
       self = .unix(path: String(path))
+      return
+    }
+    if text.hasPrefix("fd:") {
+      guard let number = Int32(text.dropFirst("fd:".count)), number >= 0 else {
+        throw Malformed(message: "'\(text)' names no file descriptor; write it as fd:3")
+      }
+      self = .descriptor(number)
       return
     }
     var rest = text[...]

@@ -20,21 +20,19 @@ package final class Listener: Sendable {
   ///   - credentials: what a secure port shows; `nil` for plaintext with prior knowledge
   ///     (RFC 9113 section 3.3).
   ///   - group: the event loops over which connections are spread.
+  ///   - limit: how many connections there may be; shared with the server's other listeners.
   package static func start(
     _ socket: BoundSocket,
     credentials: ServerCredentials?,
     configuration: TransportConfiguration,
     acceptor: any StreamAcceptor,
     registry: ConnectionRegistry,
-    group: any EventLoopGroup
+    group: any EventLoopGroup,
+    limit: ConnectionLimit? = nil
   ) throws -> Listener {
     var bootstrap = ServerBootstrap(group: group)
       .serverChannelOption(.backlog, value: configuration.backlog)
-      // Reads of up to 64 KiB: a burst of calls is then one read, one batch and one flush.
-      .childChannelOption(
-        .recvAllocator,
-        value: AdaptiveRecvByteBufferAllocator(minimum: 2048, initial: 8192, maximum: 65_536)
-      )
+      .childChannelOption(.recvAllocator, value: Self.receiveAllocator)
       .childChannelInitializer { channel in
         channel.eventLoop.makeCompletedFuture {
           try Self.configure(
@@ -46,12 +44,27 @@ package final class Listener: Sendable {
           )
         }
       }
+    if let limit {
+      bootstrap =
+        bootstrap
+        .serverChannelOption(.maxMessagesPerRead, value: 1)
+        .serverChannelInitializer { channel in
+          channel.eventLoop.makeCompletedFuture {
+            try channel.pipeline.syncOperations.addHandler(AcceptGate(limit))
+          }
+        }
+    }
     if socket.isTCP {
       // Unix domain sockets refuse the options of TCP.
       bootstrap = bootstrap.childChannelOption(.socketOption(.tcp_nodelay), value: 1)
     }
     let channel = try bootstrap.withBoundSocket(socket.descriptor).wait()
     return Listener(channel: channel, socket: socket)
+  }
+
+  /// Reads of up to 64 KiB: a burst of calls is then one read, one batch and one flush.
+  static var receiveAllocator: AdaptiveRecvByteBufferAllocator {
+    AdaptiveRecvByteBufferAllocator(minimum: 2048, initial: 8192, maximum: 65_536)
   }
 
   /// Makes a connection of a channel; called on its event loop.

@@ -105,12 +105,36 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.nextDeadline == self.after(1))
   }
 
-  @Test("A connection that has not greeted has nothing to drain and is closed")
+  @Test("A connection that has not greeted may do so for a while, and is drained then")
   func drainBeforeHandshake() {
     var lifecycle = self.make(isEstablished: false)
-    #expect(lifecycle.drain(now: Self.start) == .close)
     #expect(lifecycle.drain(now: Self.start) == .none)
+    #expect(lifecycle.isDrainPending)
+    #expect(lifecycle.nextDeadline == self.after(3))
+    #expect(lifecycle.drain(now: self.after(1)) == .none)
+    #expect(lifecycle.nextDeadline == self.after(3))
+    _ = lifecycle.established()
+    #expect(lifecycle.drain(now: self.after(2)) == .beginDrain)
+    #expect(!lifecycle.isDrainPending)
+    #expect(lifecycle.acceptsStreams)
+  }
+
+  @Test("A connection that is drained before it has greeted, and does not, is closed")
+  func drainWithoutHandshake() {
+    var lifecycle = self.make(isEstablished: false) { $0.maxConnectionAge = .seconds(1) }
+    #expect(lifecycle.drain(now: Self.start) == .none)
+    #expect(lifecycle.nextDeadline == self.after(3), "its age does not matter any more")
+    #expect(lifecycle.timerFired(now: self.after(2)) == .none)
+    #expect(lifecycle.timerFired(now: self.after(3)) == .close)
+    #expect(lifecycle.drain(now: self.after(3)) == .none)
     #expect(lifecycle.nextDeadline == nil)
+  }
+
+  @Test("A drain does not lengthen the time for the handshake")
+  func drainLateInHandshake() {
+    var lifecycle = self.make(isEstablished: false) { $0.handshakeTimeout = .seconds(5) }
+    #expect(lifecycle.drain(now: self.after(4)) == .none)
+    #expect(lifecycle.nextDeadline == self.after(5))
   }
 
   @Test("A ping's answer that no drain asked for changes nothing")

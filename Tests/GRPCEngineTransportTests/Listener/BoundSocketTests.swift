@@ -120,4 +120,37 @@ struct BoundSocketTests {
     #expect(socket.path == nil)
     #expect(self.failure(.abstractUnix(name: name))?.errno == EADDRINUSE)
   }
+
+  @Test("A socket that listens already is taken as it is")
+  func adopted() throws {
+    let first = try self.bind(.host("127.0.0.1", port: 0))
+    let adopted = try self.bind(.descriptor(dup(first.descriptor)))
+    defer { adopted.close() }
+    #expect(adopted.port == first.port && adopted.isTCP && adopted.path == nil)
+    first.close()
+    #expect(self.canConnect(to: try SocketAddress(ipAddress: "127.0.0.1", port: adopted.port)))
+  }
+
+  @Test("The file of a socket that was taken as it is stays with its owner")
+  func adoptedFile() throws {
+    try withTemporaryPath { path in
+      let owner = try self.bind(.unix(path: path))
+      defer { owner.close() }
+      let adopted = try self.bind(.descriptor(dup(owner.descriptor)))
+      #expect(adopted.port == 1 && !adopted.isTCP)
+      adopted.close()
+      #expect(access(path, F_OK) == 0)
+    }
+  }
+
+  @Test("A descriptor that is not open, no socket, or does not listen is refused")
+  func adoptedWrongly() throws {
+    #expect(self.failure(.descriptor(1_000_000))?.errno == EBADF)
+    let file = open("/dev/null", O_RDONLY)
+    defer { close(file) }
+    #expect(self.failure(.descriptor(file))?.errno == ENOTSOCK)
+    let idle = socket(AF_INET, CInt(SOCK_STREAM.rawValue), 0)
+    defer { close(idle) }
+    #expect(self.failure(.descriptor(idle))?.errno == EINVAL)
+  }
 }

@@ -20,6 +20,7 @@ struct ListenAddressTests {
       ("unix:/run/a.sock", .unix(path: "/run/a.sock")),
       ("unix:///run/a.sock", .unix(path: "/run/a.sock")),
       ("unix-abstract:name", .abstractUnix(name: "name")),
+      ("fd:3", .descriptor(3)),
     ]
   )
   func addresses(text: String, expected: ListenAddress) throws {

@@ -178,3 +178,8 @@ class ServerConfig:
     watchdog: float | None = None
     methods: Mapping[str, MethodLimits] = field(default_factory=dict)
     opentelemetry: bool | None = None
+
+    @property
+    def worker_count(self) -> int:
+        """How many processes ``workers`` stands for; 0 is the processors that this one may use."""
+        return self.workers or len(os.sched_getaffinity(0))

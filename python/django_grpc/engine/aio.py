@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from django_grpc.engine.call_log import CallRecord
+    from django_grpc.engine.credentials import ServerCredentials
     from django_grpc.engine.health import Monitor
     from django_grpc.engine.types import GenericHandler, MethodHandler
 
@@ -108,6 +109,12 @@ class Server(grpc.aio.Server):
     def watch_calls(self, seconds: float) -> None:
         """Log calls that run for long; see `django_grpc.engine.sync.Server.watch_calls`."""
         self._inner.watch_calls(seconds)
+
+    def adopt_connections(
+        self, intake: int, released: int, server_credentials: ServerCredentials | None = None
+    ) -> None:
+        """Serve connections that another process accepts; see `django_grpc.engine.sync.Server`."""
+        self._inner.adopt_connections(intake, released, server_credentials)
 
     async def start(self) -> None:
         """Start serving, with async methods on the running loop. A second call does nothing.

@@ -210,6 +210,26 @@ class Server(grpc.Server):
         """
         self._observers.append(Watchdog(self.native, seconds))
 
+    def adopt_connections(
+        self, intake: int, released: int, server_credentials: ServerCredentials | None = None
+    ) -> None:
+        """Serve connections that another process accepts, from `start` on.
+
+        They come as descriptors over a Unix socket (SCM_RIGHTS). While the server drains they are
+        still taken in, and sent away, until the other process shuts its side down for writing.
+
+        Args:
+            intake: The descriptor of that socket, of type SOCK_SEQPACKET; the server's now.
+            released: An eventfd that is raised by one for each of them that has gone; the
+                server's now. -1 is none.
+            server_credentials: For TLS; None is plaintext.
+
+        Raises:
+            ValueError: The server has been started.
+        """
+        native = None if server_credentials is None else server_credentials.native
+        self.native.adopt_connections(intake, released, native)
+
     def start(self) -> None:
         """Start serving.
 

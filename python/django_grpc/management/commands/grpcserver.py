@@ -1,33 +1,25 @@
 """`manage.py grpcserver`."""
 
 import argparse
-import asyncio
 import datetime
-import errno
-import gc
 import logging
 import threading
-import time
 from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError, connections
 
-from django_grpc import conf, engine, utils
-from django_grpc.certificates import CertificateWatcher
-from django_grpc.management import reloading
+from django_grpc import conf
+from django_grpc.addresses import format_address, is_unix, parse_addrport
+from django_grpc.management import complaints, reloading
 from django_grpc.management.shutdown import ShutdownRequest, end_process_soon
 from django_grpc.signals import grpc_shutdown
+from django_grpc.workers import listeners, systemd
+from django_grpc.workers.messages import Inheritance, Plan
+from django_grpc.workers.supervisor import SupervisionError, Supervisor
+
+# What needs the engine is imported where this process serves: the parent of workers does not.
 
 logger = logging.getLogger("django_grpc")
-
-# What an errno says of an address that can't be bound.
-_BIND_ERRORS = {
-    errno.EACCES: "this user has no permission for it",
-    errno.EADDRINUSE: "it is already in use",
-    errno.EADDRNOTAVAIL: "it is not an address of this machine",
-}
 
 # The options that stand above keys of the settings, by attribute of `conf.ServerConfig`.
 _FLAGS = (
@@ -47,12 +39,6 @@ _FLAGS = (
     "watchdog",
 )
 
-# What ends the wait when the server was stopped by something else than this command.
-_STOPPED = "stopped"
-
-# The seconds that a changed file waits for calls in flight.
-_RELOAD_GRACE = 1.0
-
 
 class Command(BaseCommand):
     """Serve the project's gRPC servicers until SIGTERM or SIGINT.
@@ -62,13 +48,14 @@ class Command(BaseCommand):
 
     help = "Run gRPC server"
 
-    # They are run by serve(), which --autoreload starts again and again.
+    # They are run by whoever serves: with --autoreload and with workers that is another process.
     requires_system_checks: list[str] = []  # noqa: RUF012 - as Django declares it
 
-    _credentials: engine.ServerCredentials | None = None
+    #: Whether a drain ended with calls that had to be cut.
+    has_cut_calls = False
 
-    # Whether a drain ended with calls that had to be cut.
-    _has_cut_calls = False
+    # What this process inherits, when it is a worker.
+    _inheritance: Inheritance | None = None
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""
@@ -160,14 +147,22 @@ class Command(BaseCommand):
             status = leaving.code
             raise
         finally:
-            if self._has_cut_calls:
+            if self.has_cut_calls:
                 end_process_soon(status if isinstance(status, int) else 1)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Serve, with or without the reloader."""
-        if not options["autoreload"]:
-            with ShutdownRequest() as shutdown:
-                self.serve(shutdown, **options)
+        """Serve: as a worker, with the reloader, with workers, or alone."""
+        self._inheritance = Inheritance.take()
+        if self._inheritance is not None:
+            self._serve_as_worker(self._inheritance, **options)
+        elif not options["autoreload"]:
+            self.stdout.write(f"gRPC server starting at {datetime.datetime.now()}")
+            config = self.get_config(**options)
+            if config.worker_count > 1:
+                self._supervise(config, **options)
+            else:
+                with ShutdownRequest() as shutdown:
+                    self._serve_alone(shutdown, **options)
         elif reloading.is_child():
             self.stdout.write("ATTENTION! Autoreload is enabled!")
             reloading.run_child(lambda shutdown: self._serve_reloaded(shutdown, **options))
@@ -176,7 +171,12 @@ class Command(BaseCommand):
 
     def _serve_reloaded(self, shutdown: ShutdownRequest, **options: Any) -> None:
         try:
-            self.serve(shutdown, **options)
+            self.stdout.write(f"gRPC server starting at {datetime.datetime.now()}")
+            if self.get_config(**options).worker_count > 1:
+                self.stdout.write(
+                    "With --autoreload there is one process: 'workers' does not count."
+                )
+            self._serve_alone(shutdown, **options)
         except CommandError as error:
             self.stderr.write(f"{type(error).__name__}: {error}")
             self.stderr.flush()
@@ -185,66 +185,74 @@ class Command(BaseCommand):
             elif isinstance(cause := _root_cause(error), ImportError):
                 raise cause from None  # Django watches the file that the traceback ends in
 
-    def serve(self, shutdown: ShutdownRequest, **options: Any) -> None:
-        """Serve until a shutdown is requested, then drain.
+    def _serve_alone(self, shutdown: ShutdownRequest, **options: Any) -> None:
+        from django_grpc.management import serving
 
-        Raises:
-            CommandError: A mistake of the user's.
-        """
-        self.stdout.write(f"gRPC server starting at {datetime.datetime.now()}")
+        place = serving.OwnPlace(*self._get_address(**options))
+        serving.serve(self, place, shutdown, **options)
+
+    def _serve_as_worker(self, inheritance: Inheritance, **options: Any) -> None:
+        from django_grpc.management import serving
+        from django_grpc.workers.worker import WorkerPlace
+
+        with ShutdownRequest() as shutdown:
+            serving.serve(self, WorkerPlace(inheritance, shutdown), shutdown, **options)
+
+    def _supervise(self, config: conf.ServerConfig, **options: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise CommandError(
+                "Worker processes need the main thread, for the signals: run the command there, or "
+                "give --workers 1."
+            )
+        sockets = systemd.take_sockets()
+        address = format_address(*self._get_address(**options))
+        reuse_port = dict(reversed(config.options)).get("grpc.so_reuseport", 0)
+        listening: list[listeners.ListeningSocket] = []
+        metrics = None
         try:
-            config = self.get_config(**options)
-            # One sentence, where the system checks would print a report.
-            for key, paths in (
-                ("servicers", config.servicers),
-                ("interceptors", config.interceptors),
-                ("health.checks", config.health.checks if config.health else ()),
-            ):
-                for path in paths:
-                    conf.import_configured(key, path)
-            self._run_checks(**options)
-            if config.is_async:
-                with asyncio.Runner(loop_factory=utils.loop_factory(config)) as runner:
-                    runner.run(self._serve_async(shutdown, config, **options))
-            else:
-                self._serve(shutdown, config, **options)
-        except ImproperlyConfigured as error:
+            try:
+                listening += [listeners.adopt(it) for it in sockets.calls]
+                if not listening:
+                    listening.append(listeners.bind(address, reuse_port=bool(reuse_port)))
+            except OSError as error:
+                raise CommandError(complaints.about_address(address, error)) from error
+            try:
+                if sockets.metrics:
+                    metrics = listeners.adopt(sockets.metrics[0])
+                elif config.metrics is not None:
+                    metrics = listeners.bind(config.metrics)
+            except OSError as error:
+                raise CommandError(complaints.about_metrics(config.metrics, error)) from error
+        except CommandError:
+            for bound in listening:
+                bound.close()
+            raise
+
+        def write(text: str) -> None:
+            self.stdout.write(text)
+            self.stdout.flush()
+
+        def on_up(plan: Plan) -> None:
+            self._say_listening(
+                ", ".join(it.address for it in listening),
+                f"{plan.workers} processes of {plan.max_workers} workers",
+            )
+
+        supervisor = Supervisor(Plan.of(config), listening, metrics, write=write, on_up=on_up)
+        try:
+            supervisor.run()
+        except SupervisionError as error:
+            raise CommandError(str(error), returncode=error.status) from error
+        write("Graceful shutdown completed")
+
+    def _get_address(self, **options: Any) -> tuple[str, int]:
+        host = self.get_config(**options).host
+        try:
+            return parse_addrport(host, options["port"], options["addrport"])
+        except ValueError as error:
             raise CommandError(str(error)) from error
 
-    def _serve(self, shutdown: ShutdownRequest, config: conf.ServerConfig, **options: Any) -> None:
-        server = self.get_server(config)
-        address = self._bind(server, config, **options)
-        _leave_to_the_process()
-        server.start()
-        self._watch_certificates(config)
-        self.on_listening(server, config, address, **options)
-
-        def follow_server() -> None:  # in case that a servicer stops it
-            server.wait_for_termination()
-            shutdown.request(_STOPPED)
-
-        threading.Thread(target=follow_server, name="grpcserver-follow", daemon=True).start()
-        grace = self._get_grace(shutdown.wait(), config)
-        begun = time.monotonic()
-        server.stop(grace).wait()
-        self._has_cut_calls = time.monotonic() - begun >= grace
-        self.on_shutdown()
-
-    async def _serve_async(
-        self, shutdown: ShutdownRequest, config: conf.ServerConfig, **options: Any
-    ) -> None:
-        server = self.get_server(config)
-        address = self._bind(server, config, **options)
-        _leave_to_the_process()
-        await server.start()
-        self._watch_certificates(config)
-        self.on_listening(server, config, address, **options)
-        grace = self._get_grace(await asyncio.to_thread(shutdown.wait), config)
-        begun = time.monotonic()
-        await server.stop(grace)
-        self._has_cut_calls = time.monotonic() - begun >= grace
-        # Receivers may be ordinary functions that use the ORM, which a loop's thread may not.
-        await asyncio.to_thread(self.on_shutdown)
+    # What a subclass may override
 
     def get_config(self, **options: Any) -> conf.ServerConfig:
         """Read the settings, with the options in place of theirs.
@@ -258,116 +266,51 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
 
     def get_server(self, config: conf.ServerConfig) -> Any:
-        """Make the server, with its servicers and without a port."""
+        """Make the server, with its servicers and without a port; in each worker process."""
+        from django_grpc import utils
+
         return utils.build_server(config)
 
     def on_listening(
         self, server: Any, config: conf.ServerConfig, address: str, **options: Any
     ) -> None:
-        """Say that the server is up."""
-        port = address.rpartition(":")[2] if not address.startswith("unix") else address
-        self.stdout.write(f"gRPC server is listening port {port}")
-        self.stdout.write(f"Address {address}, {config.max_workers} workers. Quit with CONTROL-C.")
-        if options["list_handlers"]:
+        """Say that the server is up; called in each worker process, for whom the parent says it."""
+        if self._inheritance is None:
+            self._say_listening(address, f"{config.max_workers} workers")
+        if options["list_handlers"] and (self._inheritance is None or self._inheritance.is_first):
+            from django_grpc import utils
+
             self.stdout.write("Registered handlers:")
             for handler in utils.extract_handlers(server):
                 self.stdout.write(f"* {handler}")
         self.stdout.flush()
 
     def on_shutdown(self) -> None:
-        """Tell the project, once the server has drained."""
+        """Tell the project, once the server has drained; called in each worker process."""
         try:
             grpc_shutdown.send(None)
         except Exception as error:
             # The process ends all the same, and as well as it can.
             logger.exception("A receiver of grpc_shutdown failed")
             self.stderr.write(f"Error during graceful shutdown: {error}")
-        self.stdout.write("Graceful shutdown completed")
+        if self._inheritance is None:
+            self.stdout.write("Graceful shutdown completed")
 
-    def _get_grace(self, reason: str, config: conf.ServerConfig) -> float:
-        grace = config.grace
-        if reason == reloading.RELOAD:
-            grace = min(grace, _RELOAD_GRACE)
-        elif reason != _STOPPED:
-            self.stdout.write(
-                f"Received {reason}. Starting graceful shutdown, "
-                f"calls in flight have {grace:g} s to end..."
-            )
-            self.stdout.flush()
-        return grace
+    # What is printed
 
-    def _run_checks(self, **options: Any) -> None:
-        try:
-            if not options["skip_checks"]:
-                self.check()  # from Django 6.1 on some of them ask the database
-            self.check_migrations()
-        except DatabaseError as error:
-            # A gRPC server may well come up before its database.
-            self.stdout.write(
-                self.style.WARNING(
-                    f"The database can't be asked, some checks are left out: {error}"
-                )
-            )
-        for connection in connections.all(initialized_only=True):
-            if not connection.in_atomic_block:  # a test's transaction
-                connection.close()
+    def _say_listening(self, address: str, workers: str) -> None:
+        port = address if is_unix(address) else address.rpartition(":")[2]
+        self.stdout.write(f"gRPC server is listening port {port}")
+        self.stdout.write(f"Address {address}, {workers}. Quit with CONTROL-C.")
+        self.stdout.flush()
 
-    def _bind(self, server: Any, config: conf.ServerConfig, **options: Any) -> str:
-        host, port = _parse_address(config.host, options["port"], options["addrport"])
-        address = utils.format_address(host, port)
-        if config.credentials is not None:
-            self._credentials = utils.load_credentials(config.credentials)
-        try:
-            bound = utils.bind(server, config, port, host=host, credentials=self._credentials)
-        except (OSError, RuntimeError) as error:
-            reason = _why_not_bound(error)
-            raise CommandError(f"The server can't listen on {address}: {reason}.") from error
-        try:
-            utils.bind_metrics(server, config)
-        except (OSError, RuntimeError) as error:
-            reason = _why_not_bound(error)
-            raise CommandError(
-                f"Metrics can't be served on {config.metrics}: {reason}. Change --metrics or "
-                f"{conf.SETTING}['metrics']."
-            ) from error
-        return address if address.startswith("unix") else utils.format_address(host, bound)
-
-    def _watch_certificates(self, config: conf.ServerConfig) -> None:
-        settings, loaded = config.credentials, self._credentials
-        if settings is not None and loaded is not None:
-            CertificateWatcher(
-                settings.paths(), lambda: utils.renew_credentials(settings, loaded)
-            ).start()
-
-
-def _leave_to_the_process() -> None:
-    # What has been imported by now stays for the process's life. Out of the collector's sight it
-    # no longer costs each full collection some milliseconds, in the middle of somebody's call.
-    gc.collect()
-    gc.freeze()
-
-
-def _why_not_bound(error: OSError | RuntimeError) -> str:
-    # The engine raises grpcio's RuntimeError, caused by the system's own error.
-    cause = error if isinstance(error, OSError) else error.__cause__
-    if isinstance(cause, OSError):
-        return _BIND_ERRORS.get(cause.errno or 0, cause.strerror or str(cause))
-    return str(cause or error)
-
-
-def _parse_address(host: str, port: int, addrport: str | None) -> tuple[str, int]:
-    if addrport and addrport.startswith(("unix:", "unix-abstract:")):
-        return addrport, 0
-    if addrport:
-        given_host, _, given_port = addrport.rpartition(":")
-        if not given_port.isdecimal() or (":" in given_host and not given_host.startswith("[")):
-            raise CommandError(
-                f"{addrport!r} is not a port number, an address:port pair or a unix:PATH."
-            )
-        host, port = given_host or host, int(given_port)
-    if not 0 <= port <= 65535:
-        raise CommandError(f"{port} is not a port number: it must be at most 65535.")
-    return host, port
+    def say_stopping(self, reason: str, grace: float) -> None:
+        """Say that the server drains, and why."""
+        self.stdout.write(
+            f"Received {reason}. Starting graceful shutdown, "
+            f"calls in flight have {grace:g} s to end..."
+        )
+        self.stdout.flush()
 
 
 def _root_cause(error: BaseException) -> BaseException:

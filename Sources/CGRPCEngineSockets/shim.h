@@ -1,0 +1,56 @@
+// Descriptors in messages (unix(7), SCM_RIGHTS): the macros of cmsg(3) do not reach Swift.
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+/// Waits for a message of one byte with a descriptor.
+///
+/// Returns what recvmsg(2) does: 0 at the end, -1 with errno. The descriptor is closed on exec; it
+/// is -1 where there was none, also because this process may open no more.
+static inline ssize_t grpc_engine_receive_descriptor(int socket, int *descriptor) {
+  char byte;
+  struct iovec content = {.iov_base = &byte, .iov_len = sizeof(byte)};
+  union {
+    struct cmsghdr header;
+    char space[CMSG_SPACE(sizeof(int))];
+  } control;
+  struct msghdr message = {
+      .msg_iov = &content,
+      .msg_iovlen = 1,
+      .msg_control = control.space,
+      .msg_controllen = sizeof(control.space),
+  };
+  *descriptor = -1;
+  ssize_t result = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+  if (result <= 0) return result;
+  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+  if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
+      header->cmsg_len == CMSG_LEN(sizeof(int))) {
+    memcpy(descriptor, CMSG_DATA(header), sizeof(int));
+  }
+  return result;
+}
+
+/// Sends what `grpc_engine_receive_descriptor` waits for. Returns what sendmsg(2) does.
+static inline ssize_t grpc_engine_send_descriptor(int socket, int descriptor) {
+  char byte = 0;
+  struct iovec content = {.iov_base = &byte, .iov_len = sizeof(byte)};
+  union {
+    struct cmsghdr header;
+    char space[CMSG_SPACE(sizeof(int))];
+  } control;
+  memset(&control, 0, sizeof(control));
+  struct msghdr message = {
+      .msg_iov = &content,
+      .msg_iovlen = 1,
+      .msg_control = control.space,
+      .msg_controllen = sizeof(control.space),
+  };
+  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  memcpy(CMSG_DATA(header), &descriptor, sizeof(int));
+  return sendmsg(socket, &message, MSG_NOSIGNAL);
+}

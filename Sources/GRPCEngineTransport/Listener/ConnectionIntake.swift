@@ -1,0 +1,187 @@
+internal import CGRPCEngineSockets
+internal import Glibc
+package import NIOCore
+internal import NIOPosix
+internal import Synchronization
+
+/// Takes connections over that another process has accepted: the other source beside `Listener`.
+///
+/// They come one by one over a socket that keeps messages apart (`SOCK_SEQPACKET`), each a message
+/// with one descriptor (`SCM_RIGHTS`, unix(7)). The other process ends it by closing its side, or
+/// half of it: what it has sent before is still taken in, also while the server drains.
+///
+/// A thread of its own waits for them, since event loops read no descriptors.
+package final class ConnectionIntake: Sendable {
+  /// What connections come from.
+  package struct Source: Sendable {
+    /// A Unix socket of type `SOCK_SEQPACKET`.
+    let socket: CInt
+    /// An eventfd(2) that is raised by one for each connection that has gone; `nil` when nobody
+    /// wants to know.
+    let released: CInt?
+    let credentials: ServerCredentials?
+
+    /// The descriptors are the source's from here on.
+    package init(socket: CInt, released: CInt?, credentials: ServerCredentials?) {
+      self.socket = socket
+      self.released = released
+      self.credentials = credentials
+    }
+
+    /// Closes a source that no intake took.
+    package func close() {
+      Glibc.close(self.socket)
+      if let released { Glibc.close(released) }
+    }
+  }
+
+  private let credentials: ServerCredentials?
+  private let configuration: TransportConfiguration
+  private let acceptor: any StreamAcceptor
+  private let registry: ConnectionRegistry
+  private let group: any EventLoopGroup
+  private let released: ReleaseCounter
+  /// The socket, until its end.
+  private let socket: Mutex<CInt?>
+
+  private init(
+    source: Source,
+    configuration: TransportConfiguration,
+    acceptor: any StreamAcceptor,
+    registry: ConnectionRegistry,
+    group: any EventLoopGroup
+  ) {
+    self.socket = Mutex(source.socket)
+    self.released = ReleaseCounter(source.released)
+    self.credentials = source.credentials
+    self.configuration = configuration
+    self.acceptor = acceptor
+    self.registry = registry
+    self.group = group
+  }
+
+  /// Begins to take connections in, on a new thread.
+  ///
+  /// - Parameters:
+  ///   - source: closed with the last of its connections.
+  ///   - group: the event loops over which connections are spread.
+  /// - Throws: `BoundSocket.Failure` when there is no thread to be had; the source is closed then.
+  package static func start(
+    _ source: Source,
+    configuration: TransportConfiguration,
+    acceptor: any StreamAcceptor,
+    registry: ConnectionRegistry,
+    group: any EventLoopGroup
+  ) throws(BoundSocket.Failure) -> ConnectionIntake {
+    let intake = ConnectionIntake(
+      source: source,
+      configuration: configuration,
+      acceptor: acceptor,
+      registry: registry,
+      group: group
+    )
+    registry.arrivalBegan()
+    let retained = Unmanaged.passRetained(intake)
+    var thread = pthread_t()
+    let code = pthread_create(
+      &thread,
+      nil,
+      { argument in
+        guard let argument else { return nil }
+        Unmanaged<ConnectionIntake>.fromOpaque(argument).takeRetainedValue().run()
+        return nil
+      },
+      retained.toOpaque()
+    )
+    guard code == 0 else {
+      retained.release()
+      intake.ended()
+      throw BoundSocket.Failure(errno: code, message: "Cannot start the thread of an intake")
+    }
+    pthread_detach(thread)
+    return intake
+  }
+
+  /// Takes no more connections in. May be called from any thread, and more than once.
+  package func close() {
+    self.socket.withLock { socket in
+      if let socket { _ = shutdown(socket, CInt(SHUT_RDWR)) }
+    }
+  }
+
+  // MARK: The thread
+
+  private func run() {
+    // It is closed by this thread alone, after this loop.
+    guard let socket = self.socket.withLock({ $0 }) else { return }
+    while true {
+      var descriptor: CInt = -1
+      let result = grpc_engine_receive_descriptor(socket, &descriptor)
+      if result < 0, errno == EINTR { continue }
+      guard result > 0 else { break }
+      if descriptor >= 0 {
+        self.take(descriptor)
+      } else {
+        // This process may open no more descriptors, and the kernel has dropped it.
+        self.released.add()
+      }
+    }
+    self.ended()
+  }
+
+  private func ended() {
+    self.socket.withLock { socket in
+      if let socket { Glibc.close(socket) }
+      socket = nil
+    }
+    self.registry.arrivalEnded()
+  }
+
+  private func take(_ descriptor: CInt) {
+    self.registry.arrivalBegan()
+    let (registry, released) = (self.registry, self.released)
+    let (credentials, configuration) = (self.credentials, self.configuration)
+    let acceptor = self.acceptor
+    // The options of `Listener`'s connections. NIO has no other way to make a channel of a
+    // connected socket than its client's bootstrap, which sets TCP_NODELAY itself.
+    ClientBootstrap(group: self.group)
+      .channelOption(.recvAllocator, value: Listener.receiveAllocator)
+      .channelInitializer { channel in
+        channel.eventLoop.makeCompletedFuture {
+          try Listener.configure(
+            channel,
+            credentials: credentials,
+            configuration: configuration,
+            acceptor: acceptor,
+            registry: registry
+          )
+        }
+      }
+      .withConnectedSocket(descriptor)
+      .whenComplete { result in
+        switch result {
+        case .success(let channel): channel.closeFuture.whenComplete { _ in released.add() }
+        case .failure: released.add()
+        }
+        registry.arrivalEnded()
+      }
+  }
+}
+
+/// Tells another process how many connections have gone, by an eventfd(2).
+private final class ReleaseCounter: Sendable {
+  private let descriptor: CInt?
+
+  init(_ descriptor: CInt?) { self.descriptor = descriptor }
+
+  deinit {
+    if let descriptor { close(descriptor) }
+  }
+
+  /// Adds one. It never blocks, unless nobody reads until 2^64 - 1.
+  func add() {
+    guard let descriptor = self.descriptor else { return }
+    var one: UInt64 = 1
+    _ = write(descriptor, &one, MemoryLayout<UInt64>.size)
+  }
+}

@@ -1,0 +1,45 @@
+"""Addresses to listen on, as gRPC writes them: ``[::1]:50051``, ``unix:/run/app.sock``."""
+
+import re
+
+_DESCRIPTOR = re.compile(r"fd:\d+")
+_UNIX = ("unix:", "unix-abstract:")
+
+
+def is_unix(address: str) -> bool:
+    """Whether an address names a Unix socket."""
+    return address.startswith(_UNIX)
+
+
+def format_address(host: str, port: int | str) -> str:
+    """Join a host and a port; a Unix socket, and ``fd:3`` for one that listens, have none."""
+    if is_unix(host) or _DESCRIPTOR.fullmatch(host):
+        return host
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    return f"{host}:{port}"
+
+
+def parse_addrport(host: str, port: int, addrport: str | None) -> tuple[str, int]:
+    """Find the address that the command line names.
+
+    Args:
+        host: The one of ``--host`` or of the settings.
+        port: The one of ``--port``.
+        addrport: The positional argument, which stands above both.
+
+    Raises:
+        ValueError: One of them is no address; the text says which.
+    """
+    if addrport and is_unix(addrport):
+        return addrport, 0
+    if addrport:
+        given_host, _, given_port = addrport.rpartition(":")
+        if not given_port.isdecimal() or (":" in given_host and not given_host.startswith("[")):
+            raise ValueError(
+                f"{addrport!r} is not a port number, an address:port pair or a unix:PATH."
+            )
+        host, port = given_host or host, int(given_port)
+    if not 0 <= port <= 65535:
+        raise ValueError(f"{port} is not a port number: it must be at most 65535.")
+    return host, port

@@ -1,0 +1,269 @@
+"""Serving in this process, for `manage.py grpcserver`.
+
+It is apart from the command because it needs the engine, which the parent of worker processes does
+not load.
+"""
+
+import abc
+import asyncio
+import gc
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import CommandError
+from django.db import DatabaseError, connections
+
+from django_grpc import conf, engine, utils
+from django_grpc.addresses import format_address
+from django_grpc.certificates import CertificateWatcher
+from django_grpc.management import complaints, reloading
+from django_grpc.management.shutdown import ShutdownRequest
+from django_grpc.workers import systemd
+from django_grpc.workers.listeners import address_of
+
+if TYPE_CHECKING:
+    from django_grpc.management.commands.grpcserver import Command
+
+# What ends the wait when the server was stopped by something else than this command.
+_STOPPED: Final = "stopped"
+
+# The seconds that a changed file waits for calls in flight.
+_RELOAD_GRACE: Final = 1.0
+
+
+def announce_shutdown(server: Any) -> None:
+    """Have the health service say NOT_SERVING, while calls are served as ever.
+
+    This is the one place where it is called: at the beginning of ``drain_delay``, by a process that
+    serves alone, and by each worker when its parent says so.
+    """
+    server.announce_shutdown()
+
+
+class Place(abc.ABC):
+    """Where a server gets its connections from, and who hears how it fares.
+
+    Attributes:
+        is_worker: Whether this process is one of several, whose parent speaks for all.
+        is_first: Whether it is the one that runs the checks and lists the handlers.
+    """
+
+    is_worker = False
+    is_first = True
+
+    def configure(self, config: conf.ServerConfig) -> conf.ServerConfig:
+        """Change the settings to what suits the place."""
+        return config
+
+    @abc.abstractmethod
+    def listen(
+        self, server: Any, config: conf.ServerConfig, credentials: engine.ServerCredentials | None
+    ) -> str:
+        """Give a server its sockets, and return the address.
+
+        Raises:
+            CommandError: It can't be listened on.
+        """
+
+    @abc.abstractmethod
+    def started(self) -> None:
+        """Hear that the server serves."""
+
+    @abc.abstractmethod
+    def stopping(self, reason: str) -> None:
+        """Hear that the server is going to drain, and why."""
+
+
+class OwnPlace(Place):
+    """A process that serves alone, on an address of its own or on what systemd has bound."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """Name the address; systemd's sockets stand above it."""
+        self._host = host
+        self._port = port
+        self._sockets = systemd.take_sockets()
+
+    def listen(
+        self, server: Any, config: conf.ServerConfig, credentials: engine.ServerCredentials | None
+    ) -> str:
+        """Bind the address."""
+        if self._sockets.calls:
+            address = self._listen_on_inherited(server, config, credentials)
+        else:
+            address = self._bind(server, config, credentials)
+        try:
+            if self._sockets.metrics:
+                server.add_metrics_port(f"fd:{self._sockets.metrics[0]}")
+            else:
+                utils.bind_metrics(server, config)
+        except (OSError, RuntimeError) as error:
+            raise CommandError(complaints.about_metrics(config.metrics, error)) from error
+        return address
+
+    def _listen_on_inherited(
+        self, server: Any, config: conf.ServerConfig, credentials: engine.ServerCredentials | None
+    ) -> str:
+        addresses = []
+        for descriptor in self._sockets.calls:
+            host = f"fd:{descriptor}"
+            try:
+                utils.bind(server, config, 0, host=host, credentials=credentials)
+            except (OSError, RuntimeError) as error:
+                raise CommandError(complaints.about_address(f"systemd's {host}", error)) from error
+            addresses.append(address_of(descriptor))
+        return ", ".join(addresses)
+
+    def _bind(
+        self, server: Any, config: conf.ServerConfig, credentials: engine.ServerCredentials | None
+    ) -> str:
+        address = format_address(self._host, self._port)
+        try:
+            bound = utils.bind(server, config, self._port, host=self._host, credentials=credentials)
+        except (OSError, RuntimeError) as error:
+            raise CommandError(complaints.about_address(address, error)) from error
+        return address if address.startswith("unix") else format_address(self._host, bound)
+
+    def started(self) -> None:
+        """Tell systemd."""
+        systemd.notify_ready("Serving")
+
+    def stopping(self, reason: str) -> None:
+        """Tell systemd."""
+        systemd.notify_stopping()
+
+
+def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options: Any) -> None:
+    """Serve until a shutdown is requested, then drain.
+
+    Args:
+        command: For its hooks: `get_config`, `get_server`, `on_listening` and `on_shutdown`.
+        place: Where connections come from.
+        shutdown: Ends the serving.
+        options: The command's.
+
+    Raises:
+        CommandError: A mistake of the user's.
+    """
+    try:
+        config = place.configure(command.get_config(**options))
+        # One sentence, where the system checks would print a report.
+        for key, paths in (
+            ("servicers", config.servicers),
+            ("interceptors", config.interceptors),
+            ("health.checks", config.health.checks if config.health else ()),
+        ):
+            for path in paths:
+                conf.import_configured(key, path)
+        if place.is_first:
+            _run_checks(command, **options)
+        serving = _Serving(command, place, shutdown, config, options)
+        if config.is_async:
+            with asyncio.Runner(loop_factory=utils.loop_factory(config)) as runner:
+                runner.run(serving.run_async())
+        else:
+            serving.run()
+    except ImproperlyConfigured as error:
+        raise CommandError(str(error)) from error
+
+
+class _Serving:
+    def __init__(
+        self,
+        command: "Command",
+        place: Place,
+        shutdown: ShutdownRequest,
+        config: conf.ServerConfig,
+        options: dict[str, Any],
+    ) -> None:
+        self._command = command
+        self._place = place
+        self._shutdown = shutdown
+        self._config = config
+        self._options = options
+        self._server: Any = None
+        self._credentials: engine.ServerCredentials | None = None
+        self._address = ""
+
+    def run(self) -> None:
+        self._make_server()
+        self._server.start()
+        self._started()
+
+        def follow_server() -> None:  # in case that a servicer stops it
+            self._server.wait_for_termination()
+            self._shutdown.request(_STOPPED)
+
+        threading.Thread(target=follow_server, name="grpcserver-follow", daemon=True).start()
+        grace = self._wait()
+        begun = time.monotonic()
+        self._server.stop(grace).wait()
+        self._command.has_cut_calls = time.monotonic() - begun >= grace
+        self._command.on_shutdown()
+
+    async def run_async(self) -> None:
+        self._make_server()
+        await self._server.start()
+        self._started()
+        grace = await asyncio.to_thread(self._wait)
+        begun = time.monotonic()
+        await self._server.stop(grace)
+        self._command.has_cut_calls = time.monotonic() - begun >= grace
+        # Receivers may be ordinary functions that use the ORM, which a loop's thread may not.
+        await asyncio.to_thread(self._command.on_shutdown)
+
+    def _make_server(self) -> None:
+        self._server = self._command.get_server(self._config)
+        if self._config.credentials is not None:
+            self._credentials = utils.load_credentials(self._config.credentials)
+        self._address = self._place.listen(self._server, self._config, self._credentials)
+        _leave_to_the_process()
+
+    def _started(self) -> None:
+        self._watch_certificates()
+        self._command.on_listening(self._server, self._config, self._address, **self._options)
+        self._place.started()
+
+    def _wait(self) -> float:
+        """Wait for the end, and return the seconds that calls get."""
+        reason = self._shutdown.wait()
+        grace = self._config.grace
+        self._place.stopping(reason)
+        if reason == reloading.RELOAD:
+            return min(grace, _RELOAD_GRACE)
+        if reason != _STOPPED and not self._place.is_worker:
+            self._command.say_stopping(reason, grace)
+            if self._config.drain_delay:
+                announce_shutdown(self._server)
+                time.sleep(self._config.drain_delay)
+        return grace
+
+    def _watch_certificates(self) -> None:
+        settings, loaded = self._config.credentials, self._credentials
+        if settings is not None and loaded is not None:
+            CertificateWatcher(
+                settings.paths(), lambda: utils.renew_credentials(settings, loaded)
+            ).start()
+
+
+def _run_checks(command: "Command", **options: Any) -> None:
+    try:
+        if not options["skip_checks"]:
+            command.check()  # from Django 6.1 on some of them ask the database
+        command.check_migrations()
+    except DatabaseError as error:
+        # A gRPC server may well come up before its database.
+        command.stdout.write(
+            command.style.WARNING(f"The database can't be asked, some checks are left out: {error}")
+        )
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:  # a test's transaction
+            connection.close()
+
+
+def _leave_to_the_process() -> None:
+    # What has been imported by now stays for the process's life. Out of the collector's sight it
+    # no longer costs each full collection some milliseconds, in the middle of somebody's call.
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,121 @@
+"""What a worker process inherits, and what it and its parent tell each other.
+
+Messages are JSON objects over a Unix socket that keeps them apart (``SOCK_SEQPACKET``). When either
+side has ended the other one reads the end of the stream.
+"""
+
+import dataclasses
+import json
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any, Self
+
+from django_grpc import conf
+
+_VARIABLE = "DJANGO_GRPC_WORKER"
+_LARGEST = 65_536
+
+# What the parent says.
+ANNOUNCE = "announce"  # be NOT_SERVING to health checks; calls are served as ever
+DRAIN = "drain"
+
+# What a worker says.
+READY = "ready"
+DRAINING = "draining"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inheritance:
+    """What a worker process gets from its parent, as one environment variable.
+
+    Attributes:
+        control: The descriptor of the socket for messages.
+        intake: That of the socket on which connections come.
+        released: The eventfd that is raised for each connection that has gone.
+        board: The file of the shared memory.
+        slot: The worker's place in it.
+        metrics: The socket that listens for metrics; None: there is none.
+        address: Where the parent listens.
+        is_first: Whether it is the first with this code: it runs the checks, and lists the
+            handlers, for all.
+    """
+
+    control: int
+    intake: int
+    released: int
+    board: int
+    slot: int
+    metrics: int | None
+    address: str
+    is_first: bool
+
+    def descriptors(self) -> list[int]:
+        """Return the descriptors to leave open."""
+        found = [self.control, self.intake, self.released, self.board]
+        return found if self.metrics is None else [*found, self.metrics]
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variable to add."""
+        return {_VARIABLE: json.dumps(dataclasses.asdict(self))}
+
+    @classmethod
+    def take(cls) -> Self | None:
+        """Take what this process inherits; None: it is no worker.
+
+        It is taken once, so that no process that this one starts takes itself for a worker.
+        """
+        text = os.environ.pop(_VARIABLE, None)
+        if text is None:
+            return None
+        inheritance = cls(**json.loads(text))
+        for descriptor in inheritance.descriptors():
+            os.set_inheritable(descriptor, False)
+        return inheritance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What the parent has to know of the settings; a worker reads them freshly and tells it.
+
+    The attributes are those of `conf.ServerConfig`.
+    """
+
+    workers: int
+    max_workers: int
+    grace: float
+    drain_delay: float
+    max_connections: int | None
+    worker_max_calls: int | None
+    worker_max_calls_jitter: int | None
+    worker_max_age: float | None
+    worker_max_memory: int | None
+
+    @classmethod
+    def of(cls, config: conf.ServerConfig) -> Self:
+        """Take the parent's part of the settings."""
+        plan = cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
+        return dataclasses.replace(plan, workers=config.worker_count)
+
+
+def send(control: socket.socket, event: str, **details: Any) -> None:
+    """Send a message.
+
+    Raises:
+        OSError: The other side has ended.
+    """
+    control.send(json.dumps({"event": event, **details}).encode())
+
+
+def receive(control: socket.socket) -> dict[str, Any] | None:
+    """Receive a message; None: the other side has ended.
+
+    Raises:
+        BlockingIOError: The socket does not block, and there is none.
+    """
+    try:
+        text = control.recv(_LARGEST)
+    except ConnectionError:
+        return None
+    message: dict[str, Any] | None = json.loads(text) if text else None
+    return message

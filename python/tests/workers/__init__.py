@@ -1,0 +1,1 @@
+"""Worker processes: real ones, with real clients."""

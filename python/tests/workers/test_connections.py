@@ -1,0 +1,101 @@
+"""Which worker gets a connection, and how many there may be."""
+
+import contextlib
+import socket
+from collections import Counter
+
+import pytest
+from harness import LISTENING, PATIENCE
+
+from .support import ask, ask_once, connect, wait_until
+
+
+@pytest.mark.parametrize("clients", [8, 64])
+def test_connections_are_spread_evenly(clients, serve):
+    server = serve(workers=3)
+    address = server.wait_up()
+    with contextlib.ExitStack() as at_end:
+        channels = [at_end.enter_context(connect(address)) for _ in range(clients)]
+        counts = Counter(ask(channel)[0] for channel in channels)
+        assert set(counts) == set(server.pids)
+        assert max(counts.values()) - min(counts.values()) <= 2, counts
+
+
+def test_connections_that_have_gone_do_not_count(serve):
+    server = serve()
+    address = server.wait_up()
+    with contextlib.ExitStack() as at_end:
+        kept = [at_end.enter_context(connect(address)) for _ in range(8)]
+        pids = [ask(channel)[0] for channel in kept]
+        one = pids[0]
+        for channel, pid in zip(kept, pids, strict=True):
+            if pid == one:
+                channel.close()
+
+        def next_is_balanced():
+            # The server may not have seen yet that they are gone.
+            return ask_once(address)[0] == one
+
+        wait_until(next_is_balanced, "the worker that has fewer")
+
+
+def test_worker_that_has_many_calls_gets_fewer_connections(serve):
+    server = serve()
+    address = server.wait_up()
+    with contextlib.ExitStack() as at_end:
+        busy, *idle = [at_end.enter_context(connect(address)) for _ in range(4)]
+        pid, _ = ask(busy)
+        for channel in idle:
+            ask(channel)
+
+        def others_are_preferred():
+            for _ in range(100):
+                ask(busy)
+            with connect(address) as first, connect(address) as second:
+                return pid not in (ask(first)[0], ask(second)[0])
+
+        # By their number alone each worker had one of the two.
+        wait_until(others_are_preferred, "the worker with fewer calls")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_connections_past_the_limit_wait_for_others_to_go(workers, serve):
+    server = serve("--max-connections", "3", workers=workers)
+    address = server.wait_up() if workers > 1 else port_of(server)
+    with contextlib.ExitStack() as at_end:
+        channels = [at_end.enter_context(connect(address)) for _ in range(3)]
+        for channel in channels:
+            ask(channel)
+        host, port = address.split(":")
+        late = at_end.enter_context(socket.create_connection((host, int(port))))
+        late.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        late.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            late.recv(1)
+        assert ask(channels[2])[1] == "first", "those that are there are served"
+        channels[0].close()
+        late.settimeout(PATIENCE)
+        assert late.recv(1), "it has been let in"
+    assert server.stop() == 0
+
+
+def port_of(server):
+    return f"127.0.0.1:{server.process.wait_for(LISTENING).group(1)}"
+
+
+def test_clients_that_come_and_go_leave_no_descriptor_behind(serve):
+    server = serve()
+    address = server.wait_up()
+    ask_once(address)
+
+    def descriptors():
+        import os
+
+        return len(os.listdir(f"/proc/{server.pid}/fd"))
+
+    before = descriptors()
+    for _ in range(200):
+        host, port = address.split(":")
+        socket.create_connection((host, int(port))).close()
+    assert ask_once(address)[1] == "first"
+    wait_until(lambda: descriptors() == before, "the parent to let go of them")

@@ -1,0 +1,228 @@
+"""Parts of the supervisor that need no process."""
+
+import os
+import socket
+import struct
+
+import pytest
+
+from django_grpc import conf
+from django_grpc.workers import listeners, systemd
+from django_grpc.workers.board import Board
+from django_grpc.workers.crashes import EARLY, LIMIT, CrashLoop
+from django_grpc.workers.load import Load
+from django_grpc.workers.messages import Inheritance, Plan
+from django_grpc.workers.recycling import draw_max_calls
+
+
+def plan(**setting):
+    config, problems = conf.parse(setting)
+    assert config is not None, problems
+    return Plan.of(config)
+
+
+# Crashes
+
+
+def test_a_server_gives_up_after_so_many_failures_in_a_row():
+    crashes = CrashLoop()
+    pauses = []
+    now = 100.0
+    for _ in range(LIMIT):
+        assert not crashes.is_hopeless
+        crashes.failed(now, now + 1)
+        pauses.append(crashes.retry_at - (now + 1))
+        now += 100
+    assert crashes.is_hopeless
+    assert pauses[0] == 0, "a dead one is replaced at once"
+    assert pauses == sorted(pauses)
+    assert pauses[1] > 0
+
+
+def test_workers_that_fail_together_count_once():
+    crashes = CrashLoop()
+    for ended in range(2 * LIMIT):
+        crashes.failed(100, 101 + ended / 100)
+    assert not crashes.is_hopeless
+
+
+def test_worker_that_serves_for_long_ends_the_row():
+    crashes = CrashLoop()
+    for now in (100, 200, 300, 400):
+        crashes.failed(now, now + 1)
+    crashes.serves(started_at=50, ready_at=51, now=450)  # it is older than the failures
+    crashes.serves(started_at=402, ready_at=403, now=403 + EARLY / 2)
+    crashes.failed(404, 405)
+    assert crashes.is_hopeless
+    crashes.serves(started_at=406, ready_at=407, now=407 + EARLY)
+    assert not crashes.is_hopeless
+
+
+# What a worker carries
+
+
+def test_new_connections_count_as_average_ones_until_they_are_measured():
+    load = Load()
+    for _ in range(4):
+        load.opened()
+    assert load.expected(average=10) == 40
+    load.measured(100, connections=4)
+    assert load.expected(average=10) == 100
+    load.opened()
+    assert load.expected(average=25) == 125
+
+
+def test_connections_that_have_gone_take_their_calls_along():
+    load = Load()
+    for _ in range(4):
+        load.opened()
+    load.measured(100, connections=4)
+    load.closed(3)
+    assert load.expected(average=0) == 25
+    load.closed(1)
+    assert load.expected(average=0) == 0
+    load.closed(1)  # one that was never counted
+    assert load.expected(average=0) == 0
+
+
+# The plan
+
+
+def test_calls_before_a_replacement_are_spread():
+    drawn = {draw_max_calls(plan(worker_max_calls=1000)) for _ in range(200)}
+    assert min(drawn) >= 1000
+    assert max(drawn) <= 1100
+    assert len(drawn) > 20
+    one = plan(worker_max_calls=1000, worker_max_calls_jitter=1)
+    assert {draw_max_calls(one) for _ in range(50)} <= {1000, 1001}
+    assert draw_max_calls(plan()) is None
+
+
+def test_no_number_of_workers_is_one_for_each_processor():
+    assert plan(workers=0).workers == len(os.sched_getaffinity(0))
+    assert plan().workers == 1
+
+
+# The board
+
+
+def test_board_has_the_layout_that_the_engine_reads():
+    board = Board(Board.slots_for(2))
+    header = struct.unpack("<4Q", os.pread(board.descriptor, 32, 0))
+    assert header == (0x3130_4442_4352_5047, 64, 524288, 0)
+    assert os.fstat(board.descriptor).st_size == 4096 + 64 * 524288
+    board.set_workers(3)
+    for reason in ("crash", "calls", "age", "memory", "memory", "reload"):
+        board.count_restart(reason)
+    assert struct.unpack("<13Q", os.pread(board.descriptor, 104, 0))[8:] == (1, 1, 1, 2, 1)
+    assert struct.unpack("<Q", os.pread(board.descriptor, 8, 24)) == (3,)
+
+
+def test_gauges_go_with_their_process_and_counters_stay():
+    board = Board(4)
+    slot = board.take()
+    assert slot == 0
+    begin = 4096
+
+    def write(index, number):
+        os.pwrite(board.descriptor, struct.pack("<Q", number), begin + index * 8)
+
+    def read(index):
+        return struct.unpack("<Q", os.pread(board.descriptor, 8, begin + index * 8))[0]
+
+    for index in (0, 2, 3, 63, 64):
+        write(index, 7)
+    method = 512
+    write(method, 5)  # a name of five bytes
+    write(method + 26, 3)  # calls in flight
+    write(method + 27, 9)  # calls begun
+    assert board.is_ready(slot)
+    assert board.calls_ended(slot) == 7
+    board.give_back(slot)
+    assert [read(index) for index in (0, 2, 3, 63, 64)] == [0, 0, 0, 0, 7]
+    assert [read(method + index) for index in (26, 27)] == [0, 9]
+    assert not board.is_ready(slot)
+    assert board.take() == slot
+
+
+def test_slots_end():
+    board = Board(2)
+    assert [board.take() for _ in range(3)] == [0, 1, None]
+    assert Board.slots_for(100) == 208
+
+
+# Sockets
+
+
+def test_file_that_is_no_socket_is_left_alone(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    with pytest.raises(OSError, match="in use"):
+        listeners.bind(f"unix:{path}")
+    assert path.read_text() == "mine"
+
+
+def test_socket_that_somebody_listens_on_is_left_alone(tmp_path):
+    first = listeners.bind(f"unix:{tmp_path}/it.sock")
+    with pytest.raises(OSError, match="in use"):
+        listeners.bind(f"unix:{tmp_path}/it.sock")
+    first.close()
+    listeners.bind(f"unix:{tmp_path}/it.sock").close()
+    assert not (tmp_path / "it.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("127.0.0.1:0", "127.0.0.1:"), ("[::1]:0", "[::1]:"), ("[::]:0", "[::]:"), ("*:0", "*:")],
+)
+def test_address_has_the_port_that_was_bound(address, expected):
+    bound = listeners.bind(address)
+    try:
+        assert bound.address == f"{expected}{bound.socket.getsockname()[1]}"
+    finally:
+        bound.close()
+
+
+def test_socket_that_does_not_listen_is_not_adopted():
+    with socket.socket() as idle:
+        with pytest.raises(OSError, match="no socket that listens"):
+            listeners.adopt(idle.fileno())
+        assert idle.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE), "it is still open"
+
+
+def test_what_systemd_meant_for_the_parent_is_not_for_workers(monkeypatch):
+    for name in ("LISTEN_PID", "LISTEN_FDS", "NOTIFY_SOCKET", "WATCHDOG_USEC", "OTHER"):
+        monkeypatch.setenv(name, "1")
+    names = systemd.environment_for_workers().keys()
+    assert "OTHER" in names
+    assert not names & {"LISTEN_PID", "LISTEN_FDS", "NOTIFY_SOCKET", "WATCHDOG_USEC"}
+
+
+def test_notification_without_anybody_to_hear_it_is_a_warning(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    systemd.notify_ready("Serving")
+    assert "The service manager can't be told READY=1" in caplog.text
+
+
+def test_inheritance_is_taken_once(monkeypatch):
+    reading, writing = os.pipe()
+    try:
+        inheritance = Inheritance(
+            control=reading,
+            intake=reading,
+            released=writing,
+            board=writing,
+            slot=3,
+            metrics=None,
+            address="127.0.0.1:1",
+            is_first=True,
+        )
+        os.set_inheritable(reading, True)
+        for name, value in inheritance.variables().items():
+            monkeypatch.setenv(name, value)
+        assert Inheritance.take() == inheritance
+        assert not os.get_inheritable(reading)
+        assert Inheritance.take() is None
+    finally:
+        os.close(reading)
+        os.close(writing)
