@@ -89,7 +89,11 @@ class Server(grpc.aio.Server):
     def enable_health(
         self, *, max_queue_wait: float | None = None, monitor: Monitor | None = None
     ) -> None:
-        """Answer ``grpc.health.v1.Health`` from the start on; see `Health.enable`."""
+        """Answer ``grpc.health.v1.Health`` from the start on; see `Health.enable`.
+
+        Raises:
+            ValueError: The server has been started.
+        """
         self._inner.enable_health(max_queue_wait=max_queue_wait, monitor=monitor)
 
     def announce_shutdown(self) -> None:

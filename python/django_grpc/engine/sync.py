@@ -176,7 +176,13 @@ class Server(grpc.Server):
     def enable_health(
         self, *, max_queue_wait: float | None = None, monitor: Monitor | None = None
     ) -> None:
-        """Answer ``grpc.health.v1.Health`` from the start on; see `Health.enable`."""
+        """Answer ``grpc.health.v1.Health`` from the start on; see `Health.enable`.
+
+        Raises:
+            ValueError: The server has been started.
+        """
+        if self._is_started:
+            raise ValueError("enable_health() has to be called before start().")
         self.health.enable(max_queue_wait=max_queue_wait, monitor=monitor)
 
     def announce_shutdown(self) -> None:

@@ -4,6 +4,8 @@ The file is
 https://github.com/grpc/grpc-proto/blob/master/grpc/health/v1/health.proto.
 """
 
+from __future__ import annotations
+
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     EnumDescriptorProto,

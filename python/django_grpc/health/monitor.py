@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from django.db import close_old_connections, connections
@@ -65,13 +66,33 @@ class ReadinessMonitor:
             is_well = False
             while not self._ended.is_set():
                 if is_well:
-                    health.set_ready(self._timeout)  # a round that takes longer has failed
-                is_well = self._round(health)
+                    health.set_ready(self._timeout)  # the engine tells when a round takes longer
+                    is_well = self._round(health)
+                else:
+                    with self._telling_when_late():
+                        is_well = self._round(health)
                 self._ended.wait(self._interval)
         finally:
             connections.close_all()
 
+    @contextlib.contextmanager
+    def _telling_when_late(self) -> Iterator[None]:
+        """Log a round that takes too long where there is no lease that would run out."""
+
+        def tell() -> None:
+            if (reason := self.overdue()) is not None:
+                logger.warning("The server is not ready: %s", reason)
+
+        timer = threading.Timer(self._timeout, tell)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def _round(self, health: Health) -> bool:
+        begun = time.monotonic()
         failures: list[str] = []
         close_old_connections()
         for name, check in self._checks.items():
@@ -82,6 +103,10 @@ class ReadinessMonitor:
             if failure is not None:
                 failures.append(f"the check {name} failed: {failure}")
         close_old_connections()
+        taken = time.monotonic() - begun
+        if not failures and taken > self._timeout:
+            # It has been not ready since. Checks that are always so slow must not make it waver.
+            failures.append(f"the checks took {taken:.1f} s, longer than {self._timeout:g} s")
         if failures:
             health.set_not_ready("; ".join(failures))
             return False

@@ -1,6 +1,9 @@
 """The readiness checks, and the thread that runs them."""
 
 import gc
+import logging
+import queue
+import re
 import threading
 
 import pytest
@@ -167,6 +170,51 @@ def test_check_that_hangs_fails_after_its_time(checked, caplog):
     assert hanging.startswith("The server is not ready: the check mine has not ended after ")
     assert well == "The server is ready again"
     watch.cancel()
+
+
+def test_first_check_that_hangs_is_logged(checked, serve, caplog):
+    check = Check()
+    check.release.clear()
+    logged = threading.Event()
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            logged.set()
+
+    handler = Handler()
+    logger = logging.getLogger("django_grpc.health")
+    logger.addHandler(handler)
+    monitor = ReadinessMonitor({"mine": check}, interval=0.05, timeout=0.2)
+    server, _, _ = serve(health={"monitor": monitor})
+    assert logged.wait(PATIENCE)
+    logger.removeHandler(handler)
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message.startswith("The server is not ready: the check mine has not ended after 0.")
+    assert server.health.problem.cause == "checks"
+    check.release.set()
+
+
+class Told:
+    """Stands in for a server's health; notes what it is told."""
+
+    def __init__(self):
+        self.notes = queue.SimpleQueue()
+
+    def set_ready(self, seconds=None):
+        self.notes.put("ready")
+
+    def set_not_ready(self, reason):
+        self.notes.put(reason)
+
+
+def test_checks_that_always_take_too_long_do_not_make_the_server_waver():
+    told = Told()
+    pause = threading.Event()
+    monitor = ReadinessMonitor({"slow": lambda: pause.wait(0.2)}, interval=0.01, timeout=0.1)
+    monitor.start(told)
+    notes = [told.notes.get(timeout=PATIENCE) for _ in range(3)]
+    monitor.stop()
+    assert all(re.fullmatch(r"the checks took [\d.]+ s, longer than 0\.1 s", it) for it in notes)
 
 
 def test_thread_ends_with_its_server_and_closes_its_connections(serve, databases_allowed):

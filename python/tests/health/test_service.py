@@ -146,6 +146,13 @@ def test_server_without_health_has_no_health_service(engine_server, started):
     assert code_of(probe.check) is grpc.StatusCode.UNIMPLEMENTED
 
 
+def test_health_of_a_server_that_runs_cannot_be_enabled(engine_server, started):
+    server = engine_server()
+    started(server)
+    with pytest.raises(ValueError, match=r"before start\(\)"):
+        server.enable_health()
+
+
 def registered(server):
     servicer = health.HealthServicer()
     servicer.set("", NOT_SERVING)
