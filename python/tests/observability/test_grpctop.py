@@ -126,7 +126,7 @@ def test_idle_server(measured):
 
 def test_address_of_the_settings(start, tmp_path):
     path = f"unix:{tmp_path / 'metrics.sock'}"
-    process = start("--port", "0", metrics=path)
+    process = start("--port", "0", metrics=path, health=False)
     with listening(process) as channel, override_settings(GRPCSERVER={"metrics": path}):
         running = begin_sleep(channel, 100)
         text = top()
@@ -263,7 +263,7 @@ class Terminal:
         while not (match := re.search(pattern, self.output, re.S)):
             left = give_up_at - time.monotonic()
             if left <= 0 or not select.select([self._master], [], [], left)[0]:
-                pytest.fail(f"{pattern!r} is not in {self.output!r}")
+                pytest.fail(f"{pattern!r} is not in {self.output[-1000:]!r}")
             self.output += os.read(self._master, 65536).decode()
         self.output = self.output[match.end() :]
         return match
@@ -323,14 +323,14 @@ def test_terminal_of_another_size(measured, terminal):
 
 def test_server_that_goes_and_comes_back(start, terminal, tmp_path):
     path = f"unix:{tmp_path / 'metrics.sock'}"
-    process = start("--port", "0", metrics=path)
+    process = start("--port", "0", metrics=path, health=False)
     process.wait_for("listening")
     screen = terminal("--addr", path, columns=200)
     screen.wait_for("1 process, 1 ready")
     process.send(signal.SIGTERM)
     assert process.wait() == 0
     screen.wait_for(f"No server tells its figures at {path}")
-    process = start("--port", "0", metrics=path)
+    process = start("--port", "0", metrics=path, health=False)
     with listening(process) as channel:
         say_hello(channel)
         screen.wait_for("Quit with q")
