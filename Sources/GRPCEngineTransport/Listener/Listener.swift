@@ -29,7 +29,6 @@ package final class Listener: Sendable {
     group: any EventLoopGroup
   ) throws -> Listener {
     var bootstrap = ServerBootstrap(group: group)
-      .serverChannelOption(.backlog, value: configuration.backlog)
       // Reads of up to 64 KiB: a burst of calls is then one read, one batch and one flush.
       .childChannelOption(
         .recvAllocator,
@@ -51,6 +50,9 @@ package final class Listener: Sendable {
       bootstrap = bootstrap.childChannelOption(.socketOption(.tcp_nodelay), value: 1)
     }
     let channel = try bootstrap.withBoundSocket(socket.descriptor).wait()
+    // NIO calls listen(2) with a backlog of 128 as it takes the descriptor, before it looks at any
+    // option; calling it again widens the queue.
+    socket.setBacklog(configuration.backlog)
     return Listener(channel: channel, socket: socket)
   }
 
