@@ -77,6 +77,9 @@ class ServerProcess:
                 return match
         pytest.fail(f"{pattern!r} is not in the output:\n{self.output}")
 
+    def is_running(self):
+        return self._process.poll() is None
+
     def send(self, number):
         self._process.send_signal(number)
 

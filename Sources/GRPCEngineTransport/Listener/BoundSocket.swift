@@ -68,6 +68,13 @@ package final class BoundSocket: Sendable {
     return BoundSocket(descriptor: descriptor, port: port, isTCP: isTCP, path: nil)
   }
 
+  /// Sets how many connections may wait to be accepted; the kernel caps it at
+  /// `net.core.somaxconn`.
+  package func setBacklog(_ backlog: CInt) {
+    // It listens already, so all that this call can do is to change the number.
+    _ = Glibc.listen(self.descriptor, backlog)
+  }
+
   private static func failure(_ message: String) -> Failure {
     let code = Glibc.errno
     return Failure(errno: code, message: "\(message): \(String(cString: strerror(code)))")

@@ -31,7 +31,6 @@ package final class Listener: Sendable {
     limit: ConnectionLimit? = nil
   ) throws -> Listener {
     var bootstrap = ServerBootstrap(group: group)
-      .serverChannelOption(.backlog, value: configuration.backlog)
       .childChannelOption(.recvAllocator, value: Self.receiveAllocator)
       .childChannelInitializer { channel in
         channel.eventLoop.makeCompletedFuture {
@@ -59,6 +58,9 @@ package final class Listener: Sendable {
       bootstrap = bootstrap.childChannelOption(.socketOption(.tcp_nodelay), value: 1)
     }
     let channel = try bootstrap.withBoundSocket(socket.descriptor).wait()
+    // NIO calls listen(2) with a backlog of 128 as it takes the descriptor, before it looks at any
+    // option; calling it again widens the queue.
+    socket.setBacklog(configuration.backlog)
     return Listener(channel: channel, socket: socket)
   }
 

@@ -4,11 +4,20 @@ import os
 import signal
 import sys
 import threading
+import time
 from queue import SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# Wakes the main thread, and does nothing else: it is ignored where nobody handles it.
+_WAKE_UP = signal.SIGURG
+
+# How often the main thread is woken, and the seconds between. Once is not enough: a wake-up that
+# comes in the instant before it goes to sleep is lost.
+_WAKE_UPS = 5
+_PAUSE = 0.02
 
 
 class ShutdownRequest:
@@ -26,11 +35,13 @@ class ShutdownRequest:
         self._reasons: SimpleQueue[str] = SimpleQueue()
         self._is_requested = False
         self._previous: dict[signal.Signals, Any] = {}
+        self._waker: _Waker | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
+            self._waker = _Waker()
         return self
 
     def __exit__(
@@ -42,6 +53,9 @@ class ShutdownRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+        if self._waker is not None:
+            self._waker.stop()
+            self._waker = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._is_requested:
@@ -62,6 +76,39 @@ class ShutdownRequest:
             The reason that was given: the name of the signal, if it was one.
         """
         return self._reasons.get()
+
+
+class _Waker:
+    """Has the main thread run the handlers of signals, whichever thread the system gave them to.
+
+    A signal is meant for the main thread if that may have it. But a thread that starts another one
+    or changes its mask looks for signals too, and may be faster. Python's own handler then only
+    notes the signal, for the main thread to see when it wakes up: never, if it sleeps until it is
+    told to stop. Python can be asked to write the numbers of signals into a pipe, too, whichever
+    thread has them, and a thread that reads them here wakes the main thread.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)  # as set_wakeup_fd wants it
+        self._previous = signal.signal(_WAKE_UP, lambda number, frame: None)
+        self._previous_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._run, name="grpcserver-signals", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        signal.set_wakeup_fd(self._previous_writer)
+        signal.signal(_WAKE_UP, self._previous)
+        os.close(self._writer)
+
+    def _run(self) -> None:
+        main = threading.main_thread().ident
+        while number := os.read(self._reader, 1):
+            if number[0] in _SIGNALS and main is not None:
+                for _ in range(_WAKE_UPS):
+                    signal.pthread_kill(main, _WAKE_UP)
+                    time.sleep(_PAUSE)
+        os.close(self._reader)
 
 
 def end_process_soon(status: int, seconds: float = 1.0) -> None:

@@ -6,6 +6,7 @@ import gc
 import os
 import pathlib
 import socket
+import sys
 import tempfile
 import threading
 import weakref
@@ -49,12 +50,40 @@ def refuses(port):
     return False
 
 
+def accept_queue_length(port):
+    """How many connections may wait to be accepted on a port of this process."""
+    for entry in pathlib.Path("/proc/self/fd").iterdir():
+        try:
+            found = socket.socket(fileno=os.dup(int(entry.name)))
+        except OSError:
+            continue  # not a socket, or gone
+        with found:
+            try:
+                is_it = found.getsockname()[1] == port and found.getsockopt(
+                    socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+                )
+            except (OSError, IndexError):
+                continue
+            if is_it:
+                # struct tcp_info of a listening socket has it where others count SACKed segments.
+                info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+                return int.from_bytes(info[28:32], sys.byteorder)
+    raise AssertionError(f"this process does not listen on port {port}")
+
+
 def test_server_is_a_grpc_server(serve):
     """isinstance checks hold."""
     assert isinstance(serve.bare(), grpc.Server)
 
 
 # Ports
+
+
+@ours_only("grpcio takes what the system allows")
+def test_a_burst_of_connections_may_wait_to_be_accepted(serve):
+    """A proxy that opens hundreds at once must not see any of them time out."""
+    allowed = int(pathlib.Path("/proc/sys/net/core/somaxconn").read_text())
+    assert accept_queue_length(serve().port) == min(1024, allowed)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""How a process is told to stop, whatever its threads do."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from django_grpc.management.shutdown import ShutdownRequest
+
+# Threads that start threads look for signals each time, and take one that was meant for the main
+# thread: some two of five, without a remedy.
+BUSY = """
+import asyncio, sys, threading
+from django_grpc.management.shutdown import ShutdownRequest
+
+def start_threads():
+    while True:
+        thread = threading.Thread(target=lambda: None)
+        thread.start()
+        thread.join()
+
+async def wait_async(shutdown):
+    # The main thread has its loop to sleep in.
+    return await asyncio.to_thread(shutdown.wait)
+
+with ShutdownRequest() as shutdown:
+    for _ in range(4):
+        threading.Thread(target=start_threads, daemon=True).start()
+    print("up", flush=True)
+    if sys.argv[1] == "sync":
+        print(shutdown.wait(), flush=True)
+    else:
+        print(asyncio.run(wait_async(shutdown)), flush=True)
+    if sys.argv[2] == "again":
+        threading.Event().wait()
+"""
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_signal_that_another_thread_took_ends_the_wait(kind: str) -> None:
+    for _ in range(15):
+        process = start(kind, "once")
+        process.send_signal(signal.SIGTERM)
+        try:
+            output, _ = process.communicate(timeout=10)
+        finally:
+            process.kill()
+        assert (output, process.returncode) == ("SIGTERM\n", 0)
+
+
+def test_a_second_signal_that_another_thread_took_ends_the_process() -> None:
+    for _ in range(8):
+        process = start("sync", "again")
+        assert process.stdout is not None
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "SIGTERM\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(timeout=10) == 128 + signal.SIGINT
+        finally:
+            process.kill()
+
+
+def test_one_signal_is_one_request() -> None:
+    """What wakes the main thread again does not count as a second signal."""
+    process = start("sync", "again")
+    assert process.stdout is not None
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "SIGTERM\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.5)
+    process.kill()
+    process.wait()
+
+
+def test_what_was_there_before_is_there_afterwards() -> None:
+    handlers = {it: signal.getsignal(it) for it in (signal.SIGTERM, signal.SIGINT, signal.SIGURG)}
+    threads = set(threading.enumerate())
+    with ShutdownRequest() as shutdown:
+        shutdown.request("told")
+        assert shutdown.wait() == "told"
+        started = set(threading.enumerate()) - threads
+
+    assert {it: signal.getsignal(it) for it in handlers} == handlers
+    assert signal.set_wakeup_fd(-1) == -1
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_on_another_thread_only_a_request_ends_the_wait() -> None:
+    async def wait() -> str:
+        def serve() -> str:
+            with ShutdownRequest() as shutdown:
+                shutdown.request("told")
+                return shutdown.wait()
+
+        return await asyncio.to_thread(serve)
+
+    assert asyncio.run(wait()) == "told"
