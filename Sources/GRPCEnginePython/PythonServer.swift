@@ -221,8 +221,12 @@ final class PythonServer {
     // Its peer has gone, or its time, while it was queued: it never runs.
     guard job.call.isActive else { return job.call.handlerReturned() }
     job.call.handlerStarted(thread: worker.systemID)
-    worker.current = WatchedCall(job.call)
-    defer { self.watchdog.ended(worker.current.take()) }
+    worker.current = job.call
+    worker.isReported = false
+    defer {
+      worker.current = nil
+      self.watchdog.ended(job.call, wasReported: worker.isReported)
+    }
     let context = ServicerContext(
       call: job.call,
       method: job.handler.method.value,

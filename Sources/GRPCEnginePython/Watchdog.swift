@@ -5,20 +5,10 @@ internal import GRPCEngineWire
 internal import NIOCore
 internal import PythonInterop
 
-/// A call that a servicer runs, as the watchdog knows it. With the GIL held only.
-final class WatchedCall {
-  let call: Call
-  /// Whether it has been told of.
-  var isReported = false
-
-  init(_ call: Call) { self.call = call }
-}
-
 /// Finds the calls whose servicers run for long. With the GIL held only.
 ///
 /// The interpreter may be held, by a servicer in C, while a call becomes overdue and ends: such a
-/// call is told of afterwards. It costs a call two references, and nobody anything while no
-/// watchdog asks.
+/// call is told of afterwards. While nobody asks for overdue calls, it costs a call a reference.
 final class Watchdog {
   private var workers: [ObjectIdentifier: WorkerThread] = [:]
   /// `nil` before somebody has asked.
@@ -31,12 +21,11 @@ final class Watchdog {
   func leave(_ worker: WorkerThread) { self.workers[ObjectIdentifier(worker)] = nil }
 
   /// The servicer of a call has returned.
-  func ended(_ watched: WatchedCall?) {
-    guard let limit = self.limit, let watched, !watched.isReported,
-      let time = watched.call.runningTime, time >= limit,
+  func ended(_ call: Call, wasReported: Bool) {
+    guard let limit = self.limit, !wasReported, let time = Self.overdueTime(call, limit),
       self.endedUnseen.count < Self.maximumUnseen
     else { return }
-    self.endedUnseen.append((watched.call, time))
+    self.endedUnseen.append((call, time))
   }
 
   /// The calls whose servicers run for `limit` or longer, or have done so until they ended, and
@@ -52,27 +41,23 @@ final class Watchdog {
     for (call, time) in unseen {
       guard Self.append(call, time, thread: nil, task: nil, to: list.pointer) else { return nil }
     }
-    for worker in self.workers.values {
-      guard let watched = worker.current, let time = Self.take(watched, limit) else { continue }
-      guard
-        Self.append(watched.call, time, thread: worker.systemID, task: nil, to: list.pointer)
+    for worker in self.workers.values where !worker.isReported {
+      guard let call = worker.current, let time = Self.overdueTime(call, limit) else { continue }
+      worker.isReported = true
+      guard Self.append(call, time, thread: worker.systemID, task: nil, to: list.pointer)
       else { return nil }
     }
-    for context in contexts {
-      guard let time = Self.take(context.watched, limit) else { continue }
-      guard
-        Self.append(context.call, time, thread: nil, task: context.task, to: list.pointer)
+    for context in contexts where !context.isReported {
+      guard let time = Self.overdueTime(context.call, limit) else { continue }
+      context.isReported = true
+      guard Self.append(context.call, time, thread: nil, task: context.task, to: list.pointer)
       else { return nil }
     }
     return list.take()
   }
 
-  /// The running time of a call that is overdue and has not been told of.
-  private static func take(_ watched: WatchedCall, _ limit: TimeAmount) -> TimeAmount? {
-    guard !watched.isReported, let time = watched.call.runningTime, time >= limit else {
-      return nil
-    }
-    watched.isReported = true
+  private static func overdueTime(_ call: Call, _ limit: TimeAmount) -> TimeAmount? {
+    guard let time = call.runningTime, time >= limit else { return nil }
     return time
   }
 

@@ -21,8 +21,8 @@ final class AsyncServicerContext: ServicerContext {
   var abortError: PythonHandle?
   /// A list of what `add_done_callback` was given.
   var doneCallbacks: PythonHandle?
-  /// What the watchdog knows of the call.
-  let watched: WatchedCall
+  /// Whether the watchdog has told of the call.
+  var isReported = false
   /// The task has been told that the call has ended.
   private(set) var isCancelled = false
   private var hasReturned = false
@@ -42,7 +42,6 @@ final class AsyncServicerContext: ServicerContext {
   ) {
     self.id = id
     self.bridge = bridge
-    self.watched = WatchedCall(call)
     super.init(call: call, method: method, server: server, worker: nil)
   }
 
@@ -86,7 +85,7 @@ final class AsyncServicerContext: ServicerContext {
     guard !self.hasReturned else { return }
     self.hasReturned = true
     self.call.handlerReturned()
-    self.server.watchdog.ended(self.watched)
+    self.server.watchdog.ended(self.call, wasReported: self.isReported)
     self.bridge.remove(self.id)
     self.forget()
   }

@@ -1,14 +1,16 @@
 internal import CPythonABI
+internal import GRPCEngineServer
 internal import Glibc
 internal import PythonInterop
 
 /// One Python thread that runs calls.
 final class WorkerThread: @unchecked Sendable {
-  // Safe to share: `current` is touched with the GIL held only, `parker` is safe itself, and
-  // everything else is immutable.
+  // Safe to share: `current` and `isReported` are touched with the GIL held only, `parker` is safe
+  // itself, and everything else is immutable.
   let parker = Parker()
-  /// The call that it runs, and whether the watchdog has seen it. With the GIL held only.
-  var current: WatchedCall?
+  /// The call that it runs, and whether the watchdog has told of it. With the GIL held only.
+  var current: Call?
+  var isReported = false
   /// What the system calls the thread, and Python its `native_id`.
   let systemID: UInt64
   private let thread: pthread_t
