@@ -24,12 +24,14 @@ final class PythonServer {
   let server: Server
   private var methods: [BoundMethodCell] = []
   let watchdog = Watchdog()
+  private let busyTime: StatisticsCell
   private(set) var callLog: CallLogReader?
 
   init(configuration: ServerConfiguration, limits: WorkerPool.Limits, bindings: Bindings) {
     self.configuration = configuration
     self.bindings = bindings
     self.server = Server(configuration: configuration)
+    self.busyTime = self.server.statistics.slot[.busyNanoseconds]
     self.bridge = AsyncioBridge(control: self.control, slot: self.server.statistics.slot)
     self.pool = WorkerPool(
       limits: limits,
@@ -205,14 +207,11 @@ final class PythonServer {
   /// The body of a worker thread.
   func runWorker(_ object: PythonPointer) {
     let worker = WorkerThread()
-    let busy = self.server.statistics.slot[.busyNanoseconds]
     self.pool.enter(worker)
     self.watchdog.enter(worker)
     defer { self.watchdog.leave(worker) }
     while let job = self.pool.next(worker) {
-      let begun = NIODeadline.now()
       self.run(job, on: worker)
-      busy.add(Int((NIODeadline.now() - begun).nanoseconds))
       self.pool.finished(job)
     }
   }
@@ -220,11 +219,12 @@ final class PythonServer {
   private func run(_ job: PythonJob, on worker: WorkerThread) {
     // Its peer has gone, or its time, while it was queued: it never runs.
     guard job.call.isActive else { return job.call.handlerReturned() }
-    job.call.handlerStarted(thread: worker.systemID)
+    let begun = job.call.handlerStarted(thread: worker.systemID)
     worker.current = job.call
     worker.isReported = false
     defer {
       worker.current = nil
+      self.busyTime.add(Int((NIODeadline.now() - begun).nanoseconds))
       self.watchdog.ended(job.call, wasReported: worker.isReported)
     }
     let context = ServicerContext(

@@ -6,7 +6,7 @@ struct PythonJob: Sendable {
   let call: Call
   let handler: PythonMethodHandler
   /// Since when it waits for Python.
-  let queued = NIODeadline.now()
+  var queued: NIODeadline { self.call.dispatchTime }
 
   /// Whether its peer can keep it waiting in the middle.
   var isStream: Bool { self.handler.isStream }

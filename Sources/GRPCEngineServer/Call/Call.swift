@@ -160,12 +160,21 @@ package final class Call: Sendable {
   /// Says that the handler runs the call from now on. May be called from any thread, once.
   ///
   /// - Parameter thread: the system's id of the thread that it runs on; 0 for a loop that runs many.
-  package func handlerStarted(thread: UInt64 = 0) {
-    let now = NIODeadline.now().uptimeNanoseconds
+  ///
+  /// - Returns: the time.
+  @discardableResult
+  package func handlerStarted(thread: UInt64 = 0) -> NIODeadline {
+    let now = NIODeadline.now()
     self.thread.store(thread, ordering: .relaxed)
-    self.started.store(now, ordering: .relaxed)
+    self.started.store(now.uptimeNanoseconds, ordering: .relaxed)
     let wait = self.queueWait ?? .zero
     self.environment.statistics.slot[.queueWait].record(UInt64(wait.nanoseconds))
+    return now
+  }
+
+  /// When the call was given to its handler.
+  package var dispatchTime: NIODeadline {
+    .uptimeNanoseconds(self.dispatched.load(ordering: .relaxed))
   }
 
   /// Counts a query to a database, for the call's summary. May be called from any thread; ignored
@@ -194,6 +203,8 @@ package final class Call: Sendable {
     )
   }
 
+  /// Called once, on the event loop: so is `begin`, and numbers that only one thread changes stay in
+  /// its processor's cache.
   private func countEnd(_ code: StatusCode, _ traffic: CallSummary.Traffic) {
     let now = NIODeadline.now()
     let duration = now - self.accepted
@@ -419,11 +430,9 @@ package final class Call: Sendable {
     if isLast { self.handlerReturned() }
     var shouldEnqueue = false
     var wakeUps = WakeUps()
-    var traffic: CallSummary.Traffic?
     self.state.withLock { state in
       guard state.termination == nil else { return }
       change(&state)
-      traffic = state.traffic
       state.termination = termination
       state.code = status.code
       state.end = (status, metadata)
@@ -433,7 +442,6 @@ package final class Call: Sendable {
       shouldEnqueue = Self.enqueueOnce(&state)
     }
     if shouldEnqueue { self.outbox.enqueue(self) }
-    if let traffic { self.countEnd(status.code, traffic) }
     wakeUps.perform(termination)
   }
 
@@ -601,12 +609,14 @@ package final class Call: Sendable {
     var messages: ByteBuffer?
     var end: (status: Status, metadata: Metadata?)?
     var areHeadersSent = false
+    var traffic = CallSummary.Traffic()
     self.state.withLock { state in
       state.isEnqueued = false
       consumed = state.consumed
       state.consumed = 0
       end = state.end
       state.end = nil
+      traffic = state.traffic
       if end != nil || !isWriting {
         messages = state.outbox
         state.outbox = nil
@@ -627,6 +637,7 @@ package final class Call: Sendable {
     if let end {
       self.hasEnded = true
       self.deadlineTimer?.cancel()
+      self.countEnd(end.status.code, traffic)
       let trailers = ResponseHeaders.trailers(end.status, end.metadata)
       self.stream.sendEnd(
         messages: messages,
@@ -681,23 +692,26 @@ extension Call: StreamReceiver {
   }
 
   package func failed(_ failure: StreamFailure) {
+    let isCounted = self.hasEnded
     self.hasEnded = true
     self.deadlineTimer?.cancel()
     var wakeUps = WakeUps()
-    var traffic: CallSummary.Traffic?
+    var traffic = CallSummary.Traffic()
+    var code = StatusCode.cancelled
     let termination = self.state.withLock { state -> Termination in
       state.outbox = nil
       state.end = nil
       state.inbox = []
       state.inboxHead = 0
+      traffic = state.traffic
+      code = state.code ?? .cancelled
       if let termination = state.termination { return termination }
       state.termination = .cancelledByPeer
       state.code = .cancelled
-      traffic = state.traffic
       wakeUps = Self.takeWakeUps(&state)
       return .cancelledByPeer
     }
-    if let traffic { self.countEnd(.cancelled, traffic) }
+    if !isCounted { self.countEnd(code, traffic) }
     wakeUps.perform(termination)
     if self.waitingHandler != nil {
       self.waitingHandler = nil
