@@ -23,6 +23,11 @@ package struct ConnectionLifecycle {
     case closeWhenWritten
   }
 
+  /// How long a drain waits for the peer to say that it has seen the first GOAWAY. What a peer sends
+  /// before that is still served, so a proxy that stands still for a moment loses no call. gRPC's C
+  /// core waits for 20 s.
+  private static let drainPingTimeout = TimeAmount.seconds(5)
+
   private enum State { case open, draining, drained, closed }
 
   private let configuration: TransportConfiguration
@@ -103,7 +108,7 @@ package struct ConnectionLifecycle {
     self.isDrainPending = false
     self.state = .draining
     // A peer that never answers the ping must not keep the drain from ending.
-    self.drainDeadline = now + .seconds(1)
+    self.drainDeadline = now + Self.drainPingTimeout
     return .beginDrain
   }
 

@@ -167,7 +167,7 @@ final class ConnectionHandlerTests {
     #expect(!isEmpty.current)
     for connection in connections {
       // Nobody answers the ping.
-      connection.advance(by: .seconds(1))
+      connection.advance(by: .seconds(5))
       #expect(!connection.isOpen)
     }
     #expect(isEmpty.current)
@@ -196,7 +196,7 @@ final class ConnectionHandlerTests {
     connection.registry.drain {}
     connection.advance(by: .zero)
     // Nobody answers the ping.
-    connection.advance(by: .seconds(1))
+    connection.advance(by: .seconds(5))
     try client.data(ByteBuffer(), on: stream, isEnd: true)
     #expect(try client.answer(on: stream).code == .ok)
     connection.advance(by: .zero)

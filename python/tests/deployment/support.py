@@ -26,6 +26,11 @@ from .servicers import SERVICE
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 HOST = "127.0.0.1"
 
+#: Where a process of its own finds the packages of the tests.
+PYTHON_PATH = os.pathsep.join(
+    (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", ""))
+)
+
 Edit = Callable[[dict[str, Any]], None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,25 +85,33 @@ class Rollout:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("drain_delay", [0, 4])
-def test_ten_replacements_behind_envoy_lose_no_call(
-    servers: Servers, tmp_path: Path, drain_delay: float
+@pytest.mark.parametrize(
+    ("drain_delay", "workers", "rounds"),
+    [(4, 1, 10), (0, 1, 5), (0, 2, 3)],
+    ids=["delay", "at once", "workers"],
+)
+def test_replacements_behind_envoy_lose_no_call(
+    servers: Servers, tmp_path: Path, drain_delay: float, workers: int, rounds: int
 ) -> None:
     """With a delay Envoy knows before the drain; without one it learns by what is refused."""
     ports = free_ports(6)
-    rollout = Rollout(servers, ports, drain_delay=drain_delay)
+    rollout = Rollout(servers, ports, drain_delay=drain_delay, workers=workers)
     envoy = Envoy(tmp_path, ports)
     envoy.wait_until_healthy(ports[0])
     try:
         with SteadyLoad(envoy.target, f"/{SERVICE}/Echo", b"x" * 100, RATE) as load:
-            for _ in range(10):
+            for _ in range(rounds):
                 rollout.replace(envoy, load, lambda port, _: envoy.wait_until_healthy(port))
         rollout.finish()
+        retries = envoy.stats("cluster.atlas.upstream_rq_retry$")
     finally:
         envoy.end()
 
     assert load.failures == []
-    assert load.calls >= 10 * 3 * STEP
+    assert load.calls >= rounds * 3 * STEP
+    if drain_delay:
+        # Nobody was sent to a server that was about to drain, so nobody had to be sent elsewhere.
+        assert retries == {"cluster.atlas.upstream_rq_retry": 0}
 
 
 @pytest.mark.timeout(180)
@@ -113,7 +122,7 @@ def test_replacements_that_nginx_is_told_of_lose_no_call(servers: Servers, tmp_p
     nginx = Nginx(tmp_path, ports[:1])
     try:
         with SteadyLoad(nginx.target, f"/{SERVICE}/Echo", b"x" * 100, RATE) as load:
-            for _ in range(5):
+            for _ in range(3):
                 rollout.replace(nginx, load, lambda port, _: nginx.reload([port]))
         rollout.finish()
     finally:
@@ -172,3 +181,27 @@ def test_calls_past_the_grace_end_with_unavailable(servers: Servers, tmp_path: P
             answers.cancel()
     finally:
         envoy.end()
+
+
+def test_a_proxy_that_stands_still_during_the_drain_loses_no_call(
+    servers: Servers, tmp_path: Path
+) -> None:
+    """It sends calls on before it sees the GOAWAY that has been waiting for it all the time."""
+    ports = free_ports(2)
+    old, _ = servers.start(ports[0]), servers.start(ports[1])
+    envoy = Envoy(tmp_path, ports)
+    envoy.wait_until_healthy(*ports)
+    try:
+        with SteadyLoad(envoy.target, f"/{SERVICE}/Echo", b"x" * 100, RATE) as load:
+            load.wait_for_calls(STEP)
+            envoy.process.send(signal.SIGSTOP)
+            old.send(signal.SIGTERM)
+            old.wait_for("Starting graceful shutdown")
+            time.sleep(2)  # as long as it stands still, on a machine that has too much to do
+            envoy.process.send(signal.SIGCONT)
+            load.wait_for_calls(STEP)
+            assert old.wait() == 0
+    finally:
+        envoy.end()
+
+    assert load.failures == []
