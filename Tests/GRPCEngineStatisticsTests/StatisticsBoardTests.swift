@@ -39,6 +39,18 @@ struct StatisticsBoardTests {
     }
   }
 
+  @Test("A board that is used again is empty")
+  func reuse() {
+    for index in 0..<50 {
+      let statistics = ServerStatistics()
+      defer { withExtendedLifetime(statistics) {} }
+      #expect(statistics.slot[.callsEnded].value == 0)
+      #expect(Array(statistics.slot.methods).map(\.name) == ["other"])
+      statistics.slot[.callsEnded].add(index + 1)
+      statistics.method("/a.B/C", kind: 0).started.add()
+    }
+  }
+
   @Test("A file that is no board, or another version's, is refused")
   func malformed() throws {
     #expect(throws: StatisticsBoard.Malformed.self) { try StatisticsBoard(descriptor: -1) }
@@ -84,6 +96,7 @@ struct StatisticsBoardTests {
   @Test("Methods beyond the records share one, and so do long names that begin alike")
   func manyMethods() {
     let statistics = ServerStatistics()
+    defer { withExtendedLifetime(statistics) {} }
     for index in 0..<StatisticsSlot.maximumMethods + 10 {
       statistics.method("/a.B/\(index)", kind: 0).started.add()
     }
@@ -92,6 +105,7 @@ struct StatisticsBoardTests {
     #expect(methods.map(\.started.value).reduce(0, +) == UInt64(methods.count + 10))
     #expect(methods[0].name == "other" && methods[0].started.value == 11)
     let long = ServerStatistics()
+    defer { withExtendedLifetime(long) {} }
     let name = "/" + String(repeating: "ä", count: 300)
     long.method(name + "1", kind: 0).started.add()
     long.method(name + "2", kind: 0).started.add()
@@ -100,7 +114,9 @@ struct StatisticsBoardTests {
 
   @Test("The last record of a slot, and the last call, lie inside of it")
   func layout() {
-    let slot = StatisticsBoard().slot(0)
+    let board = StatisticsBoard()
+    defer { withExtendedLifetime(board) {} }
+    let slot = board.slot(0)
     let end = slot.base + StatisticsBoard.slotSize
     let lastCall = slot.call(at: StatisticsSlot.maximumCalls - 1)
     #expect(lastCall.baseAddress.map { $0 + lastCall.count <= end } == true)
@@ -128,7 +144,9 @@ struct StatisticsBoardTests {
 struct HistogramTests {
   @Test("A value is in the first bucket whose bound is not below it")
   func buckets() {
-    let histogram = StatisticsBoard().slot(0).method(at: 0).received
+    let board = StatisticsBoard()
+    defer { withExtendedLifetime(board) {} }
+    let histogram = board.slot(0).method(at: 0).received
     for value: UInt64 in [0, 64, 65, 1 << 24, (1 << 24) + 1, .max / 4] { histogram.record(value) }
     var expected = [UInt64](repeating: 0, count: Histogram.sizes.count + 1)
     expected[0] = 2
@@ -160,7 +178,9 @@ struct RunningCallTests {
 
   @Test("What was published is read, what does not fit is left out", arguments: [0, 1, 1000, 1200])
   func published(count: UInt64) {
-    let slot = StatisticsBoard().slot(0)
+    let board = StatisticsBoard()
+    defer { withExtendedLifetime(board) {} }
+    let slot = board.slot(0)
     let calls = (0..<count).map { Self.call($0) }
     slot.publish(calls)
     #expect(slot.runningCalls == Array(calls.prefix(StatisticsSlot.maximumCalls)))
@@ -170,7 +190,9 @@ struct RunningCallTests {
 
   @Test("Names that are too long are cut")
   func long() {
-    let slot = StatisticsBoard().slot(0)
+    let board = StatisticsBoard()
+    defer { withExtendedLifetime(board) {} }
+    let slot = board.slot(0)
     slot.publish([Self.call(1, method: String(repeating: "x", count: 500)), Self.call(2)])
     #expect(slot.runningCalls?.map(\.method.count) == [160, 6])
     #expect(slot.runningCalls?.last == Self.call(2))
