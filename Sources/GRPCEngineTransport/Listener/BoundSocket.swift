@@ -75,6 +75,12 @@ package final class BoundSocket: Sendable {
     _ = Glibc.listen(self.descriptor, backlog)
   }
 
+  /// Whether somebody has connected and is not accepted yet.
+  package var hasWaiting: Bool {
+    var request = pollfd(fd: self.descriptor, events: Int16(POLLIN), revents: 0)
+    return poll(&request, 1, 0) > 0 && request.revents & Int16(POLLIN) != 0
+  }
+
   private static func failure(_ message: String) -> Failure {
     let code = Glibc.errno
     return Failure(errno: code, message: "\(message): \(String(cString: strerror(code)))")

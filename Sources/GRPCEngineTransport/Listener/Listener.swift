@@ -6,12 +6,25 @@ internal import NIOSSL
 
 /// Accepts connections on a bound socket, until it is closed.
 package final class Listener: Sendable {
+  /// Bounds how long a flood of connections can keep a listener open.
+  private static let mostTimeToAccept = TimeAmount.milliseconds(100)
+
   private let channel: any Channel
   private let socket: BoundSocket
+  private let registry: ConnectionRegistry
+  private let group: any EventLoopGroup
 
-  private init(channel: any Channel, socket: BoundSocket) {
+  private init(
+    channel: any Channel,
+    socket: BoundSocket,
+    registry: ConnectionRegistry,
+    group: any EventLoopGroup
+  ) {
     self.channel = channel
     self.socket = socket
+    self.registry = registry
+    self.group = group
+    registry.arrivalBegan()
   }
 
   /// Begins to accept. Blocks for a moment, so it is not for event loops.
@@ -61,7 +74,7 @@ package final class Listener: Sendable {
     // NIO calls listen(2) with a backlog of 128 as it takes the descriptor, before it looks at any
     // option; calling it again widens the queue.
     socket.setBacklog(configuration.backlog)
-    return Listener(channel: channel, socket: socket)
+    return Listener(channel: channel, socket: socket, registry: registry, group: group)
   }
 
   /// Reads of up to 64 KiB: a burst of calls is then one read, one batch and one flush.
@@ -130,8 +143,42 @@ package final class Listener: Sendable {
 
   /// Stops accepting and gives the address back; connections stay. Blocks for a moment, so it is
   /// not for event loops.
+  ///
+  /// Who waits to be accepted has connected, and may have sent a call: closing the socket would reset
+  /// that connection. So those are taken in first, also while the server drains.
   package func close() {
-    try? self.channel.close().wait()
+    let eventLoop = self.channel.eventLoop
+    let closed = eventLoop.makePromise(of: Void.self)
+    let deadline = NIODeadline.now() + Self.mostTimeToAccept
+    eventLoop.execute { self.closeOnceEmpty(by: deadline, closed) }
+    try? closed.futureResult.wait()
     self.socket.removeFile()
+    self.endArrivals()
+  }
+
+  /// Looks again and again, in between of which the event loop accepts.
+  private func closeOnceEmpty(by deadline: NIODeadline, _ closed: EventLoopPromise<Void>) {
+    if self.channel.isActive, self.socket.hasWaiting, NIODeadline.now() < deadline {
+      // Not `execute`, after which an event loop looks at no socket before the task has run.
+      self.channel.eventLoop.scheduleTask(in: .microseconds(100)) {
+        self.closeOnceEmpty(by: deadline, closed)
+      }
+    } else {
+      self.channel.close(promise: closed)
+    }
+  }
+
+  /// Tells the registry that no more connections come, when those that were accepted last have got
+  /// to it: from the listener's event loop to their own, back, and there again.
+  private func endArrivals() {
+    let registry = self.registry
+    let eventLoop = self.channel.eventLoop
+    for connectionLoop in self.group.makeIterator() {
+      registry.arrivalBegan()
+      connectionLoop.execute {
+        eventLoop.execute { connectionLoop.execute { registry.arrivalEnded() } }
+      }
+    }
+    registry.arrivalEnded()
   }
 }
