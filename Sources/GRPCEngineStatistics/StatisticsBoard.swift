@@ -1,5 +1,4 @@
 internal import Glibc
-internal import Synchronization
 
 /// The memory that holds the numbers of a server: a slot for each of its processes.
 ///
@@ -15,13 +14,7 @@ internal import Synchronization
 /// sums over all slots must not fall; its gauges are set to zero.
 package final class StatisticsBoard: @unchecked Sendable {
   // Safe to share: immutable, and what it points to is atomic. It is never unmapped, as cells do
-  // not keep it alive; see `spare`.
-
-  /// Addresses of boards that were a process's own and that nobody needs any more.
-  ///
-  /// They are used again: whoever kept a cell for too long then counts in a wrong place, which does
-  /// less harm than to count where there is no memory.
-  private static let spare = Mutex<[UInt]>([])
+  // not keep it alive: a process that makes many servers, such as one of tests, pays with addresses.
 
   /// Indices of the header's numbers.
   package enum Header: Int {
@@ -58,12 +51,6 @@ package final class StatisticsBoard: @unchecked Sendable {
     let size = Self.headerSize + Self.slotSize
     self.slotCount = 1
     self.isShared = false
-    if let address = Self.spare.withLock({ $0.popLast() }),
-      let base = UnsafeMutableRawPointer(bitPattern: address)
-    {
-      self.base = base
-      return
-    }
     // Only the pages that are touched cost memory.
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
     guard let base = mmap(nil, size, PROT_READ | PROT_WRITE, flags, -1, 0), base != MAP_FAILED
@@ -73,10 +60,8 @@ package final class StatisticsBoard: @unchecked Sendable {
 
   deinit {
     guard !self.isShared else { return }
-    // The pages go back to the system, and are zeros when they are touched again (madvise(2)).
+    // The pages go back to the system (madvise(2)); who still counts gets a new one.
     madvise(self.base, Self.headerSize + Self.slotSize, MADV_DONTNEED)
-    let address = UInt(bitPattern: self.base)
-    Self.spare.withLock { $0.append(address) }
   }
 
   /// Maps the board that a parent process has made.

@@ -39,18 +39,6 @@ struct StatisticsBoardTests {
     }
   }
 
-  @Test("A board that is used again is empty")
-  func reuse() {
-    for index in 0..<50 {
-      let statistics = ServerStatistics()
-      defer { withExtendedLifetime(statistics) {} }
-      #expect(statistics.slot[.callsEnded].value == 0)
-      #expect(Array(statistics.slot.methods).map(\.name) == ["other"])
-      statistics.slot[.callsEnded].add(index + 1)
-      statistics.method("/a.B/C", kind: 0).started.add()
-    }
-  }
-
   @Test("A file that is no board, or another version's, is refused")
   func malformed() throws {
     #expect(throws: StatisticsBoard.Malformed.self) { try StatisticsBoard(descriptor: -1) }
