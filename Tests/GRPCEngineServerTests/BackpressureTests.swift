@@ -57,7 +57,7 @@ struct BackpressureTests {
     try RunningServer.run(["/t/echo": TestHandler.echo()]) { running in
       let client = try running.connect(receiveBuffer: 4096)
       // Their messages fit the connection's first window; their headers do not fit the socket.
-      let count = 2_000
+      let count = 800
       let streams = (0..<count).map { _ in
         let stream = client.open("/t/echo")
         client.writer.data(FrameWriter.message([]), on: stream, isEnd: true)
