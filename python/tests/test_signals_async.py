@@ -158,12 +158,16 @@ def test_only_async_receivers_cost_no_thread(serve, monkeypatch):
     grpc_request_finished.connect(asynchronous)
     try:
         channel = serve("unary_unary", answer)
-        call(channel, "unary_unary")  # perhaps the first since a connection was opened
-        hops.clear()
-        call(channel, "unary_unary")
+        # The first since a connection was opened looks for its thread, and a readiness check may
+        # open one at any time.
+        for _ in range(5):
+            hops.clear()
+            call(channel, "unary_unary")
+            if not hops:
+                break
     finally:
         grpc_request_finished.disconnect(asynchronous)
-    assert seen == [True, True]
+    assert set(seen) == {True}
     assert hops == []
 
 
