@@ -146,8 +146,8 @@ def test_receivers_of_both_colours(serve):
 
 def forget_connections():
     """Close those of this thread, also of a database in memory, which ignores being closed."""
-    for connection in connections.all(initialized_only=True):
-        BaseDatabaseWrapper.close(connection)
+    for each in connections.all(initialized_only=True):
+        BaseDatabaseWrapper.close(each)
 
 
 def test_only_async_receivers_cost_no_thread(serve, monkeypatch):
