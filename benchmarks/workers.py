@@ -139,7 +139,8 @@ def _report_spread(options: argparse.Namespace, python: Path, folder: Path) -> N
     print("| clients | connections | calls | connections of each |\n| ---: | --- | --- | --- |")
     with _serving(python, folder, count) as (side, port):
         for clients in _CLIENTS:
-            calls = clients * (5 if options.quick else 50)
+            # For long enough to be looked at.
+            calls = max(20_000, clients * (5 if options.quick else 50))
             print(_measure_spread(side, port, clients, calls).row(), flush=True)
 
 
