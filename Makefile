@@ -11,7 +11,7 @@ SWIFT_FLAGS = -Xcc -I$(PYTHON_INCLUDE) --explicit-target-dependency-import-check
 SOURCES := $(shell find Sources -type f) Package.swift engine.exports setup.py pyproject.toml \
 	$(shell find python/django_grpc python/django_grpc_testtools -name '*.py*' -not -name '*.pyc')
 
-.PHONY: help demo serve test check swift-test python-test compat-test wheel bench bench-async bench-observability bench-querysets bench-workers soak fuzz sanitize format clean
+.PHONY: help demo serve test check swift-test python-test compat-test wheel bench bench-async bench-health bench-observability bench-querysets bench-workers soak fuzz sanitize format clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -78,6 +78,9 @@ bench: wheel ## Measure ours and django-grpc on grpcio side by side
 
 bench-async: $(VENV)/.installed ## Measure async methods against grpc.aio
 	$(BIN)/python benchmarks/run_async.py
+
+bench-health: $(VENV)/.installed ## Measure probes while everything is busy
+	$(BIN)/python benchmarks/health.py
 
 bench-observability: wheel ## Measure what metrics, watchdog and access log cost
 	$(PYTHON) benchmarks/observability.py
