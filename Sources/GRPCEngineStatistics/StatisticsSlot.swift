@@ -24,8 +24,6 @@ package struct StatisticsSlot: @unchecked Sendable {
     case loopCalls
     /// When the process started, in milliseconds since 1970.
     case started
-    /// How long the oldest call in the queue has waited, in milliseconds.
-    case queueWait
     /// Streams that are open.
     case streams
     /// Raised before and after the table of running calls is written.

@@ -49,19 +49,19 @@ extension PythonServer {
         else { return nil }
         var numbers: [Int?] = []
         for index in 1...6 {
-          guard let object = given[index], let number = PythonNumber.int(object) else {
-            PythonError.raiseTypeError("argument \(index + 1) must be an int")
-            return nil
-          }
+          guard let number = PythonServer.number(given, index) else { return nil }
           numbers.append(number < 0 ? nil : number)
+        }
+        func time(_ milliseconds: Int?) -> TimeAmount? {
+          milliseconds.map { TimeAmount(clampingSeconds: Double($0) / 1000) }
         }
         var limits = MethodLimits()
         limits.concurrency = numbers[0]
         limits.queue = numbers[1] ?? 0
-        limits.timeout = numbers[2].map { .milliseconds(Int64($0)) }
-        limits.maximumTimeout = numbers[3].map { .milliseconds(Int64($0)) }
+        limits.timeout = time(numbers[2])
+        limits.maximumTimeout = time(numbers[3])
         limits.maximumMessageLength = numbers[4]
-        limits.retryAfter = numbers[5].map { .milliseconds(Int64($0)) }
+        limits.retryAfter = time(numbers[5])
         server.setLimits(limits, for: pattern)
         return Python.newNone()
       },
@@ -305,6 +305,6 @@ extension TimeAmount {
   /// Seconds as Python has them, of which a century is enough; `nil` when it is no number.
   fileprivate init?(seconds: PythonPointer) {
     guard let value = PythonNumber.double(seconds), !value.isNaN else { return nil }
-    self = .nanoseconds(Int64(min(max(value, 0), 3e9) * 1e9))
+    self.init(clampingSeconds: max(value, 0))
   }
 }

@@ -90,7 +90,7 @@ package final class Call: Sendable {
   private let outbox: CallOutbox
   private let state: Mutex<State>
   /// When the call was given to its handler, and when that began to run it, in nanoseconds; 0 for
-  /// not yet. Written once each, before anybody can want to know.
+  /// not yet. Written before anybody can want to know.
   private let dispatched = Atomic<UInt64>(0)
   private let started = Atomic<UInt64>(0)
   /// The system's id of the thread that runs the call.
@@ -157,7 +157,8 @@ package final class Call: Sendable {
     }
   }
 
-  /// Says that the handler runs the call from now on. May be called from any thread, once.
+  /// Says that the handler runs the call from now on. May be called from any thread; again, when
+  /// the call is handed over, for the thread that has it then.
   ///
   /// - Parameter thread: the system's id of the thread that it runs on; 0 for a loop that runs many.
   ///
@@ -166,6 +167,7 @@ package final class Call: Sendable {
   package func handlerStarted(thread: UInt64 = 0) -> NIODeadline {
     let now = NIODeadline.now()
     self.thread.store(thread, ordering: .relaxed)
+    guard self.started.load(ordering: .relaxed) == 0 else { return now }
     self.started.store(now.uptimeNanoseconds, ordering: .relaxed)
     let wait = self.queueWait ?? .zero
     self.environment.statistics.slot[.queueWait].record(UInt64(wait.nanoseconds))

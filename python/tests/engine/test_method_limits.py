@@ -152,6 +152,12 @@ def test_time_of_a_call(serve, limits, asked, least, most):
     assert least <= left <= most + 0.1  # a client rounds its timeout up
 
 
+def test_times_beyond_what_can_be_counted_are_as_good_as_no_limit(serve):
+    ages = {"timeout": 1e13, "max_timeout": 1e14, "retry_after": 1e13}
+    served = serve({"Echo": unary_unary(echo)}, limits={"*": {"concurrency": 1, **ages}})
+    served.assert_healthy()
+
+
 def test_call_past_its_method_time_is_deadline_exceeded(serve, gate):
     opened = gate()
     served = serve(

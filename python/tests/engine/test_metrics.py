@@ -183,6 +183,22 @@ def test_calls_that_wait_and_run_are_told(measured, gate):
     assert eventually(lambda: look()["calls"] == [])
 
 
+class PassOn(grpc.ServerInterceptor):
+    def intercept_service(self, continuation, details):
+        return continuation(details)
+
+
+def test_call_that_is_handed_to_the_loop_has_waited_once(measured):
+    """An interceptor runs on a worker, which finds out that the method is a coroutine function."""
+
+    async def work(request, context):
+        return request
+
+    served, operator = measured({"Work": unary_unary(work)}, interceptors=[PassOn()])
+    assert served.unary_unary("Work")(b"x", timeout=PATIENCE) == b"x"
+    assert operator.value("grpc_server_queue_wait_seconds_count") == 1
+
+
 def test_refused_cancelled_and_late_calls(measured, gate):
     opened = gate()
     served, operator = measured(
