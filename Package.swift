@@ -74,6 +74,8 @@ let package = Package(
       ],
       swiftSettings: swiftSettings
     ),
+    // Which worker threads run and sleep, as values that know no thread.
+    .target(name: "GRPCEngineWorkers", dependencies: [nioCore], swiftSettings: swiftSettings),
     .systemLibrary(name: "CGRPCEngineMalloc"),
     // Layer 4: CPython, and Python servicers as method handlers.
     .target(name: "CPythonABI"),
@@ -86,7 +88,7 @@ let package = Package(
       name: "GRPCEnginePython",
       dependencies: [
         "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineStatistics", "GRPCEngineWire",
-        "PythonInterop", "CPythonABI", "CGRPCEngineMalloc", nioCore, nioHPACK,
+        "GRPCEngineWorkers", "PythonInterop", "CPythonABI", "CGRPCEngineMalloc", nioCore, nioHPACK,
       ],
       swiftSettings: swiftSettings
     ),
@@ -117,7 +119,12 @@ let package = Package(
     ),
     .testTarget(
       name: "GRPCEngineWireTests",
-      dependencies: ["GRPCEngineWire", "WireFuzz", nioCore, nioHPACK],
+      dependencies: ["GRPCEngineWire", "GRPCEngineTesting", "WireFuzz", nioCore, nioHPACK],
+      swiftSettings: swiftSettings
+    ),
+    .testTarget(
+      name: "GRPCEngineWorkersTests",
+      dependencies: ["GRPCEngineWorkers", "GRPCEngineTesting", nioCore],
       swiftSettings: swiftSettings
     ),
     .testTarget(

@@ -3,6 +3,7 @@ internal import GRPCEngineServer
 internal import GRPCEngineStatistics
 internal import GRPCEngineTransport
 internal import GRPCEngineWire
+internal import GRPCEngineWorkers
 internal import NIOCore
 internal import PythonInterop
 
@@ -26,8 +27,9 @@ final class PythonServer {
   let watchdog = Watchdog()
   private let busyTime: StatisticsCell
   private(set) var callLog: CallLogReader?
+  private var refusedThreads = LogLimit()
 
-  init(configuration: ServerConfiguration, limits: WorkerPool.Limits, bindings: Bindings) {
+  init(configuration: ServerConfiguration, limits: WorkerPool.Schedule.Limits, bindings: Bindings) {
     self.configuration = configuration
     self.bindings = bindings
     self.server = Server(configuration: configuration)
@@ -288,10 +290,8 @@ final class PythonServer {
         if let result = py_call0(spawnWorker) {
           py_decref(result)
         } else {
-          if let error = PythonError.fetch() {
-            self.bindings.log("Cannot start a worker thread", error)
-          }
           self.pool.spawnFailed()
+          self.logRefusedThread()
         }
       case .spawnLoop:
         if let result = py_call0(spawnLoop) {
@@ -317,6 +317,21 @@ final class PythonServer {
         break
       }
     }
+  }
+
+  private func logRefusedThread() {
+    guard let error = PythonError.fetch(), self.refusedThreads.admits(now: .now()) else { return }
+    var reason = ""
+    if let text = PythonReference(owning: PyObject_Str(error.value.pointer)) {
+      reason = PythonString.value(text.pointer) ?? ""
+    } else {
+      PyErr_Clear()
+    }
+    self.bindings.log(
+      "Cannot start a worker thread (\(reason)): there are \(self.pool.statistics.threads). Raise "
+        + "the limit of threads (ulimit -u, systemd's TasksMax, a container's pids limit), or lower "
+        + "the server option django_grpc.max_held_workers."
+    )
   }
 
   // MARK: Statistics

@@ -3,6 +3,7 @@ internal import GRPCEngineServer
 internal import GRPCEngineStatistics
 internal import GRPCEngineTransport
 internal import GRPCEngineWire
+internal import GRPCEngineWorkers
 internal import NIOCore
 internal import PythonInterop
 
@@ -12,9 +13,9 @@ extension ServerConfiguration {
   /// Python's table and this one must agree.
   ///
   /// - Returns: `nil` with an exception set.
-  static func make(_ values: PythonPointer) -> (ServerConfiguration, WorkerPool.Limits)? {
+  static func make(_ values: PythonPointer) -> (ServerConfiguration, WorkerPool.Schedule.Limits)? {
     var configuration = ServerConfiguration()
-    var limits = WorkerPool.Limits(running: 1, held: 2500)
+    var limits = WorkerPool.Schedule.Limits(running: 1, held: 2500)
     var board = BoardPlace()
     let isComplete = PythonCollections.forEach(values) { key in
       guard let name = PythonString.value(key), let item = PythonCollections.value(values, key),
@@ -101,11 +102,14 @@ private struct BoardPlace {
   }
 }
 
-extension WorkerPool.Limits {
+extension WorkerPool.Schedule.Limits {
+  /// More threads than no system has, and yet a number to calculate with.
+  private static var most: Int { 1 << 24 }
+
   fileprivate mutating func set(_ name: String, _ value: Int) -> Bool {
     switch name {
-    case "max_workers": self.running = max(1, value)
-    case "max_held_workers": self.held = max(0, value)
+    case "max_workers": self.running = min(max(1, value), Self.most)
+    case "max_held_workers": self.held = min(max(0, value), Self.most)
     default: return false
     }
     return true

@@ -145,7 +145,8 @@ class ServicerContext {
 
   /// Whether a message is small enough to be sent; ends the call when it is not.
   func isSendable(_ message: UnsafeRawBufferPointer) -> Bool {
-    let limit = self.server.configuration.maxSendMessageLength
+    // Without a limit there is still that of the prefix, which has 32 bits.
+    let limit = min(self.server.configuration.maxSendMessageLength, Int(UInt32.max))
     guard message.count > limit else { return true }
     self.call.finish(
       Status(
@@ -211,7 +212,7 @@ class ServicerContext {
     register { parker.unpark() }
     if parker.tryPark() { return }
     if isOnWorker, let worker = self.worker {
-      self.server.pool.hold(worker, on: parker)
+      self.server.pool.hold(worker, in: self.call, on: parker)
     } else {
       Python.detached { parker.park() }
     }

@@ -1,13 +1,13 @@
 internal import GRPCEngineServer
+internal import GRPCEngineWorkers
 internal import NIOCore
 
 /// A call on its way to Python. No Python object yet: those are made where the GIL is held.
-struct PythonJob: Sendable {
+struct PythonJob: QueuedCall {
   let call: Call
   let handler: PythonMethodHandler
-  /// Since when it waits for Python.
-  var queued: NIODeadline { self.call.dispatchTime }
 
-  /// Whether its peer can keep it waiting in the middle.
   var isStream: Bool { self.handler.isStream }
+  var accepted: NIODeadline { self.call.accepted }
+  var queued: NIODeadline { self.call.dispatchTime }
 }

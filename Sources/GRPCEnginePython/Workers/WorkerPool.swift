@@ -1,5 +1,7 @@
 internal import GRPCEngineServer
 internal import GRPCEngineStatistics
+internal import GRPCEngineWire
+internal import GRPCEngineWorkers
 internal import NIOCore
 internal import PythonInterop
 internal import Synchronization
@@ -19,88 +21,62 @@ internal import Synchronization
 ///
 /// What is woken too eagerly goes back to sleep by itself: from time to time one worker retires,
 /// less and less often where that turns out wrong.
+///
+/// What is decided, `WorkerSchedule` decides; here are the threads, the timers and the mutex.
 final class WorkerPool: Sendable {
-  struct Limits: Sendable {
-    /// Workers that may run a servicer at the same time (`max_workers`).
-    var running: Int
-    /// Workers more than that which may be held by a stream whose peer stalls.
-    var held: Int
-  }
+  typealias Schedule = WorkerSchedule<PythonJob>
 
   private struct State {
-    var queue: JobQueue
-    var idle: [WorkerThread] = []
-    var awake: [WorkerThread] = []
-    var held = 0
-    var threads = 0
-    var isSpawning = false
-    var isTicking = false
-    var tick = WorkerPool.shortestTick
+    var schedule: Schedule
+    var threads: [Schedule.WorkerID: WorkerThread] = [:]
     var isWatchingForIdleness = false
-    var isStopping = false
-    var lastTaken = NIODeadline.uptimeNanoseconds(0)
-    var retirements = 0
-    var retirePeriod = WorkerPool.shortestRetirePeriod
-    var lastRetired = NIODeadline.uptimeNanoseconds(0)
   }
 
-  /// How soon waiting calls make the pool look at its workers, and how much later at the most while
-  /// looking finds them at work: a look costs a timer and a system call for each worker.
-  private static let shortestTick = TimeAmount.microseconds(200)
-  private static let longestTick = TimeAmount.milliseconds(2)
-  /// A queue that nobody takes from for so long gets one more worker, whatever the others do: as
-  /// long calls share the interpreter in grpcio too.
-  private static let patience = TimeAmount.milliseconds(10)
+  /// What is to be done once the mutex is given back.
+  private enum Effect {
+    case none
+    case unpark(WorkerThread)
+    case spawn
+    case evict(Call)
+  }
+
   /// How often a server that has been busy is looked at for having become idle.
   private static let idlenessPeriod = TimeAmount.seconds(2)
-  /// How long a thread that is one too many waits for work.
-  private static let surplusSeconds = 5
-  private static let shortestRetirePeriod = TimeAmount.milliseconds(20)
-  private static let longestRetirePeriod = TimeAmount.seconds(1)
 
-  let limits: Limits
   private let control: ControlThread
   private let backlog: Backlog
   private let slot: StatisticsSlot
   private let state: Mutex<State>
 
   init(
-    limits: Limits,
+    limits: Schedule.Limits,
     control: ControlThread,
     backlog: Backlog,
     slot: StatisticsSlot
   ) {
-    self.limits = limits
     self.slot = slot
     self.control = control
     self.backlog = backlog
-    // Of the workers that may run, one is left for calls that nobody can hold.
-    let streams = limits.held + max(1, limits.running - 1)
-    self.state = Mutex(State(queue: JobQueue(maxRunningStreams: streams)))
+    self.state = Mutex(State(schedule: Schedule(limits: limits)))
   }
 
   // MARK: The event loop's side
 
-  /// Queues a call. Called on its event loop.
+  /// Queues a call. May be called from any thread; it is its event loop as a rule.
   func submit(_ job: PythonJob) {
-    var wakeUp = WakeUp.none
+    var effect = Effect.none
     var delay: TimeAmount?
     var shouldWatch = false
     self.state.withLock { state in
-      state.queue.append(job)
+      let (action, look) = state.schedule.submitted(job)
       self.backlog.isWaiting = true
-      let isAlone = state.awake.isEmpty
-      if isAlone { wakeUp = self.wakeOne(&state) }
-      // A single call for a worker that was just woken needs no looking after.
-      if !state.isTicking, !isAlone || state.queue.count > 1 {
-        state.isTicking = true
-        delay = state.tick
-      }
+      effect = Self.effect(of: action, state)
+      delay = look
       shouldWatch = !state.isWatchingForIdleness
       state.isWatchingForIdleness = true
     }
-    self.perform(wakeUp)
-    if let delay { self.scheduleTick(after: delay, on: job.call.eventLoop) }
+    self.perform(effect)
+    if let delay { self.scheduleLook(after: delay, on: job.call.eventLoop) }
     if shouldWatch { self.watchForIdleness(on: job.call.eventLoop) }
   }
 
@@ -108,9 +84,7 @@ final class WorkerPool: Sendable {
   private func watchForIdleness(on eventLoop: any EventLoop) {
     eventLoop.scheduleTask(in: Self.idlenessPeriod) {
       let isIdle = self.state.withLock { state in
-        let isIdle =
-          state.queue.isEmpty && state.awake.isEmpty
-          && NIODeadline.now() - state.lastTaken > Self.idlenessPeriod
+        let isIdle = state.schedule.isIdle(for: Self.idlenessPeriod, now: .now())
         if isIdle { state.isWatchingForIdleness = false }
         return isIdle
       }
@@ -122,127 +96,112 @@ final class WorkerPool: Sendable {
     }
   }
 
-  private func scheduleTick(after delay: TimeAmount, on eventLoop: any EventLoop) {
-    eventLoop.scheduleTask(in: delay) { self.tick(on: eventLoop) }
+  private func scheduleLook(after delay: TimeAmount, on eventLoop: any EventLoop) {
+    eventLoop.scheduleTask(in: delay) { self.look(on: eventLoop) }
   }
 
-  private func tick(on eventLoop: any EventLoop) {
-    let awake = self.state.withLock { state -> [WorkerThread]? in
-      guard !state.queue.isEmpty, !state.isStopping else {
-        state.isTicking = false
-        return nil
-      }
-      return state.awake
+  private func look(on eventLoop: any EventLoop) {
+    let awake = self.state.withLock { state in
+      state.schedule.hasWaiting ? state.schedule.awake.compactMap { state.threads[$0] } : []
     }
-    guard let awake else { return }
     let areBlocked = awake.allSatisfy { $0.isAsleep ?? false }
-    var wakeUp = WakeUp.none
-    let now = NIODeadline.now()
-    let delay = self.state.withLock { state -> TimeAmount in
-      guard !state.queue.isEmpty else { return state.tick }
-      if areBlocked || now - state.lastTaken > Self.patience { wakeUp = self.wakeOne(&state) }
-      switch wakeUp {
-      case .unpark, .spawn:
-        state.tick = Self.shortestTick
-        if now - state.lastRetired < .milliseconds(5) {
-          state.retirePeriod = min(state.retirePeriod * 2, Self.longestRetirePeriod)
-        }
-        return state.tick
-      case .none:
-        state.tick = min(state.tick * 2, Self.longestTick)
-      }
-      if state.awake.count > 1, state.retirements == 0,
-        now - state.lastRetired > state.retirePeriod
-      {
-        state.retirements = 1
-        state.lastRetired = now
-      }
-      return state.tick
+    let (effect, again) = self.state.withLock { state -> (Effect, TimeAmount?) in
+      let (action, again) = state.schedule.look(areBlocked: areBlocked, now: .now())
+      return (Self.effect(of: action, state), again)
     }
-    self.perform(wakeUp)
-    self.scheduleTick(after: delay, on: eventLoop)
+    self.perform(effect)
+    if let again { self.scheduleLook(after: again, on: eventLoop) }
   }
 
-  // MARK: Waking
+  // MARK: Effects
 
-  private enum WakeUp {
-    case none
-    case unpark(WorkerThread)
-    case spawn
-  }
-
-  private func wakeOne(_ state: inout State) -> WakeUp {
-    guard state.awake.count < self.limits.running, !state.isStopping else { return .none }
-    if let worker = state.idle.popLast() {
-      state.awake.append(worker)
-      return .unpark(worker)
+  private static func effect(of action: Schedule.Action, _ state: borrowing State) -> Effect {
+    switch action {
+    case .none: return .none
+    case .wake(let worker): return state.threads[worker].map { .unpark($0) } ?? .none
+    case .spawn: return .spawn
+    case .evict(let worker): return state.threads[worker]?.heldCall.map { .evict($0) } ?? .none
     }
-    guard !state.isSpawning,
-      state.threads < self.limits.running + state.held
-    else { return .none }
-    state.isSpawning = true
-    state.threads += 1
-    return .spawn
   }
 
-  private func perform(_ wakeUp: WakeUp) {
-    switch wakeUp {
+  private func perform(_ effect: Effect) {
+    switch effect {
     case .none: break
     case .unpark(let worker): worker.parker.unpark()
     case .spawn: self.control.submit(.spawnWorker)
+    case .evict(let call):
+      call.cancel(
+        Status(
+          code: .resourceExhausted,
+          details: "The server can start no more threads, and others wait for this one"
+        )
+      )
     }
   }
 
   // MARK: The workers' side, with the GIL held
 
-  /// Begins the life of a worker thread, whose threads the control thread started.
+  /// Begins the life of a worker thread, which the control thread started.
   func enter(_ worker: WorkerThread) {
     self.state.withLock { state in
-      state.isSpawning = false
-      state.awake.append(worker)
+      worker.id = state.schedule.entered()
+      state.threads[worker.id] = worker
     }
   }
 
-  /// The thread that was to be started could not be.
+  /// The thread that was to be started could not be. The calls that nobody can serve are refused.
   func spawnFailed() {
-    self.state.withLock { state in
-      state.isSpawning = false
-      state.threads -= 1
+    let (refused, delay, eventLoop) = self.state.withLock { state in
+      let (refused, look) = state.schedule.spawnFailed(now: .now())
+      return (refused, look, state.schedule.anyQueued?.call.eventLoop)
     }
+    let status = Status(code: .unavailable, details: "The server can start no thread")
+    for job in refused { job.call.finish(status, isLast: true) }
+    if let delay, let eventLoop { self.scheduleLook(after: delay, on: eventLoop) }
   }
 
   /// The next call to run; waits for it without the GIL. `nil` ends the thread.
   func next(_ worker: WorkerThread) -> PythonJob? {
     while true {
-      var wakeUp = WakeUp.none
-      let step = self.state.withLock { state -> Step in
-        if state.isStopping, state.queue.isEmpty {
-          Self.remove(worker, &state)
-          state.threads -= 1
-          return .end
+      let step = self.state.withLock { state -> Schedule.Step in
+        let step = state.schedule.next(worker.id) { .now() }
+        switch step {
+        case .run: self.backlog.isWaiting = state.schedule.hasWaiting
+        case .sleep: break
+        case .leave: state.threads[worker.id] = nil
         }
-        let isSuperfluous = state.awake.count > self.limits.running
-        let mayRetire = state.retirements > 0 && state.awake.count > 1
-        if !isSuperfluous, !mayRetire, let job = state.queue.popFirst() {
-          state.lastTaken = .now()
-          self.backlog.isWaiting = !state.queue.isEmpty
-          return .run(job)
-        }
-        if mayRetire { state.retirements = 0 }
-        Self.remove(worker, &state)
-        state.idle.append(worker)
-        // Whoever goes to sleep makes sure that calls do not wait for nobody.
-        if state.awake.isEmpty, !state.queue.isEmpty { wakeUp = self.wakeOne(&state) }
-        return .sleep(isSurplus: self.hasSurplus(state))
+        return step
       }
-      self.perform(wakeUp)
       switch step {
       case .run(let job): return job
-      case .end: return nil
-      case .sleep(isSurplus: false): self.sleep { worker.parker.park() }
-      case .sleep(isSurplus: true):
-        let wasWoken = self.sleep { worker.parker.park(seconds: Self.surplusSeconds) }
-        if !wasWoken, self.leave(worker) { return nil }
+      case .leave: return nil
+      case .sleep(let mayLeave): guard self.sleep(worker, mayLeave) else { return nil }
+      }
+    }
+  }
+
+  /// Sleeps until somebody wakes the worker.
+  ///
+  /// - Returns: false when it is one too many, and leaves.
+  private func sleep(_ worker: WorkerThread, _ mayLeave: Bool) -> Bool {
+    var mayLeave = mayLeave
+    while true {
+      let isWoken = self.sleep {
+        guard mayLeave else {
+          worker.parker.park()
+          return true
+        }
+        return worker.parker.park(seconds: Schedule.surplusSeconds)
+      }
+      let awakening = self.state.withLock { state in
+        let awakening = state.schedule.woke(worker.id, hasTimedOut: !isWoken)
+        if awakening == .leave { state.threads[worker.id] = nil }
+        return awakening
+      }
+      switch awakening {
+      case .goOn: return true
+      case .leave: return false
+      case .sleep(let next): mayLeave = next
       }
     }
   }
@@ -259,58 +218,24 @@ final class WorkerPool: Sendable {
     return result
   }
 
-  private enum Step {
-    case run(PythonJob)
-    case sleep(isSurplus: Bool)
-    case end
-  }
-
-  /// Whether there are threads that only stepped in for held ones, and those are back.
-  private func hasSurplus(_ state: borrowing State) -> Bool {
-    state.threads > self.limits.running + state.held
-  }
-
-  /// Ends a surplus thread that nothing woke, and with it whatever it keeps, such as a database
-  /// connection.
-  ///
-  /// - Returns: false when it is needed after all.
-  private func leave(_ worker: WorkerThread) -> Bool {
-    self.state.withLock { state in
-      guard self.hasSurplus(state),
-        let index = state.idle.firstIndex(where: { $0 === worker })
-      else { return false }
-      state.idle.remove(at: index)
-      state.threads -= 1
-      return true
-    }
-  }
-
   /// A call that `next` gave runs no more.
   func finished(_ job: PythonJob) {
     guard job.isStream else { return }
-    self.state.withLock { $0.queue.finished(job) }
-  }
-
-  private static func remove(_ worker: WorkerThread, _ state: inout State) {
-    if let index = state.awake.firstIndex(where: { $0 === worker }) {
-      state.awake.swapAt(index, state.awake.count - 1)
-      state.awake.removeLast()
-    }
+    self.state.withLock { $0.schedule.finished(job) }
   }
 
   /// Sleeps on `parker`, in the middle of a call, without the GIL. While it does, the worker does
   /// not count, and another one takes what waits.
-  func hold(_ worker: WorkerThread, on parker: Parker) {
-    let wakeUp = self.state.withLock { state -> WakeUp in
-      Self.remove(worker, &state)
-      state.held += 1
-      return state.queue.isEmpty ? .none : self.wakeOne(&state)
+  func hold(_ worker: WorkerThread, in call: Call, on parker: Parker) {
+    let effect = self.state.withLock { state -> Effect in
+      worker.heldCall = call
+      return Self.effect(of: state.schedule.held(worker.id) { .now() }, state)
     }
-    self.perform(wakeUp)
+    self.perform(effect)
     self.sleep { parker.park() }
     self.state.withLock { state in
-      state.held -= 1
-      state.awake.append(worker)
+      worker.heldCall = nil
+      state.schedule.released(worker.id)
     }
   }
 
@@ -318,24 +243,19 @@ final class WorkerPool: Sendable {
 
   /// Ends every worker once the queue is empty. May be called from any thread.
   func stop() {
-    let idle = self.state.withLock { state -> [WorkerThread] in
-      state.isStopping = true
-      defer { state.idle = [] }
-      // Woken, they count as awake until they notice.
-      state.awake.append(contentsOf: state.idle)
-      return state.idle
+    let woken = self.state.withLock { state in
+      state.schedule.stop().compactMap { state.threads[$0] }
     }
-    for worker in idle { worker.parker.unpark() }
+    for worker in woken { worker.parker.unpark() }
   }
 
   /// Since when the oldest call waits for a worker; `nil` when none waits.
-  var oldestQueued: NIODeadline? { self.state.withLock { $0.queue.oldest } }
-
-  var threadCount: Int { self.state.withLock { $0.threads } }
+  var oldestQueued: NIODeadline? { self.state.withLock { $0.schedule.oldestQueued } }
 
   var statistics: (queued: Int, awake: Int, idle: Int, held: Int, threads: Int) {
     self.state.withLock { state in
-      (state.queue.count, state.awake.count, state.idle.count, state.held, state.threads)
+      let (awake, idle, held) = state.schedule.counts
+      return (state.schedule.queuedCount, awake, idle, held, state.schedule.threadCount)
     }
   }
 }

@@ -1,3 +1,4 @@
+import GRPCEngineTesting
 import GRPCEngineTransport
 import Testing
 
@@ -118,19 +119,5 @@ struct ReceiveWindowTests {
       _ = window.grant(partial: partial, missing: missing)
       #expect(window.remaining > 0)
     }
-  }
-}
-
-/// A generator of numbers that are the same in every run.
-private struct SplitMix: RandomNumberGenerator {
-  var state: UInt64
-  init(seed: UInt64) { self.state = seed }
-
-  mutating func next() -> UInt64 {
-    self.state &+= 0x9e37_79b9_7f4a_7c15
-    var value = self.state
-    value = (value ^ (value >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    value = (value ^ (value >> 27)) &* 0x94d0_49bb_1331_11eb
-    return value ^ (value >> 31)
   }
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import logging
+import os
 import threading
 
 import grpc
@@ -10,6 +12,7 @@ import pytest
 
 from .support import (
     KINDS,
+    LOGGER_NAME,
     PATIENCE,
     SERVICE,
     echo,
@@ -438,3 +441,137 @@ def test_worker_that_stepped_in_ends_and_says_so(serve):
         assert connection.response(stream).messages == [b"x"]
     assert eventually(lambda: served.server.statistics()["workers"] == 1, within=20)
     assert eventually(lambda: len(ended) == len(set(ended)) >= 3)
+
+
+# Threads that can't be had
+
+
+@pytest.fixture
+def thread_limit(monkeypatch):
+    """Set how many worker threads may be started from now on; Python refuses more of them."""
+    start = threading.Thread.start
+    left = [None]
+
+    def limited(thread):
+        if thread.name.startswith("grpc-worker") and left[0] is not None:
+            if left[0] == 0:
+                raise RuntimeError("can't start new thread")
+            left[0] -= 1
+        start(thread)
+
+    def limit(count):
+        left[0] = count
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    return limit
+
+
+@ours_only("grpcio's pool raises where a call is submitted, and the call hangs")
+def test_a_refused_thread_is_asked_for_again(serve, thread_limit):
+    """The call that needed it is answered, though no other call comes."""
+    served = serve({"Echo": unary_unary(echo)}, workers=4)
+    thread_limit(0)
+    call = served.call("unary_unary", "Echo", b"patience")
+    assert eventually(lambda: served.server.statistics()["calls_queued"] == 1)
+    thread_limit(None)
+    assert call.result() == b"patience"
+
+
+@ours_only("grpcio's pool raises where a call is submitted, and the call hangs")
+def test_without_any_thread_calls_are_unavailable(serve, thread_limit, caplog):
+    """They are not left to wait, one line a second says why, and later calls are served."""
+    served = serve({"Echo": unary_unary(echo)}, workers=4)
+    thread_limit(0)
+    with caplog.at_level(logging.ERROR, LOGGER_NAME):
+        calls = [served.call("unary_unary", "Echo", b"x", timeout=30) for _ in range(5)]
+        assert {call.code() for call in calls} == {grpc.StatusCode.UNAVAILABLE}
+    assert "can start no thread" in calls[0].details()
+    lines = [it.getMessage() for it in caplog.records if "Cannot start" in it.getMessage()]
+    assert 1 <= len(lines) <= 3
+    assert "can't start new thread" in lines[0]
+    thread_limit(None)
+    assert served.call("unary_unary", "Echo", b"again", wait_for_ready=True).result() == b"again"
+
+
+@ours_only("grpcio's workers are held by idle streams")
+def test_stalled_streams_make_way_where_threads_are_short(serve, thread_limit, caplog):
+    """With every thread held by an idle stream and none more to be had, calls are answered.
+
+    The stream that was held last is ended for it, with RESOURCE_EXHAUSTED; the others go on.
+    """
+    started = threading.Semaphore(0)
+
+    def collect(requests, _context):
+        started.release()
+        return b"%d" % sum(1 for _ in requests)
+
+    served = serve({"Collect": stream_unary(collect), "Echo": unary_unary(echo)}, workers=1)
+    thread_limit(3)
+    idle = served.raw()
+    streams = []
+    for number in range(3):
+        streams.append(idle.open(f"/{SERVICE}/Collect"))
+        assert started.acquire(timeout=PATIENCE)
+        assert eventually(lambda: served.server.statistics()["workers_held"] == number + 1)  # noqa: B023
+    with caplog.at_level(logging.ERROR, LOGGER_NAME):
+        for _ in range(20):
+            served.assert_healthy()
+    ended = idle.response(streams[2])
+    assert ended.grpc_status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    for stream in streams[:2]:
+        idle.send_message(stream, b"at last", end_stream=True)
+    for stream in streams[:2]:
+        assert idle.response(stream).messages == [b"1"]
+    thread_limit(None)
+    assert eventually(lambda: served.server.statistics()["workers_held"] == 0)
+    served.assert_healthy()
+
+
+@ours_only("reads figures of our engine")
+def test_the_pool_is_whole_after_streams_that_stalled(serve):
+    """Threads that stepped in for held ones leave; as many calls run at once as before."""
+    workers = 3
+    barrier = threading.Barrier(workers)
+
+    def meet(_request, _context):
+        barrier.wait(PATIENCE)
+        return b"met"
+
+    def collect(requests, _context):
+        return b"%d" % sum(1 for _ in requests)
+
+    served = serve({"Meet": unary_unary(meet), "Collect": stream_unary(collect)}, workers=workers)
+    idle = served.raw()
+    streams = [idle.open(f"/{SERVICE}/Collect") for _ in range(20)]
+    assert eventually(lambda: served.server.statistics()["workers_held"] == 20)
+    for stream in streams:
+        idle.send_message(stream, b"", end_stream=True)
+    for stream in streams:
+        assert idle.response(stream).messages == [b"1"]
+
+    def is_as_before():
+        figures = served.server.statistics()
+        return figures["workers"] == figures["workers_idle"] <= workers
+
+    assert eventually(is_as_before)
+    calls = [served.call("unary_unary", "Meet") for _ in range(workers * 3)]
+    assert [call.result() for call in calls] == [b"met"] * (workers * 3)
+
+
+@ours_only("counts descriptors of our engine")
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads /proc")
+def test_a_held_worker_has_no_descriptor(serve):
+    """Peers that stall take threads, but no descriptors beyond their connections."""
+    served = serve(
+        {"Collect": stream_unary(lambda requests, _context: b"%d" % sum(1 for _ in requests))},
+        workers=2,
+    )
+    idle = served.raw()
+
+    def descriptors_with(streams):
+        idle.open(f"/{SERVICE}/Collect")
+        assert eventually(lambda: served.server.statistics()["workers_held"] == streams)
+        return len(os.listdir("/proc/self/fd"))
+
+    counts = {descriptors_with(streams) for streams in range(1, 21)}
+    assert len(counts) == 1

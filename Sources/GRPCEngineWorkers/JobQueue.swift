@@ -1,28 +1,31 @@
-internal import GRPCEngineServer
-internal import NIOCore
+package import NIOCore
 
 /// Calls that wait for a worker, in the order in which they came.
 ///
 /// Streams may be held by their peers, each with its worker; so only so many of them run at a time,
 /// and those beyond wait, while calls with one request and one response go past them. However many
 /// peers stall, some worker is left for those.
-struct JobQueue {
-  private var brief = CircularBuffer<PythonJob>()
-  private var streams = CircularBuffer<PythonJob>()
-  private var runningStreams = 0
-  private let maxRunningStreams: Int
+package struct JobQueue<Job: QueuedCall>: Sendable {
+  private var brief = CircularBuffer<Job>()
+  private var streams = CircularBuffer<Job>()
+  package private(set) var runningStreams = 0
+  /// Streams that may run at a time. When it falls, those that run are not touched.
+  package var maxRunningStreams: Int
 
-  init(maxRunningStreams: Int) { self.maxRunningStreams = maxRunningStreams }
+  package init(maxRunningStreams: Int) { self.maxRunningStreams = maxRunningStreams }
 
   /// Calls that wait, those that may not run yet among them.
-  var count: Int { self.brief.count + self.streams.count }
+  package var count: Int { self.brief.count + self.streams.count }
 
   /// Whether there is no call that may run now.
-  var isEmpty: Bool { self.brief.isEmpty && !self.mayRunStream }
+  package var isEmpty: Bool { self.brief.isEmpty && !self.mayRunStream }
+
+  /// Any of the calls that wait.
+  package var first: Job? { self.brief.first ?? self.streams.first }
 
   /// Since when the oldest call waits, of those that may run now: what stalled peers keep from
   /// running tells nothing of the workers.
-  var oldest: NIODeadline? {
+  package var oldest: NIODeadline? {
     let stream = self.mayRunStream ? self.streams.first?.queued : nil
     guard let brief = self.brief.first?.queued else { return stream }
     return stream.map { min($0, brief) } ?? brief
@@ -32,22 +35,31 @@ struct JobQueue {
     !self.streams.isEmpty && self.runningStreams < self.maxRunningStreams
   }
 
-  mutating func append(_ job: PythonJob) {
+  package mutating func append(_ job: Job) {
     if job.isStream { self.streams.append(job) } else { self.brief.append(job) }
   }
 
   /// Takes the call that has waited longest, of those that may run.
-  mutating func popFirst() -> PythonJob? {
+  package mutating func popFirst() -> Job? {
     guard self.mayRunStream, let stream = self.streams.first else { return self.brief.popFirst() }
-    if let brief = self.brief.first, brief.call.accepted < stream.call.accepted {
+    if let brief = self.brief.first, brief.accepted < stream.accepted {
       return self.brief.popFirst()
     }
     self.runningStreams += 1
     return self.streams.popFirst()
   }
 
+  /// Takes every call; none of them runs.
+  package mutating func removeAll() -> [Job] {
+    defer {
+      self.brief.removeAll()
+      self.streams.removeAll()
+    }
+    return Array(self.brief) + Array(self.streams)
+  }
+
   /// A call that `popFirst` gave runs no more.
-  mutating func finished(_ job: PythonJob) {
+  package mutating func finished(_ job: Job) {
     if job.isStream { self.runningStreams -= 1 }
   }
 }
