@@ -19,7 +19,11 @@ package struct WireProperty: Sendable {
     WireProperty(name: "timeout", violation: timeoutViolation),
     WireProperty(name: "metadata", violation: metadataViolation),
     WireProperty(name: "words", violation: wordsViolation),
+    WireProperty(name: "protobuf", violation: protobufViolation),
   ]
+
+  /// The first byte of an input for the property of that name.
+  package static let protobuf: UInt8 = 8
 
   /// Runs one input. What traps is a find too, so this may not return.
   package static func firstViolation(by input: [UInt8]) -> String? {

@@ -1,4 +1,5 @@
 internal import CPythonABI
+internal import GRPCEngineWire
 internal import PythonInterop
 
 /// Encodes the rows of a query as messages of one class, by a plan that is made once.
@@ -59,7 +60,7 @@ final class RowEncoder: Sendable {
   /// Writes one row.
   ///
   /// - Returns: false with an exception set.
-  func write(_ row: PythonPointer, into buffer: WireBuffer) -> Bool {
+  func write(_ row: PythonPointer, into buffer: ProtobufWriter) -> Bool {
     guard py_is_exact_tuple(row) != 0, Int(PyTuple_Size(row)) >= self.columnCount else {
       PythonError.raiseTypeError("a row must be a tuple of \(self.columnCount) values or more")
       return false
@@ -77,7 +78,7 @@ final class RowEncoder: Sendable {
       PythonError.raiseTypeError("fill() needs bytes and the number of a field")
       return nil
     }
-    let buffer = WireBuffer(capacity: 16 * 1024)
+    let buffer = ProtobufWriter(capacity: 16 * 1024)
     buffer.write(head)
     let tag = UInt64(number) << 3 | 2
     let isWhole = PythonCollections.forEach(rows) { row in
@@ -87,6 +88,8 @@ final class RowEncoder: Sendable {
       return true
     }
     guard isWhole else { return nil }
-    return SerializedMessage.make(buffer.contents, PythonHandle(retaining: messageClass))
+    return buffer.withContents {
+      SerializedMessage.make($0, PythonHandle(retaining: messageClass))
+    }
   }
 }

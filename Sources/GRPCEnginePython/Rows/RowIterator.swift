@@ -1,4 +1,5 @@
 internal import CPythonABI
+internal import GRPCEngineWire
 internal import PythonInterop
 
 /// The iterator over a query's rows, each as a `SerializedMessage`: what feeds a server stream.
@@ -9,7 +10,7 @@ final class RowIterator {
   /// An iterator over tuples; `nil` before the beginning and after the end.
   private var rows: PythonHandle?
   /// Kept from row to row; `nil` while a row is written, as Python code may run meanwhile.
-  private var spare: WireBuffer?
+  private var spare: ProtobufWriter?
 
   private init(_ encoder: RowEncoder, _ iterable: PythonHandle) {
     self.encoder = encoder
@@ -56,16 +57,16 @@ final class RowIterator {
       self.rows = nil
       return nil
     }
-    let buffer = self.spare ?? WireBuffer()
+    let buffer = self.spare ?? ProtobufWriter()
     self.spare = nil
     defer { self.spare = buffer }
-    buffer.truncate(to: 0)
+    buffer.removeAll()
     guard self.encoder.write(row.pointer, into: buffer) else {
       // As a generator that raised: that was its last.
       self.rows = nil
       return nil
     }
-    return SerializedMessage.make(buffer.contents, self.encoder.messageClass)
+    return buffer.withContents { SerializedMessage.make($0, self.encoder.messageClass) }
   }
 
   /// Closes the query: its cursor goes with the last reference to its rows, here and now.

@@ -1,9 +1,10 @@
 internal import CPythonABI
+internal import GRPCEngineWire
 internal import PythonInterop
 
 /// Writes rows into a buffer. Made for one piece of work, with the GIL held.
 struct RowWriter {
-  let buffer: WireBuffer
+  let buffer: ProtobufWriter
   let names: DateTimeNames
 
   enum Outcome {

@@ -2,117 +2,71 @@
 ///
 /// Belongs to whoever writes; it is not shared between threads.
 /// https://protobuf.dev/programming-guides/encoding/
-final class WireBuffer {
-  private(set) var count = 0
-  private var capacity: Int
-  private var start: UnsafeMutableRawPointer
+package final class ProtobufWriter {
+  @usableFromInline var bytes: [UInt8] = []
 
-  init(capacity: Int = 512) {
-    self.capacity = capacity
-    self.start = UnsafeMutableRawPointer.allocate(byteCount: capacity, alignment: 8)
+  /// - Parameter capacity: bytes to make room for at first; it grows.
+  package init(capacity: Int = 512) { self.bytes.reserveCapacity(capacity) }
+
+  /// Bytes that were written.
+  @inlinable package var count: Int { self.bytes.count }
+
+  /// Gives what was written, valid while `body` runs; that must not write.
+  package func withContents<Result>(_ body: (UnsafeRawBufferPointer) -> Result) -> Result {
+    self.bytes.withUnsafeBytes(body)
   }
 
-  deinit { self.start.deallocate() }
+  /// Forgets what was written, and keeps the memory for what is written next.
+  package func removeAll() { self.bytes.removeAll(keepingCapacity: true) }
 
-  /// What was written; valid until the next write.
-  var contents: UnsafeRawBufferPointer {
-    UnsafeRawBufferPointer(start: self.start, count: self.count)
-  }
-
-  /// Forgets everything from `count` on.
-  func truncate(to count: Int) { self.count = count }
-
-  /// Makes room for `additional` bytes more.
-  @inline(__always)
-  private func reserve(_ additional: Int) {
-    if self.capacity - self.count < additional { self.grow(additional) }
-  }
-
-  @inline(never)
-  private func grow(_ additional: Int) {
-    let capacity = max(self.capacity * 2, self.count + additional)
-    let start = UnsafeMutableRawPointer.allocate(byteCount: capacity, alignment: 8)
-    start.copyMemory(from: self.start, byteCount: self.count)
-    self.start.deallocate()
-    self.start = start
-    self.capacity = capacity
-  }
-
-  @inline(__always)
-  func writeVarint(_ value: UInt64) {
-    self.reserve(10)
+  @inlinable
+  package func writeVarint(_ value: UInt64) {
     var rest = value
     while rest >= 0x80 {
-      self.start.storeBytes(
-        of: UInt8(truncatingIfNeeded: rest) | 0x80,
-        toByteOffset: self.count,
-        as: UInt8.self
-      )
-      self.count += 1
+      self.bytes.append(UInt8(truncatingIfNeeded: rest) | 0x80)
       rest >>= 7
     }
-    self.start.storeBytes(
-      of: UInt8(truncatingIfNeeded: rest),
-      toByteOffset: self.count,
-      as: UInt8.self
-    )
-    self.count += 1
+    self.bytes.append(UInt8(truncatingIfNeeded: rest))
   }
 
   /// A negative number takes ten bytes, also in an `int32`.
-  @inline(__always)
-  func writeVarint(_ value: Int64) { self.writeVarint(UInt64(bitPattern: value)) }
+  @inlinable
+  package func writeVarint(_ value: Int64) { self.writeVarint(UInt64(bitPattern: value)) }
 
-  @inline(__always)
-  func writeFixed(_ value: UInt64) {
-    self.reserve(8)
-    self.start.storeBytes(of: value.littleEndian, toByteOffset: self.count, as: UInt64.self)
-    self.count += 8
+  @inlinable
+  package func writeFixed(_ value: some FixedWidthInteger) {
+    withUnsafeBytes(of: value.littleEndian) { self.bytes.append(contentsOf: $0) }
   }
 
-  @inline(__always)
-  func writeFixed(_ value: UInt32) {
-    self.reserve(4)
-    self.start.storeBytes(of: value.littleEndian, toByteOffset: self.count, as: UInt32.self)
-    self.count += 4
-  }
-
-  @inline(__always)
-  func write(_ bytes: UnsafeRawBufferPointer) {
-    guard let source = bytes.baseAddress else { return }
-    self.reserve(bytes.count)
-    (self.start + self.count).copyMemory(from: source, byteCount: bytes.count)
-    self.count += bytes.count
-  }
+  @inlinable
+  package func write(_ bytes: UnsafeRawBufferPointer) { self.bytes.append(contentsOf: bytes) }
 
   /// Writes a tag and leaves room for the length of what follows.
   ///
   /// - Returns: what `endLength` takes.
-  func beginLength(tag: UInt64) -> Int {
+  package func beginLength(tag: UInt64) -> Int {
     self.writeVarint(tag)
-    self.reserve(1)
-    self.count += 1
-    return self.count
+    self.bytes.append(0)
+    return self.bytes.count
   }
 
-  /// Fills in the length of what was written since `beginLength`.
-  func endLength(_ begin: Int) {
-    let length = self.count - begin
-    var more = 0
-    var rest = length >> 7
-    while rest > 0 {
-      more += 1
+  /// Fills in the length of what was written since `beginLength`. What has begun inside must have
+  /// been ended.
+  package func endLength(_ begin: Int) {
+    var rest = self.bytes.count - begin
+    var position = begin - 1
+    // Most messages are shorter than 128 bytes; the others move a little.
+    let more = Self.varintLength(rest) - 1
+    if more > 0 { self.bytes.insert(contentsOf: repeatElement(0, count: more), at: begin) }
+    while rest >= 0x80 {
+      self.bytes[position] = UInt8(truncatingIfNeeded: rest) | 0x80
+      position += 1
       rest >>= 7
     }
-    if more > 0 {
-      // Most messages are shorter than 128 bytes; the others move a little.
-      self.reserve(more)
-      let source = self.start + begin
-      (source + more).copyMemory(from: source, byteCount: length)
-    }
-    let end = self.count + more
-    self.count = begin - 1
-    self.writeVarint(UInt64(length))
-    self.count = end
+    self.bytes[position] = UInt8(truncatingIfNeeded: rest)
+  }
+
+  private static func varintLength(_ value: Int) -> Int {
+    (Int.bitWidth - (value | 1).leadingZeroBitCount + 6) / 7
   }
 }
