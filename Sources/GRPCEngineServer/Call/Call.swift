@@ -49,37 +49,6 @@ package final class Call: Sendable {
     case terminated
   }
 
-  /// How far a call is with its method's gate, where there is one.
-  private enum GateStage { case outside, entering, inside, left }
-
-  private struct State {
-    // From the peer.
-    var inbox: [ReceivedMessage] = []
-    var inboxHead = 0
-    var isInboundEnded = false
-    var consumed = 0
-    // To the peer.
-    var initialMetadata: Metadata?
-    /// Initial metadata was given, or a message: from then on none can be given.
-    var areHeadersDecided = false
-    var areHeadersSent = false
-    var encoding: CompressionAlgorithm
-    var outbox: ByteBuffer?
-    var inFlight = 0
-    var end: (status: Status, metadata: Metadata?)?
-    // Both.
-    var isEnqueued = false
-    /// Whether it counts as one of the calls at a time.
-    var isAdmitted = true
-    var gate = GateStage.outside
-    var termination: Termination?
-    var code: StatusCode?
-    var readWaiter: (@Sendable () -> Void)?
-    var writeWaiter: (@Sendable () -> Void)?
-    var terminationCallbacks: [@Sendable (Termination) -> Void] = []
-    var traffic = CallSummary.Traffic()
-  }
-
   package let head: RequestHead
   package let peer: Peer
   /// The point in time after which the call is answered DEADLINE_EXCEEDED.
@@ -88,7 +57,7 @@ package final class Call: Sendable {
   package let method: Method
   private let environment: CallEnvironment
   private let outbox: CallOutbox
-  private let state: Mutex<State>
+  private let state: Mutex<CallState>
   /// When the call was given to its handler, and when that began to run it, in nanoseconds; 0 for
   /// not yet. Written before anybody can want to know.
   private let dispatched = Atomic<UInt64>(0)
@@ -100,13 +69,19 @@ package final class Call: Sendable {
 
   /// Touched on `eventLoop` only.
   nonisolated(unsafe) private let stream: ServerStream
-  /// Touched on `eventLoop` only; `nil` once the handler has the call, or never will.
-  nonisolated(unsafe) private var waitingHandler: (any MethodHandler)?
-  /// Touched on `eventLoop` only; who gets the call when its method's gate opens.
-  nonisolated(unsafe) private var gatedHandler: (any MethodHandler)?
+  /// What the call waits for before its handler gets it.
+  private enum Waiting {
+    case nothing
+    case firstMessage(any MethodHandler)
+    /// Its turn, at its method's gate.
+    case turn(any MethodHandler)
+  }
+
+  /// Touched on `eventLoop` only.
+  nonisolated(unsafe) private var waiting = Waiting.nothing
   /// Touched on `eventLoop` only.
   nonisolated(unsafe) private var deadlineTimer: Scheduled<Void>?
-  /// Touched on `eventLoop` only.
+  /// Touched on `eventLoop` only: the call's end was given to the stream, or the stream is gone.
   nonisolated(unsafe) private var hasEnded = false
 
   init(
@@ -128,9 +103,15 @@ package final class Call: Sendable {
     if let limits = method.limits { timeout = limits.timeout(asked: timeout) }
     self.deadline = timeout.map { now + $0 }
     let encoding = environment.configuration.compression
-    var state = State(encoding: head.accepts(encoding) ? encoding : .identity)
-    state.isAdmitted = method.handler.isLimited
-    self.state = Mutex(state)
+    let http2 = environment.configuration.transport.http2
+    self.state = Mutex(
+      CallState(
+        encoding: head.accepts(encoding) ? encoding : .identity,
+        isAdmitted: method.handler.isLimited,
+        streamWindowSize: http2.streamWindowSize,
+        sendBufferSize: http2.sendBufferSize
+      )
+    )
   }
 
   package var eventLoop: any EventLoop { self.stream.eventLoop }
@@ -150,11 +131,7 @@ package final class Call: Sendable {
   ///
   /// - Returns: false, without calling it, when it has ended already.
   package func onTermination(_ callback: @escaping @Sendable (Termination) -> Void) -> Bool {
-    self.state.withLock { state in
-      guard state.termination == nil else { return false }
-      state.terminationCallbacks.append(callback)
-      return true
-    }
+    self.state.withLock { $0.onTermination(callback) }
   }
 
   /// Says that the handler runs the call from now on. May be called from any thread; again, when
@@ -252,65 +229,29 @@ package final class Call: Sendable {
   ///
   /// - Throws: `MessageCodecError` when it cannot be decompressed.
   package func nextMessage() throws(MessageCodecError) -> NextMessage {
-    var shouldEnqueue = false
-    let (next, message) = self.state.withLock { state -> (NextMessage, ReceivedMessage?) in
-      if let termination = state.termination, termination != .answered,
-        termination != .invalidRequest
-      {
-        return (.terminated(termination), nil)
-      }
-      guard state.inboxHead < state.inbox.count else {
-        if state.isInboundEnded { return (.end, nil) }
-        if let termination = state.termination { return (.terminated(termination), nil) }
-        shouldEnqueue = self.noteConsumption(&state, isWaiting: true)
-        return (.pending, nil)
-      }
-      let message = state.inbox[state.inboxHead]
-      state.inbox[state.inboxHead].payload = ByteBuffer()
-      state.inboxHead += 1
-      if state.inboxHead == state.inbox.count {
-        state.inbox.removeAll(keepingCapacity: state.isInboundEnded == false)
-        state.inboxHead = 0
-      }
-      state.consumed += message.payload.readableBytes + MessageFramer.prefixLength
-      shouldEnqueue = self.noteConsumption(&state, isWaiting: false)
-      return (.pending, message)
-    }
-    if shouldEnqueue { self.outbox.enqueue(self) }
-    guard let message else { return next }
-    guard message.isCompressed else { return .message(message.payload) }
-    return .message(
-      try Compression.decompress(
-        message.payload,
-        self.head.encoding,
-        maximumLength: self.method.limits?.maximumMessageLength
-          ?? self.environment.configuration.transport.maxReceiveMessageLength
+    let (next, mustEnqueue) = self.state.withLock { $0.next() }
+    if mustEnqueue { self.outbox.enqueue(self) }
+    switch next {
+    case .end: return .end
+    case .pending: return .pending
+    case .terminated(let termination): return .terminated(termination)
+    case .message(let message):
+      guard message.isCompressed else { return .message(message.payload) }
+      return .message(
+        try Compression.decompress(
+          message.payload,
+          self.head.encoding,
+          maximumLength: self.method.limits?.maximumMessageLength
+            ?? self.environment.configuration.transport.maxReceiveMessageLength
+        )
       )
-    )
-  }
-
-  /// The peer may send more once enough was taken, or when the reader has nothing left. Nothing is
-  /// due to it after the call's end, when its event loop may be gone.
-  private func noteConsumption(_ state: inout State, isWaiting: Bool) -> Bool {
-    guard state.termination == nil, state.consumed > 0, !state.isInboundEnded, !state.isEnqueued
-    else { return false }
-    let half = self.environment.configuration.transport.http2.streamWindowSize / 2
-    guard isWaiting || state.consumed >= half else { return false }
-    state.isEnqueued = true
-    return true
-  }
-
-  /// Calls `callback` once, when `nextMessage` has something other than `.pending`; at once, on
-  /// this thread, when it has that now. One reader may wait at a time.
-  package func whenReadable(_ callback: @escaping @Sendable () -> Void) {
-    let isReadable = self.state.withLock { state in
-      if state.inboxHead < state.inbox.count || state.isInboundEnded || state.termination != nil {
-        return true
-      }
-      state.readWaiter = callback
-      return false
     }
-    if isReadable { callback() }
+  }
+
+  /// Calls `callback` once, when `nextMessage` may have something other than `.pending`; at once, on
+  /// this thread, when it has that now. Where several wait, each is called and looks again.
+  package func whenReadable(_ callback: @escaping @Sendable () -> Void) {
+    if !self.state.withLock({ $0.waitUntilReadable(callback) }) { callback() }
   }
 
   // MARK: Answering, on any thread
@@ -321,25 +262,16 @@ package final class Call: Sendable {
   /// How messages are compressed from now on; ignored once headers are out, and where the peer
   /// cannot read it.
   package func setEncoding(_ encoding: CompressionAlgorithm) {
-    self.state.withLock { state in
-      guard !state.areHeadersSent, !state.areHeadersDecided else { return }
-      state.encoding = self.head.accepts(encoding) ? encoding : .identity
-    }
+    let encoding = self.head.accepts(encoding) ? encoding : .identity
+    self.state.withLock { $0.setEncoding(encoding) }
   }
 
   /// Sends initial metadata; without it, it goes out with the first message.
   ///
   /// - Returns: whether it was still possible.
   package func sendInitialMetadata(_ metadata: Metadata) -> Bool {
-    var shouldEnqueue = false
-    let isPossible = self.state.withLock { state in
-      guard !state.areHeadersDecided, !state.areHeadersSent else { return false }
-      state.initialMetadata = metadata
-      state.areHeadersDecided = true
-      shouldEnqueue = state.termination == nil && Self.enqueueOnce(&state)
-      return true
-    }
-    if shouldEnqueue { self.outbox.enqueue(self) }
+    let (isPossible, mustEnqueue) = self.state.withLock { $0.sendInitialMetadata(metadata) }
+    if mustEnqueue { self.outbox.enqueue(self) }
     return isPossible
   }
 
@@ -352,33 +284,20 @@ package final class Call: Sendable {
     mayCompress: Bool
   ) throws(MessageCodecError) -> SendResult {
     let compressed = try self.compressed(message, mayCompress: mayCompress)
-    var shouldEnqueue = false
-    let result = self.state.withLock { state -> SendResult in
-      guard state.termination == nil, state.end == nil else { return .terminated }
-      self.append(message, compressed, to: &state)
-      shouldEnqueue = Self.enqueueOnce(&state)
-      let waiting = state.inFlight + (state.outbox?.readableBytes ?? 0)
-      return waiting >= self.environment.configuration.transport.http2.sendBufferSize
-        ? .full : .accepted
-    }
-    if shouldEnqueue { self.outbox.enqueue(self) }
+    let (result, mustEnqueue) = self.state.withLock { $0.send(message, compressed: compressed) }
+    if result != .terminated { self.countSent(message, compressed) }
+    if mustEnqueue { self.outbox.enqueue(self) }
     return result
   }
 
-  /// Calls `callback` once, when a message is welcome again or the call has ended; at once, on
-  /// this thread, when that is so now. One writer may wait at a time.
-  package func whenWritable(_ callback: @escaping @Sendable () -> Void) {
-    let isWritable = self.state.withLock { state in
-      if state.termination != nil || self.hasRoom(state) { return true }
-      state.writeWaiter = callback
-      return false
-    }
-    if isWritable { callback() }
+  private func countSent(_ message: UnsafeRawBufferPointer, _ compressed: ByteBuffer?) {
+    self.method.statistics.sent.count(UInt64(compressed?.readableBytes ?? message.count))
   }
 
-  private func hasRoom(_ state: borrowing State) -> Bool {
-    let waiting = state.inFlight + (state.outbox?.readableBytes ?? 0)
-    return waiting <= self.environment.configuration.transport.http2.sendBufferSize / 2
+  /// Calls `callback` once, when a message is welcome again or the call has ended; at once, on
+  /// this thread, when that is so now. Where several wait, each is called.
+  package func whenWritable(_ callback: @escaping @Sendable () -> Void) {
+    if !self.state.withLock({ $0.waitUntilWritable(callback) }) { callback() }
   }
 
   /// Ends the call with a status. Ignored when it has ended already.
@@ -399,27 +318,22 @@ package final class Call: Sendable {
   ) throws(MessageCodecError) {
     let compressed = try self.compressed(message, mayCompress: mayCompress)
     self.end(status, metadata: metadata, as: .answered, isLast: true) { state in
-      self.append(message, compressed, to: &state)
+      state.append(message, compressed: compressed)
+      self.countSent(message, compressed)
     }
   }
 
-  /// Ends the call with CANCELLED, as a servicer's `context.cancel()` does.
-  package func cancel() {
-    let status = Status(code: .cancelled, details: "CANCELLED")
+  /// Ends the call in its servicer's stead: with CANCELLED, as `context.cancel()` does, or another
+  /// status.
+  package func cancel(_ status: Status = Status(code: .cancelled, details: "CANCELLED")) {
     self.end(status, metadata: nil, as: .cancelledByServer, isLast: false)
   }
 
   /// Nothing of the servicer runs any more. May be called more than once.
   package func handlerReturned() {
-    let (wasAdmitted, wasInside) = self.state.withLock { state in
-      defer {
-        state.isAdmitted = false
-        if state.gate == .inside { state.gate = .left }
-      }
-      return (state.isAdmitted, state.gate == .inside)
-    }
-    if wasAdmitted { self.environment.admission.release() }
-    if wasInside { self.method.gate?.leave() }
+    let (releasesAdmission, leavesGate) = self.state.withLock { $0.handlerReturned() }
+    if releasesAdmission { self.environment.admission.release() }
+    if leavesGate { self.method.gate?.leave() }
   }
 
   private func end(
@@ -427,23 +341,15 @@ package final class Call: Sendable {
     metadata: Metadata?,
     as termination: Termination,
     isLast: Bool,
-    _ change: (inout State) -> Void = { _ in }
+    lastMessage: (inout CallState) -> Void = { _ in }
   ) {
     if isLast { self.handlerReturned() }
-    var shouldEnqueue = false
-    var wakeUps = WakeUps()
-    self.state.withLock { state in
-      guard state.termination == nil else { return }
-      change(&state)
-      state.termination = termination
-      state.code = status.code
-      state.end = (status, metadata)
-      // A servicer's own status lets the messages before it go first; any other end does not.
-      if termination != .answered { state.outbox = nil }
-      wakeUps = Self.takeWakeUps(&state)
-      shouldEnqueue = Self.enqueueOnce(&state)
+    let end = CallState.End(status: status, metadata: metadata)
+    let effects = self.state.withLock {
+      $0.end(end, as: termination, lastMessage: lastMessage)
     }
-    if shouldEnqueue { self.outbox.enqueue(self) }
+    guard let (wakeUps, mustEnqueue) = effects else { return }
+    if mustEnqueue { self.outbox.enqueue(self) }
     wakeUps.perform(termination)
   }
 
@@ -457,63 +363,6 @@ package final class Call: Sendable {
     let compressed = try Compression.compress(ByteBuffer(bytes: message), encoding)
     // gRPC core sends a message as it is where compression would make it larger.
     return compressed.readableBytes < message.count ? compressed : nil
-  }
-
-  private func append(
-    _ message: UnsafeRawBufferPointer,
-    _ compressed: ByteBuffer?,
-    to state: inout State
-  ) {
-    let length = compressed?.readableBytes ?? message.count
-    state.traffic.messagesSent += 1
-    state.traffic.bytesSent += length
-    self.method.statistics.sent.count(UInt64(length))
-    var outbox =
-      state.outbox
-      ?? ByteBufferAllocator().buffer(
-        capacity: MessageFramer.prefixLength + length
-      )
-    // Released first, so that the buffer is unique and grows in place.
-    state.outbox = nil
-    MessageFramer.writePrefix(compressed: compressed != nil, length: length, into: &outbox)
-    if let compressed {
-      outbox.writeImmutableBuffer(compressed)
-    } else {
-      outbox.writeBytes(message)
-    }
-    state.outbox = outbox
-    state.areHeadersDecided = true
-  }
-
-  private static func enqueueOnce(_ state: inout State) -> Bool {
-    guard !state.isEnqueued else { return false }
-    state.isEnqueued = true
-    return true
-  }
-
-  /// Everybody who has to hear that the call has ended; called outside the mutex.
-  private struct WakeUps {
-    var reader: (@Sendable () -> Void)?
-    var writer: (@Sendable () -> Void)?
-    var callbacks: [@Sendable (Termination) -> Void] = []
-
-    func perform(_ termination: Termination) {
-      self.reader?()
-      self.writer?()
-      for callback in self.callbacks { callback(termination) }
-    }
-  }
-
-  private static func takeWakeUps(_ state: inout State) -> WakeUps {
-    let wakeUps = WakeUps(
-      reader: state.readWaiter,
-      writer: state.writeWaiter,
-      callbacks: state.terminationCallbacks
-    )
-    state.readWaiter = nil
-    state.writeWaiter = nil
-    state.terminationCallbacks = []
-    return wakeUps
   }
 
   // MARK: The event loop's side
@@ -532,20 +381,23 @@ package final class Call: Sendable {
         self.deadlinePassed()
       }
     }
-    if handler.startsOnFirstMessage { self.waitingHandler = handler } else { self.start(handler) }
+    if handler.startsOnFirstMessage {
+      self.waiting = .firstMessage(handler)
+    } else {
+      self.start(handler)
+    }
   }
 
   private func start(_ handler: any MethodHandler) {
-    guard let gate = self.method.gate, self.state.withLock({ $0.gate == .outside }) else {
+    guard let gate = self.method.gate, self.state.withLock({ $0.approachGate() }) else {
       return self.dispatch(to: handler)
     }
-    self.state.withLock { $0.gate = .entering }
     switch gate.enter(self) {
     case .run:
-      self.state.withLock { $0.gate = .inside }
+      self.state.withLock { $0.enterGate() }
       self.dispatch(to: handler)
     case .wait:
-      self.gatedHandler = handler
+      self.waiting = .turn(handler)
       let isRegistered = self.onTermination { _ in
         if gate.giveUp(self) { self.handlerReturned() }
       }
@@ -559,10 +411,12 @@ package final class Call: Sendable {
 
   /// The call has waited for its turn, and it is its. May be called from any thread.
   func gateOpened() {
-    self.state.withLock { $0.gate = .inside }
+    self.state.withLock { $0.enterGate() }
     self.eventLoop.execute {
-      guard let handler = self.gatedHandler, self.isActive else { return self.handlerReturned() }
-      self.gatedHandler = nil
+      guard case .turn(let handler) = self.waiting, self.isActive else {
+        return self.handlerReturned()
+      }
+      self.waiting = .nothing
       self.dispatch(to: handler)
     }
   }
@@ -577,17 +431,16 @@ package final class Call: Sendable {
   package func restart(with handler: any MethodHandler) {
     self.eventLoop.execute {
       guard !self.hasEnded else { return self.handlerReturned() }
-      let mustWait = self.state.withLock { state in
-        handler.startsOnFirstMessage && state.inbox.isEmpty && !state.isInboundEnded
+      if handler.startsOnFirstMessage, self.state.withLock({ $0.awaitsMessage }) {
+        self.waiting = .firstMessage(handler)
+      } else {
+        self.start(handler)
       }
-      if mustWait { self.waitingHandler = handler } else { self.start(handler) }
     }
   }
 
-  private func startWaitingHandler() {
-    guard let handler = self.waitingHandler else { return }
-    self.waitingHandler = nil
-    self.start(handler)
+  private var awaitsFirstMessage: Bool {
+    if case .firstMessage = self.waiting { true } else { false }
   }
 
   private func deadlinePassed() {
@@ -599,53 +452,32 @@ package final class Call: Sendable {
   }
 
   private func endOnLoop(_ status: Status, as termination: Termination) {
-    self.end(status, metadata: nil, as: termination, isLast: self.waitingHandler != nil)
-    self.waitingHandler = nil
+    let isLast = self.awaitsFirstMessage
+    if isLast { self.waiting = .nothing }
+    self.end(status, metadata: nil, as: termination, isLast: isLast)
   }
 
   /// Writes what has been put in the outbox. Called on the event loop.
   func writePending() {
     let isWriting = self.stream.isWriting
-    var consumed = 0
-    var headers: (Metadata?, CompressionAlgorithm)?
-    var messages: ByteBuffer?
-    var end: (status: Status, metadata: Metadata?)?
-    var areHeadersSent = false
-    var traffic = CallSummary.Traffic()
-    self.state.withLock { state in
-      state.isEnqueued = false
-      consumed = state.consumed
-      state.consumed = 0
-      end = state.end
-      state.end = nil
-      traffic = state.traffic
-      if end != nil || !isWriting {
-        messages = state.outbox
-        state.outbox = nil
-        if end == nil, let messages { state.inFlight = messages.readableBytes }
-      }
-      if !state.areHeadersSent, messages != nil || state.initialMetadata != nil {
-        headers = (state.initialMetadata, state.encoding)
-        state.initialMetadata = nil
-        state.areHeadersSent = true
-      }
-      areHeadersSent = state.areHeadersSent
+    let (pending, traffic) = self.state.withLock { state in
+      (state.takePending(isWriting: isWriting), state.traffic)
     }
-    if consumed > 0 { self.stream.consumed(consumed) }
+    if pending.consumed > 0 { self.stream.consumed(pending.consumed) }
     guard !self.hasEnded else { return }
-    if let (metadata, encoding) = headers {
+    if let (metadata, encoding) = pending.headers {
       self.stream.sendHeaders(ResponseHeaders.initial(metadata, encoding: encoding))
     }
-    if let end {
+    if let end = pending.end {
       self.hasEnded = true
       self.deadlineTimer?.cancel()
       self.countEnd(end.status.code, traffic)
       let trailers = ResponseHeaders.trailers(end.status, end.metadata)
       self.stream.sendEnd(
-        messages: messages,
-        trailers: areHeadersSent ? trailers : ResponseHeaders.trailersOnly(trailers)
+        messages: pending.messages,
+        trailers: pending.areHeadersSent ? trailers : ResponseHeaders.trailersOnly(trailers)
       )
-    } else if let messages {
+    } else if let messages = pending.messages {
       self.stream.sendMessages(messages)
     }
   }
@@ -657,27 +489,17 @@ package final class Call: Sendable {
 
 extension Call: StreamReceiver {
   package func received(_ message: ReceivedMessage) {
-    let length = message.payload.readableBytes
-    self.method.statistics.received.count(UInt64(length))
-    let waiter = self.state.withLock { state in
-      state.inbox.append(message)
-      state.traffic.messagesReceived += 1
-      state.traffic.bytesReceived += length
-      defer { state.readWaiter = nil }
-      return state.readWaiter
-    }
-    waiter?()
-    self.startWaitingHandler()
+    self.method.statistics.received.count(UInt64(message.payload.readableBytes))
+    for waiter in self.state.withLock({ $0.received(message) }) { waiter() }
+    guard case .firstMessage(let handler) = self.waiting else { return }
+    self.waiting = .nothing
+    self.start(handler)
   }
 
   package func receivedEnd() {
-    let (waiter, isEmpty) = self.state.withLock { state in
-      state.isInboundEnded = true
-      defer { state.readWaiter = nil }
-      return (state.readWaiter, state.inbox.isEmpty)
-    }
-    waiter?()
-    if self.waitingHandler != nil, isEmpty {
+    let (waiters, isEmpty) = self.state.withLock { ($0.receivedEnd(), $0.isInboxEmpty) }
+    for waiter in waiters { waiter() }
+    if self.awaitsFirstMessage, isEmpty {
       // grpcio's answer to a call that brings no request.
       let details = "\"\(self.head.path)\" requires exactly one request message."
       self.endOnLoop(Status(code: .unimplemented, details: details), as: .invalidRequest)
@@ -697,39 +519,22 @@ extension Call: StreamReceiver {
     let isCounted = self.hasEnded
     self.hasEnded = true
     self.deadlineTimer?.cancel()
-    var wakeUps = WakeUps()
-    var traffic = CallSummary.Traffic()
-    var code = StatusCode.cancelled
-    let termination = self.state.withLock { state -> Termination in
-      state.outbox = nil
-      state.end = nil
-      state.inbox = []
-      state.inboxHead = 0
-      traffic = state.traffic
-      code = state.code ?? .cancelled
-      if let termination = state.termination { return termination }
-      state.termination = .cancelledByPeer
-      state.code = .cancelled
-      wakeUps = Self.takeWakeUps(&state)
-      return .cancelledByPeer
+    let (termination, code, wakeUps, traffic) = self.state.withLock { state in
+      let (termination, code, wakeUps) = state.streamLost()
+      return (termination, code, wakeUps, state.traffic)
     }
     if !isCounted { self.countEnd(code, traffic) }
     wakeUps.perform(termination)
-    if self.waitingHandler != nil {
-      self.waitingHandler = nil
+    if self.awaitsFirstMessage {
+      self.waiting = .nothing
       self.handlerReturned()
     }
   }
 
   package func becameWritable() {
-    self.state.withLock { $0.inFlight = 0 }
+    self.state.withLock { $0.written() }
     self.writePending()
-    let waiter = self.state.withLock { state -> (@Sendable () -> Void)? in
-      guard self.hasRoom(state) else { return nil }
-      defer { state.writeWaiter = nil }
-      return state.writeWaiter
-    }
-    waiter?()
+    for waiter in self.state.withLock({ $0.takeWriteWaiters() }) { waiter() }
   }
 
   package func finished() {
