@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""Shows that a server is after any load what it was before: `make waves`.
+
+Calls of all kinds come in waves (`wave_client.py`): hundreds of streams that stall together and
+end together, in either direction, some of them cancelled, some lost with their connection, and
+brief calls beside them, some of which fail or run out of time. After each wave nothing happens
+for longer than any timeout in the engine. Then the server is measured side by side with one that
+has just been started, in turns: trivial calls, calls that block for 10 ms, threads, descriptors;
+and its memory with what it was after the first wave. Exit status 1 when it falls behind.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import environments
+import h2load
+import servers
+from run import Side, calibrate, serving
+from works import WORKS, Work
+
+_HERE = Path(__file__).parent
+#: Longer than the engine's timers: 5 s until a surplus thread leaves, 2 s until memory is given
+#: back.
+_PAUSE_SECONDS = 8.0
+#: What a server may fall behind a fresh one, and its memory may grow from wave to wave.
+_TOLERANCE = 0.05
+#: Pairs of rounds of each work. The best of each side count: what else the machine does can only
+#: slow a round down.
+_ROUNDS = 5
+_WORKS = [work for work in WORKS if work.name in ("unary", "block")]
+
+
+@dataclass
+class Finding:
+    """What one wave left.
+
+    Attributes:
+        rates: of each work, ours after the waves as a share of the fresh server's.
+        threads: more than the fresh server has.
+        open_files: more than the fresh server has.
+        resident_kib: of the server.
+    """
+
+    rates: dict[str, float]
+    threads: int
+    open_files: int
+    resident_kib: int
+
+    def complaints(self, first: "Finding") -> list[str]:
+        """What is not as it should be."""
+        found = [
+            f"{name}: {rate:.3f} of what a fresh server does"
+            for name, rate in self.rates.items()
+            if rate < 1 - _TOLERANCE
+        ]
+        if self.threads > 0:
+            found.append(f"{self.threads} threads more than a fresh server has")
+        if self.open_files > 0:
+            found.append(f"{self.open_files} open files more than a fresh server has")
+        if self.resident_kib > first.resident_kib * (1 + _TOLERANCE):
+            found.append(f"{self.resident_kib:,} KiB, after the first waves {first.resident_kib:,}")
+        return found
+
+
+def _wave(side: Side, streams: int) -> None:
+    completed = subprocess.run(
+        [str(side.python), str(_HERE / "wave_client.py"), side.server.target, str(streams)],
+        env=servers.environment(side.folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if completed.returncode != 0:
+        raise servers.ServerError(completed.stderr.strip())
+
+
+def _compare(side: Side, fresh: Side, work: Work, seconds: float) -> float:
+    """The side's best rate as a share of the fresh one's."""
+    calls = calibrate(fresh, work, seconds)
+    calibrate(side, work, seconds)
+    best = [0.0, 0.0]
+    for number in range(_ROUNDS):
+        pair = ((0, side), (1, fresh)) if number % 2 else ((1, fresh), (0, side))
+        for index, each in pair:
+            best[index] = max(best[index], each.measure(work, calls).value)
+    return best[0] / best[1]
+
+
+def _figures(side: Side) -> dict[str, Any]:
+    # Threads and connections of the load before are to be gone.
+    time.sleep(_PAUSE_SECONDS)
+    return side.probe()
+
+
+def _measure(side: Side, python: Path, folder: Path, seconds: float) -> Finding:
+    resident = side.server.memory().resident
+    with serving("fresh", python, folder) as fresh:
+        rates = {work.name: _compare(side, fresh, work, seconds) for work in _WORKS}
+        ours, theirs = _figures(side), fresh.probe()
+    return Finding(
+        rates,
+        ours["threads"] - theirs["threads"],
+        ours["open_files"] - theirs["open_files"],
+        resident,
+    )
+
+
+def _run(python: Path, options: argparse.Namespace) -> list[str]:
+    complaints: list[str] = []
+    findings: list[Finding] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="waves-") as name,
+        serving("ours", python, Path(name, "ours")) as side,
+    ):
+        for number in range(1, options.waves + 1):
+            _wave(side, options.streams)
+            time.sleep(_PAUSE_SECONDS)
+            finding = _measure(side, python, Path(name, f"fresh-{number}"), options.seconds)
+            findings.append(finding)
+            # Pools and caches have filled after the first two.
+            wrong = finding.complaints(findings[min(1, len(findings) - 1)])
+            complaints += [f"wave {number}: {line}" for line in wrong]
+            rates = ", ".join(f"{name} {rate:.3f}" for name, rate in finding.rates.items())
+            print(
+                f"wave {number:>2}: {rates} of fresh; threads {finding.threads:+}, files "
+                f"{finding.open_files:+}, {finding.resident_kib:,} KiB"
+                + "".join(f"\n         {line}" for line in wrong),
+                flush=True,
+            )
+        side.check()
+    return complaints
+
+
+def main() -> None:
+    """Runs the waves; exit status 1 when the server falls behind a fresh one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--waves", type=int, default=20, help="default 20")
+    parser.add_argument("--streams", type=int, default=400, help="streams in a wave, default 400")
+    parser.add_argument("--seconds", type=float, default=0.7, help="of a round, default 0.7")
+    parser.add_argument("--wheel", type=Path, help="our wheel (default: the newest in dist/)")
+    parser.add_argument("--python", type=Path, help="use this environment instead of making one")
+    options = parser.parse_args()
+    if options.waves < 1 or options.streams < 3 or options.seconds <= 0:
+        parser.error("--waves and --seconds must be positive, --streams 3 or more")
+    # So that an ended run ends its servers as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        h2load.require()
+        python = options.python.absolute() if options.python else environments.ours(options.wheel)
+        complaints = _run(python, options)
+    except (
+        environments.EnvironmentSetupError,
+        h2load.LoadError,
+        servers.ServerError,
+        json.JSONDecodeError,
+    ) as error:
+        sys.exit(f"waves: {error}")
+    if complaints:
+        sys.exit("\n".join(["waves: not as a fresh server", *complaints]))
+    print(f"{options.waves} of {options.waves} waves: as a fresh server")
+
+
+if __name__ == "__main__":
+    main()
