@@ -17,10 +17,20 @@ import pytest
 from sampleapp import helloworld_pb2, helloworld_pb2_grpc
 
 # The longest that any test waits for something that ought to happen.
-PATIENCE = 20
+PATIENCE = 60
 
 # What a `grpcserver` prints when it is up.
 LISTENING = r"gRPC server is listening port (\d+)"
+
+
+def eventually(condition):
+    """Whether `condition` comes true in time, for states that no event announces."""
+    give_up_at = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > give_up_at:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 class ServerProcess:

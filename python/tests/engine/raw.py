@@ -25,7 +25,7 @@ from hyperframe.frame import (
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DEFAULT_WINDOW = 65_535
-_PATIENCE = 10.0
+_PATIENCE = 30.0
 
 Headers = list[tuple[str, str]]
 

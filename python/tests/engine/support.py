@@ -20,7 +20,7 @@ UNDER_TEST = os.environ.get("ENGINE_UNDER_TEST", "django_grpc")
 OURS = UNDER_TEST != "grpcio"
 
 #: Seconds. The bound of every wait and every call; no test passes by letting it run out.
-PATIENCE = 10.0
+PATIENCE = 30.0
 SERVICE = "conformance.Service"
 
 if OURS:

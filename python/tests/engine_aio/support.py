@@ -18,7 +18,7 @@ import pytest
 OURS = os.environ.get("ENGINE_UNDER_TEST", "django_grpc") != "grpcio"
 
 #: Seconds. The bound of every wait and every call; no test passes by letting it run out.
-PATIENCE = 10.0
+PATIENCE = 30.0
 SERVICE = "conformance.Async"
 
 if OURS:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from harness import PATIENCE
+from harness import PATIENCE, eventually
 
 from django_grpc.engine import aio
 
@@ -102,6 +102,8 @@ def test_stuck_queue_makes_the_server_not_ready_until_it_moves(serve, blocking, 
     assert [call.result() for call in calls] == [b""] * 2
     assert server.health.is_ready
     watch.cancel()
+    # Told of by a thread of its own, which must not find a server that has been stopped meanwhile.
+    assert eventually(lambda: len(caplog.records) == 2)
     server.stop(0).wait(PATIENCE)
     assert [record.getMessage() for record in caplog.records] == [
         "The server is not ready: a call has waited for longer than 0.3 s in the queue",
