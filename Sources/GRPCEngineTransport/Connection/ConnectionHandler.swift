@@ -292,7 +292,6 @@ package final class ConnectionHandler: ChannelInboundHandler {
       return
     }
     self.hasUnflushedWrites = true
-    self.lifecycle.sent()
     context.write(
       self.wrapOutboundOut(HTTP2Frame(streamID: id, payload: payload)),
       promise: promise
@@ -448,9 +447,17 @@ package final class ConnectionHandler: ChannelInboundHandler {
 }
 
 extension ConnectionHandler: NIOHTTP2FrameDelegate {
-  /// Notes the GOAWAY by which NIOHTTP2 says that the connection has failed.
+  /// A frame leaves NIOHTTP2, which may have kept it until the peer's windows opened.
   package func wroteFrame(_ frame: HTTP2Frame) {
-    if case .goAway(_, let code, _) = frame.payload, code != .noError { self.hasFailed = true }
+    switch frame.payload {
+    case .data, .headers, .windowUpdate:
+      self.lifecycle.sent()
+    case .goAway(_, let code, _):
+      // By this NIOHTTP2 says that the connection has failed.
+      if code != .noError { self.hasFailed = true }
+    case .rstStream, .settings, .ping, .priority, .pushPromise, .alternativeService, .origin:
+      break
+    }
   }
 }
 
