@@ -163,7 +163,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     // An error of the connection it answers with GOAWAY, and leaves the closing to us.
     if self.hasFailed || !(error is any NIOHTTP2Error) {
       if !self.isClosing { self.statistics[.connectionsFailed].add() }
-      self.closeGently(context: context)
+      self.close(context: context, .short)
     }
   }
 
@@ -171,12 +171,18 @@ package final class ConnectionHandler: ChannelInboundHandler {
     context.fireChannelWritabilityChanged()
   }
 
-  /// Lets the peer read what was sent last, and hang up itself: a socket that is closed with bytes
-  /// unread is reset, and the peer loses what it had not read.
-  ///
-  /// - Parameter whenWritten: whether the peer gets all the time that it takes to read what is under
-  ///   way; without it, half a second.
-  private func closeGently(context: ChannelHandlerContext, whenWritten: Bool = false) {
+  /// How much time a peer gets to read what was sent last, and to hang up itself: a socket that is
+  /// closed with bytes unread is reset, and the peer may lose what it had not read.
+  private enum Farewell {
+    /// None: what the socket takes at this moment is sent.
+    case none
+    /// Half a second.
+    case short
+    /// All that it takes to send what is under way, and half a second.
+    case patient
+  }
+
+  private func close(context: ChannelHandlerContext, _ farewell: Farewell) {
     guard context.channel.isActive else { return }
     if !self.isClosing {
       self.isClosing = true
@@ -184,7 +190,17 @@ package final class ConnectionHandler: ChannelInboundHandler {
       promise.futureResult.assumeIsolated().whenComplete { _ in self.closeAfterLinger() }
       context.close(mode: .output, promise: promise)
     }
-    if !whenWritten { self.closeAfterLinger() }
+    switch farewell {
+    case .none: self.cut(context: context)
+    case .short: self.closeAfterLinger()
+    case .patient: break
+    }
+  }
+
+  /// Closes the socket itself: TLS would wait for the peer's farewell.
+  private func cut(context: ChannelHandlerContext) {
+    let socket = try? context.pipeline.syncOperations.context(handlerType: ByteCounter.self)
+    (socket ?? context).close(promise: nil)
   }
 
   private func closeAfterLinger() {
@@ -366,7 +382,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   /// Ends every call with `status` and closes the connection.
   package func cancel(_ status: Status) {
     for stream in self.streams.values { stream.receiver?.cancelled(status) }
-    self.closeSoon()
+    self.closeSoon(.none)
   }
 
   private func perform(_ action: ConnectionLifecycle.Action) {
@@ -388,7 +404,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     case .close:
       self.closeSoon()
     case .closeWhenWritten:
-      self.closeSoon(whenWritten: true)
+      self.closeSoon(.patient)
     }
     if !self.isReading { self.flush() }
   }
@@ -423,18 +439,19 @@ package final class ConnectionHandler: ChannelInboundHandler {
   }
 
   /// Closes once what this turn of the event loop writes has been flushed.
-  private func closeSoon(whenWritten: Bool = false) {
+  private func closeSoon(_ farewell: Farewell = .short) {
     self.eventLoop.assumeIsolated().execute {
       self.isReading = false
       self.flush()
       if let context = self.context {
-        self.closeGently(context: context, whenWritten: whenWritten)
+        self.close(context: context, farewell)
       }
     }
   }
 
   private func scheduleTimer() {
-    guard let deadline = self.lifecycle.nextDeadline else { return }
+    // A drain may reach a connection that has gone meanwhile; a timer would keep it for hours.
+    guard self.context != nil, let deadline = self.lifecycle.nextDeadline else { return }
     if let current = self.timerDeadline, current <= deadline { return }
     self.timer?.cancel()
     self.timerDeadline = deadline
