@@ -99,6 +99,11 @@ package final class ConnectionHandler: ChannelInboundHandler {
     for stream in streams.values { stream.connectionLost() }
     context.fireChannelInactive()
     self.context = nil
+    if let window = self.configuration.lateStreamWindow {
+      let setting = HTTP2Setting(parameter: .initialWindowSize, value: window)
+      self.send(.settings(.settings([setting])), on: .rootStream, promise: nil)
+      self.flush()
+    }
   }
 
   package func channelRead(context: ChannelHandlerContext, data: NIOAny) {
@@ -240,7 +245,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   private func openStream(_ id: HTTP2StreamID, _ headers: HPACKHeaders, endStream: Bool) {
     self.lastStreamID = max(self.lastStreamID, id)
-    guard self.lifecycle.acceptsStreams, !self.isClosing else {
+    let hasRoom = self.streams.count < self.configuration.http2.maxConcurrentStreams
+    guard self.lifecycle.acceptsStreams, !self.isClosing, hasRoom else {
       // RFC 9113 section 8.7: REFUSED_STREAM says that nothing was done, so a retry is safe.
       self.statistics[.streamsResetByServer].add()
       self.send(.rstStream(.refusedStream), on: id, promise: nil)
