@@ -292,10 +292,10 @@ package final class Call: Sendable {
   /// The peer may send more once enough was taken, or when the reader has nothing left. Nothing is
   /// due to it after the call's end, when its event loop may be gone.
   private func noteConsumption(_ state: inout State, isWaiting: Bool) -> Bool {
-    guard state.termination == nil, state.consumed > 0, !state.isInboundEnded, !state.isEnqueued
-    else { return false }
+    guard state.termination == nil, state.consumed > 0, !state.isEnqueued else { return false }
     let half = self.environment.configuration.transport.http2.streamWindowSize / 2
-    guard isWaiting || state.consumed >= half else { return false }
+    // A peer that has sent its last needs no window; others may need the memory.
+    guard state.consumed >= half || (isWaiting && !state.isInboundEnded) else { return false }
     state.isEnqueued = true
     return true
   }
@@ -440,6 +440,11 @@ package final class Call: Sendable {
       state.end = (status, metadata)
       // A servicer's own status lets the messages before it go first; any other end does not.
       if termination != .answered { state.outbox = nil }
+      // Nobody reads on, though the call may stay in a queue for long.
+      if termination != .answered, termination != .invalidRequest {
+        state.inbox = []
+        state.inboxHead = 0
+      }
       wakeUps = Self.takeWakeUps(&state)
       shouldEnqueue = Self.enqueueOnce(&state)
     }
