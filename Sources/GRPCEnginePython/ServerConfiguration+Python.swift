@@ -56,6 +56,8 @@ extension ServerConfiguration {
     case "max_metadata_size": self.transport.http2.maxHeaderListSize = value
     case "stream_window_size": self.transport.http2.streamWindowSize = value
     case "connection_window_size": self.transport.http2.connectionWindowSize = value
+    case "max_connection_memory": self.transport.memory.connection = value < 0 ? .max : value
+    case "max_peer_memory": self.transport.memory.pool = value < 0 ? .max : value
     case "max_frame_size": self.transport.http2.maxFrameSize = value
     case "send_buffer_size": self.transport.http2.sendBufferSize = value
     case "keepalive_time_ms": self.transport.keepalive.interval = milliseconds

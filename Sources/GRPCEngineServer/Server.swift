@@ -56,7 +56,10 @@ package final class Server: Sendable {
     self.statistics = configuration.statistics ?? ServerStatistics()
     self.health = HealthBoard(maximumWatchers: configuration.maximumHealthWatchers)
     self.methods = MethodTable(statistics: self.statistics)
-    self.connections = ConnectionRegistry(statistics: self.statistics)
+    self.connections = ConnectionRegistry(
+      statistics: self.statistics,
+      memory: configuration.transport.memory.pool
+    )
     self.environment = CallEnvironment(
       configuration: configuration,
       admission: self.admission,

@@ -26,6 +26,8 @@ package struct StatisticsSlot: @unchecked Sendable {
     case started
     /// Streams that are open.
     case streams
+    /// Bytes that peers make the process hold: what came and was not taken, and what did not leave.
+    case heldBytes
     /// Raised before and after the table of running calls is written.
     case callsVersion = 20
     case callsListed
@@ -47,6 +49,8 @@ package struct StatisticsSlot: @unchecked Sendable {
     case logRecordsDropped
     /// Nanoseconds in which worker threads ran calls.
     case busyNanoseconds
+    /// Calls that were ended because their peers made the process hold too much.
+    case callsShed
   }
 
   /// Histograms of the process, by the index of their first bucket.

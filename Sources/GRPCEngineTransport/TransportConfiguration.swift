@@ -19,6 +19,8 @@ package struct TransportConfiguration: Sendable {
     /// `SETTINGS_INITIAL_WINDOW_SIZE` in bytes and the most that a stream holds for a servicer that
     /// does not read. The default is 64 KiB - 1.
     package var streamWindowSize = 65_535
+    /// RFC 9113 section 6.9.2: where every window begins, of streams and of connections.
+    static let protocolWindowSize = 65_535
     /// The connection's receive window in bytes. The default is 1 MiB.
     package var connectionWindowSize = 1 << 20
     /// `SETTINGS_MAX_FRAME_SIZE` in bytes. The default is 16 KiB.
@@ -45,7 +47,23 @@ package struct TransportConfiguration: Sendable {
     package init() {}
   }
 
+  /// What peers may make this server hold: what came and has not been taken, and what goes out and has
+  /// not left.
+  package struct Memory: Sendable {
+    /// Bytes that one connection's peer may send ahead of what is taken, headers included. Past it
+    /// windows stay shut, and where that would be for ever the newest calls end with
+    /// RESOURCE_EXHAUSTED; one message may always come. The default is 32 MiB: eight of the largest
+    /// messages, or five hundred full stream windows. `Int.max` is no limit.
+    package var connection = 32 << 20
+    /// Bytes of all connections together, answers included. Past it the connection that holds the most
+    /// loses its newest calls, until it holds half. The default is 512 MiB: sixteen connections at
+    /// their limit. `Int.max` is no limit.
+    package var pool = 512 << 20
+    package init() {}
+  }
+
   package var http2 = HTTP2()
+  package var memory = Memory()
   package var keepalive = Keepalive()
   /// Time without a call after which a connection is drained. The default is never.
   package var maxConnectionIdle: TimeAmount?
@@ -68,4 +86,15 @@ package struct TransportConfiguration: Sendable {
   /// Pending connections that the kernel keeps. The default is 1,024.
   package var backlog: Int32 = 1024
   package init() {}
+
+  /// `http2.streamWindowSize`, unless a few streams could fill the connection's memory with it.
+  var streamWindow: Int {
+    min(self.http2.streamWindowSize, max(HTTP2.protocolWindowSize, self.memory.connection / 4))
+  }
+
+  /// The stream window, where it must be announced apart from what holds from the peer's first frame
+  /// on: a peer that has not read a window below HTTP/2's own may still send as much as that.
+  var lateStreamWindow: Int? {
+    self.streamWindow < HTTP2.protocolWindowSize ? self.streamWindow : nil
+  }
 }

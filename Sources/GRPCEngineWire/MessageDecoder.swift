@@ -179,7 +179,7 @@ extension MessageDecoder {
   }
 
   /// A first reservation that is small beside what a stream costs anyway.
-  private static var smallestReservation: Int { 4096 }
+  package static var smallestReservation: Int { 4096 }
   /// From here on a peer is taken to mean the length that it announced: most of a frame has come.
   private static var earnestBytes: Int { 8 * 1024 }
   /// A message of up to this size then gets its whole buffer at once, so that it is copied once:

@@ -23,6 +23,8 @@ package enum TransportProperty {
     configuration.transport.http2.maxConcurrentStreams = 24
     configuration.transport.http2.sendBufferSize = 4096
     configuration.transport.http2.connectionWindowSize = 128 * 1024
+    configuration.transport.memory.connection = 128 * 1024
+    configuration.transport.memory.pool = 192 * 1024
     configuration.transport.keepalive.interval = .seconds(10)
     configuration.transport.keepalive.timeout = .seconds(5)
     configuration.transport.handshakeTimeout = .seconds(5)
@@ -57,7 +59,11 @@ package enum TransportProperty {
     for (path, handler) in handlers { server.methods.register(handler, for: path) }
     defer { CallLog.forget(Array(handlers.values)) }
     do {
-      let hostile = try EmbeddedConnection(configuration.transport, acceptor: server)
+      let hostile = try EmbeddedConnection(
+        configuration.transport,
+        acceptor: server,
+        registry: ConnectionRegistry(memory: configuration.transport.memory.pool)
+      )
       var check = AnswerCheck()
       if let violation = Self.play(input, on: hostile, &check) {
         return violation
@@ -66,6 +72,9 @@ package enum TransportProperty {
       hostile.close()
       if let violation = Self.drain(hostile, into: &check) { return violation }
       if hostile.registry.count != 0 { return "the connection is not forgotten" }
+      if hostile.registry.memory.held != 0 {
+        return "\(hostile.registry.memory.held) bytes stay charged"
+      }
       if server.admission.activeCalls != 0 {
         return "\(server.admission.activeCalls) calls outlive their connection"
       }

@@ -129,6 +129,22 @@ struct DrainTests {
     }
   }
 
+  @Test(
+    "Calls that are cancelled get their status, and a peer that does not hang up is not waited for"
+  )
+  func cancelCutsConnections() throws {
+    try RunningServer.run(["/t/silent": TestHandler.silent()]) { running in
+      let client = try running.connect()
+      let streams = (0..<100).map { _ in client.open("/t/silent") }
+      try client.barrier()
+      running.server.cancelAllCalls()
+      // The peer reads nothing yet and keeps its side open.
+      try poll("the connection's end") { running.server.connectionCount == 0 }
+      try client.waitForClose()
+      #expect(streams.allSatisfy { client.answers[$0]?.code == .unavailable })
+    }
+  }
+
   @Test("A drain of a server without connections ends at once, also when asked twice")
   func drainIdle() throws {
     let server = Server(configuration: ServerConfiguration())

@@ -122,6 +122,8 @@ struct CallState {
     self.answer = .ended(termination, end.status.code, unsent: end)
     // A servicer's own status lets the messages before it go first; any other end does not.
     if termination != .answered { self.outbox = nil }
+    // Nobody reads on, though the call may stay in a queue for long.
+    if termination != .answered, termination != .invalidRequest { self.dropInbox() }
     return (self.takeWakeUps(), self.enqueueOnce())
   }
 
@@ -130,8 +132,7 @@ struct CallState {
   /// - Returns: how the call ended, now or before.
   mutating func streamLost() -> (Call.Termination, StatusCode, WakeUps) {
     self.outbox = nil
-    self.inbox = []
-    self.inboxHead = 0
+    self.dropInbox()
     if case .ended(let termination, let code, _) = self.answer {
       self.answer = .ended(termination, code, unsent: nil)
       return (termination, code, WakeUps())
@@ -164,6 +165,11 @@ struct CallState {
   var isInboxEmpty: Bool { self.inboxHead == self.inbox.count }
   /// Whether a message, or that there is none, is still to come.
   var awaitsMessage: Bool { self.isInboxEmpty && !self.isInboundEnded }
+
+  private mutating func dropInbox() {
+    self.inbox = []
+    self.inboxHead = 0
+  }
 
   private mutating func popFirst() -> ReceivedMessage? {
     guard !self.isInboxEmpty else { return nil }
@@ -203,9 +209,11 @@ struct CallState {
   /// The peer may send more once enough was taken, or when the reader has nothing left. Nothing is
   /// due to it after the call's end, when its event loop may be gone.
   private mutating func noteConsumption(isWaiting: Bool) -> Bool {
-    guard self.termination == nil, self.consumed > 0, !self.isInboundEnded,
-      isWaiting || self.consumed >= self.consumptionStep
-    else { return false }
+    guard self.termination == nil, self.consumed > 0 else { return false }
+    // A peer that has sent its last needs no window; others may need the memory.
+    guard self.consumed >= self.consumptionStep || (isWaiting && !self.isInboundEnded) else {
+      return false
+    }
     return self.enqueueOnce()
   }
 

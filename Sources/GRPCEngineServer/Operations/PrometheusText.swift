@@ -156,6 +156,7 @@ struct PrometheusText {
   private static let gauges: [(String, StatisticsSlot.Gauge, String)] = [
     ("grpc_server_connections", .connections, "Open connections."),
     ("grpc_server_streams", .streams, "Open HTTP/2 streams."),
+    ("grpc_server_held_bytes", .heldBytes, "Memory that clients make the server hold."),
     ("grpc_server_queue_length", .queued, "Calls that wait for a worker thread."),
     ("grpc_server_loop_calls", .loopCalls, "Calls on asyncio loops."),
     ("grpc_server_ready_processes", .ready, "Processes that are ready for calls."),
@@ -170,6 +171,10 @@ struct PrometheusText {
       "Connections that were ended for what their peer did."
     ),
     ("grpc_server_refused_total", .callsRefused, "Calls that were refused because of a limit."),
+    (
+      "grpc_server_shed_total", .callsShed,
+      "Calls that were ended because clients made the server hold too much."
+    ),
     ("grpc_server_received_bytes_total", .bytesReceived, "Bytes from sockets."),
     ("grpc_server_sent_bytes_total", .bytesSent, "Bytes to sockets."),
     (

@@ -208,7 +208,7 @@ package final class TestClient {
       if isAck {
         self.settingsAcks += 1
       } else {
-        self.settings = values
+        self.settings = (self.settings ?? [:]).merging(values) { $1 }
         self.writer.settingsAck()
       }
     case .ping(let data, let isAck):

@@ -23,6 +23,15 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   private var context: ChannelHandlerContext?
   private var streams: [HTTP2StreamID: ServerStream] = [:]
+  private var memory: MemoryAccount
+  /// What the registry's pool knows that this connection holds.
+  let holding = MemoryPool.Holding()
+  /// How much that differs from what it does hold.
+  private var unreported = 0
+  /// Bytes that the peer may still send on the connection.
+  private var connectionWindow = TransportConfiguration.HTTP2.protocolWindowSize
+  private var isMemoryReviewDue = false
+  private var isMemoryReviewScheduled = false
   private var lastStreamID = HTTP2StreamID.rootStream
   private var lifecycle: ConnectionLifecycle
   private var timer: Scheduled<Void>?
@@ -39,8 +48,6 @@ package final class ConnectionHandler: ChannelInboundHandler {
   /// Whatever the acceptor keeps for a connection; the transport does not look at it.
   package var attachment: AnyObject?
 
-  /// RFC 9113 section 6.9.2: every connection starts with this window, whatever SETTINGS say.
-  private static let initialConnectionWindow = 65_535
   /// The most that a connection's answers may keep in their header table, in bytes: what browsers
   /// offer, and sixteen times the default.
   private static let largestHeaderTable = 1 << 16
@@ -63,6 +70,11 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.isSecure = isSecure
     self.statistics = registry.statistics.slot
     self.eventLoop = eventLoop
+    self.memory = MemoryAccount(
+      limit: configuration.memory.connection,
+      window: configuration.http2.connectionWindowSize,
+      streamWindow: configuration.streamWindow
+    )
     self.lifecycle = ConnectionLifecycle(
       configuration: configuration,
       now: eventLoop.now,
@@ -87,6 +99,11 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.context?.close(promise: nil)
       return
     }
+    if let window = self.configuration.lateStreamWindow {
+      let setting = HTTP2Setting(parameter: .initialWindowSize, value: window)
+      self.send(.settings(.settings([setting])), on: .rootStream, promise: nil)
+      self.flush()
+    }
     self.scheduleTimer()
   }
 
@@ -97,6 +114,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.streams = [:]
     self.statistics[.streams].subtract(streams.count)
     for stream in streams.values { stream.connectionLost() }
+    self.reportMemory()
     context.fireChannelInactive()
     self.context = nil
   }
@@ -163,7 +181,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     // An error of the connection it answers with GOAWAY, and leaves the closing to us.
     if self.hasFailed || !(error is any NIOHTTP2Error) {
       if !self.isClosing { self.statistics[.connectionsFailed].add() }
-      self.closeGently(context: context)
+      self.close(context: context, .short)
     }
   }
 
@@ -171,12 +189,18 @@ package final class ConnectionHandler: ChannelInboundHandler {
     context.fireChannelWritabilityChanged()
   }
 
-  /// Lets the peer read what was sent last, and hang up itself: a socket that is closed with bytes
-  /// unread is reset, and the peer loses what it had not read.
-  ///
-  /// - Parameter whenWritten: whether the peer gets all the time that it takes to read what is under
-  ///   way; without it, half a second.
-  private func closeGently(context: ChannelHandlerContext, whenWritten: Bool = false) {
+  /// How much time a peer gets to read what was sent last, and to hang up itself: a socket that is
+  /// closed with bytes unread is reset, and the peer may lose what it had not read.
+  private enum Farewell {
+    /// None: what the socket takes at this moment is sent.
+    case none
+    /// Half a second.
+    case short
+    /// All that it takes to send what is under way, and half a second.
+    case patient
+  }
+
+  private func close(context: ChannelHandlerContext, _ farewell: Farewell) {
     guard context.channel.isActive else { return }
     if !self.isClosing {
       self.isClosing = true
@@ -184,7 +208,17 @@ package final class ConnectionHandler: ChannelInboundHandler {
       promise.futureResult.assumeIsolated().whenComplete { _ in self.closeAfterLinger() }
       context.close(mode: .output, promise: promise)
     }
-    if !whenWritten { self.closeAfterLinger() }
+    switch farewell {
+    case .none: self.cut(context: context)
+    case .short: self.closeAfterLinger()
+    case .patient: break
+    }
+  }
+
+  /// Closes the socket itself: TLS would wait for the peer's farewell.
+  private func cut(context: ChannelHandlerContext) {
+    let socket = try? context.pipeline.syncOperations.context(handlerType: ByteCounter.self)
+    (socket ?? context).close(promise: nil)
   }
 
   private func closeAfterLinger() {
@@ -224,7 +258,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   private func openStream(_ id: HTTP2StreamID, _ headers: HPACKHeaders, endStream: Bool) {
     self.lastStreamID = max(self.lastStreamID, id)
-    guard self.lifecycle.acceptsStreams, !self.isClosing else {
+    let hasRoom = self.streams.count < self.configuration.http2.maxConcurrentStreams
+    guard self.lifecycle.acceptsStreams, !self.isClosing, hasRoom else {
       // RFC 9113 section 8.7: REFUSED_STREAM says that nothing was done, so a retry is safe.
       self.statistics[.streamsResetByServer].add()
       self.send(.rstStream(.refusedStream), on: id, promise: nil)
@@ -234,9 +269,15 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.streams[id] = stream
     self.statistics[.streams].add()
     self.lifecycle.streamOpened()
-    do {
+    do throws(RequestHead.Rejection) {
       let head = try RequestHead(headers, maxSize: self.configuration.http2.maxHeaderListSize)
-      if let receiver = self.acceptor.accept(stream, head: head) { stream.attach(receiver) }
+      guard self.memory.mayBegin(head.size) else {
+        self.statistics[.callsShed].add()
+        throw .grpc(Self.outOfMemory)
+      }
+      if let receiver = self.acceptor.accept(stream, head: head) {
+        stream.attach(receiver, headSize: head.size)
+      }
     } catch {
       if let headers = error.headers {
         stream.sendEnd(messages: nil, trailers: headers)
@@ -254,14 +295,18 @@ package final class ConnectionHandler: ChannelInboundHandler {
     if self.configuration.maxConnectionIdle != nil { self.scheduleTimer() }
   }
 
-  /// The connection's window never limits one stream for another's sake: streams have their own.
+  /// The connection's window limits no stream for another's sake, since streams have their own, until
+  /// there is no room for what it lets in.
   private func keepConnectionWindowOpen(_ remaining: Int?) {
     guard let remaining else { return }
-    let target = self.configuration.http2.connectionWindowSize
-    if remaining < target / 2 {
-      self.sendWindowUpdate(.rootStream, increment: target - remaining)
-      if !self.isReading { self.flushSoon() }
+    self.connectionWindow = remaining
+    let target = self.memory.window
+    guard remaining < target / 2 else { return }
+    guard self.memory.mayOpenWindow(isPoolFull: self.isPoolFull) else {
+      return self.waitForMemory()
     }
+    self.sendWindowUpdate(.rootStream, increment: target - remaining)
+    if !self.isReading { self.flushSoon() }
   }
 
   /// Ends a connection whose peer offers a header table of absurd size.
@@ -292,7 +337,6 @@ package final class ConnectionHandler: ChannelInboundHandler {
       return
     }
     self.hasUnflushedWrites = true
-    self.lifecycle.sent()
     context.write(
       self.wrapOutboundOut(HTTP2Frame(streamID: id, payload: payload)),
       promise: promise
@@ -321,6 +365,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.eventLoop.assumeIsolated().execute {
       self.isFlushScheduled = false
       self.tellWrittenStreams()
+      if self.isMemoryReviewDue { self.reviewMemory() }
       self.flush()
     }
   }
@@ -340,11 +385,98 @@ package final class ConnectionHandler: ChannelInboundHandler {
     for stream in streams { stream.written() }
   }
 
+  // MARK: Memory
+
+  private static let outOfMemory = Status(
+    code: .resourceExhausted,
+    details: "The client makes the server hold too much memory"
+  )
+  /// Differences up to this are not worth an access to memory that all connections share.
+  private static let unreportedMemory = 4096
+
+  func charge(_ share: inout MemoryAccount.Share, held: Int, unsent: Int, isComplete: Bool) {
+    let change = self.memory.charge(&share, held: held, unsent: unsent, isComplete: isComplete)
+    self.unreported += change
+    if abs(self.unreported) > Self.unreportedMemory { self.reportMemory() }
+    if change < 0, self.memory.isTight { self.reviewMemorySoon() }
+  }
+
+  /// Whether others hold nothing: a single message may always come.
+  private var isOnlyHolder: Bool { self.holding.value >= self.registry.memory.held }
+  private var isPoolFull: Bool { self.registry.memory.isFull && !self.isOnlyHolder }
+
+  private func reportMemory() {
+    let change = self.unreported
+    self.unreported = 0
+    if self.registry.memory.add(change, to: self.holding) { self.registry.relieve() }
+  }
+
+  func mayGrow(_ share: inout MemoryAccount.Share, by growth: Int) -> Bool {
+    let mayGrow = self.memory.mayGrow(&share, by: growth, isPoolFull: self.isPoolFull)
+    if !mayGrow { self.waitForMemory() }
+    return mayGrow
+  }
+
+  func leaveWaiting(_ share: inout MemoryAccount.Share) { self.memory.leave(&share) }
+
+  /// Something waits for memory. Where nothing that is released will tell, it is looked for.
+  private func waitForMemory() {
+    if self.memory.isStuck || self.isPoolFull { self.reviewMemorySoon() }
+  }
+
+  /// At the end of this turn: here streams may be in the middle of something.
+  private func reviewMemorySoon() {
+    self.isMemoryReviewDue = true
+    self.flushSoon()
+  }
+
+  private func reviewMemory() {
+    self.isMemoryReviewDue = false
+    self.abandon(self.memory.streamsInTheWay(self.streams.values.lazy.map(\.share)))
+    while let id = self.memory.nextWaiting {
+      guard let stream = self.streams[HTTP2StreamID(id)] else {
+        self.memory.skipWaiting()
+        continue
+      }
+      guard stream.askAgain() else { break }
+    }
+    if self.memory.isWindowShut { self.keepConnectionWindowOpen(self.connectionWindow) }
+    self.isMemoryReviewDue = false
+    // Nobody tells when others have released what this connection waits for.
+    if self.memory.isTight, self.isPoolFull { self.reviewMemoryLater() }
+  }
+
+  private func reviewMemoryLater() {
+    guard !self.isMemoryReviewScheduled else { return }
+    self.isMemoryReviewScheduled = true
+    self.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(20)) {
+      self.isMemoryReviewScheduled = false
+      guard self.context != nil else { return }
+      self.reviewMemory()
+      self.flush()
+    }
+  }
+
+  /// Gives back half of what the peer makes the server hold.
+  func relieve() {
+    self.holding.endRelief()
+    let shares = self.streams.values.lazy.map(\.share)
+    let streams = self.memory.newestHalf(shares, isOnlyHolder: self.isOnlyHolder)
+    self.abandon(streams)
+    self.flush()
+    if !streams.isEmpty, self.registry.memory.isFull { self.registry.relieve() }
+  }
+
+  private func abandon(_ streams: [Int]) {
+    for id in streams { self.streams[HTTP2StreamID(id)]?.abandon(Self.outOfMemory) }
+    if !streams.isEmpty { self.statistics[.callsShed].add(streams.count) }
+  }
+
   // MARK: Life cycle
 
   private func established() {
     guard self.lifecycle.established() else { return }
-    let increment = self.configuration.http2.connectionWindowSize - Self.initialConnectionWindow
+    let increment = self.memory.window - self.connectionWindow
     if increment > 0 { self.sendWindowUpdate(.rootStream, increment: increment) }
     self.scheduleTimer()
     if self.registry.isDraining || self.lifecycle.isDrainPending { self.drain() }
@@ -367,7 +499,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   /// Ends every call with `status` and closes the connection.
   package func cancel(_ status: Status) {
     for stream in self.streams.values { stream.receiver?.cancelled(status) }
-    self.closeSoon()
+    self.closeSoon(.none)
   }
 
   private func perform(_ action: ConnectionLifecycle.Action) {
@@ -389,7 +521,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     case .close:
       self.closeSoon()
     case .closeWhenWritten:
-      self.closeSoon(whenWritten: true)
+      self.closeSoon(.patient)
     }
     if !self.isReading { self.flush() }
   }
@@ -424,18 +556,19 @@ package final class ConnectionHandler: ChannelInboundHandler {
   }
 
   /// Closes once what this turn of the event loop writes has been flushed.
-  private func closeSoon(whenWritten: Bool = false) {
+  private func closeSoon(_ farewell: Farewell = .short) {
     self.eventLoop.assumeIsolated().execute {
       self.isReading = false
       self.flush()
       if let context = self.context {
-        self.closeGently(context: context, whenWritten: whenWritten)
+        self.close(context: context, farewell)
       }
     }
   }
 
   private func scheduleTimer() {
-    guard let deadline = self.lifecycle.nextDeadline else { return }
+    // A drain may reach a connection that has gone meanwhile; a timer would keep it for hours.
+    guard self.context != nil, let deadline = self.lifecycle.nextDeadline else { return }
     if let current = self.timerDeadline, current <= deadline { return }
     self.timer?.cancel()
     self.timerDeadline = deadline
@@ -448,9 +581,17 @@ package final class ConnectionHandler: ChannelInboundHandler {
 }
 
 extension ConnectionHandler: NIOHTTP2FrameDelegate {
-  /// Notes the GOAWAY by which NIOHTTP2 says that the connection has failed.
+  /// A frame leaves NIOHTTP2, which may have kept it until the peer's windows opened.
   package func wroteFrame(_ frame: HTTP2Frame) {
-    if case .goAway(_, let code, _) = frame.payload, code != .noError { self.hasFailed = true }
+    switch frame.payload {
+    case .data, .headers, .windowUpdate:
+      self.lifecycle.sent()
+    case .goAway(_, let code, _):
+      // By this NIOHTTP2 says that the connection has failed.
+      if code != .noError { self.hasFailed = true }
+    case .rstStream, .settings, .ping, .priority, .pushPromise, .alternativeService, .origin:
+      break
+    }
   }
 }
 

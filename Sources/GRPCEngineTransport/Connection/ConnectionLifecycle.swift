@@ -78,7 +78,9 @@ package struct ConnectionLifecycle {
     self.pingSent = nil
   }
 
-  /// Headers or data went out; a peer may ping once more after that without a strike.
+  /// DATA, HEADERS or WINDOW_UPDATE leaves; a peer may ping once more after that without a strike.
+  /// What waits for the peer's windows has not left: a peer that measures its bandwidth pings as data
+  /// comes, long after one large answer was handed over.
   package mutating func sent() { self.sentSinceLastPeerPing = true }
 
   package mutating func streamOpened() { self.openStreams += 1 }
@@ -127,7 +129,7 @@ package struct ConnectionLifecycle {
   /// with nothing sent in between, are strikes.
   package mutating func receivedPing(now: NIODeadline) -> Action {
     let keepalive = self.configuration.keepalive
-    guard keepalive.maxPingStrikes > 0 else { return .none }
+    guard keepalive.maxPingStrikes > 0, self.state != .closed else { return .none }
     defer {
       self.lastPeerPing = now
       self.sentSinceLastPeerPing = false

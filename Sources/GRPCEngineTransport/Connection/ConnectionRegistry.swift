@@ -31,10 +31,17 @@ package final class ConnectionRegistry: Sendable {
   }
 
   package let statistics: ServerStatistics
+  /// What their peers make the server hold.
+  package let memory: MemoryPool
   private let state = Mutex(State())
 
-  package init(statistics: ServerStatistics = ServerStatistics()) {
+  /// - Parameter memory: bytes that all connections may hold together.
+  package init(
+    statistics: ServerStatistics = ServerStatistics(),
+    memory: Int = TransportConfiguration.Memory().pool
+  ) {
     self.statistics = statistics
+    self.memory = MemoryPool(limit: memory, gauge: statistics.slot[.heldBytes])
   }
 
   package var isDraining: Bool { self.state.withLock { $0.isDraining } }
@@ -93,6 +100,15 @@ package final class ConnectionRegistry: Sendable {
     }
     for callback in callbacks { callback() }
     for entry in entries { entry.eventLoop.execute { entry.connection.drain() } }
+  }
+
+  /// Has the connection that holds the most memory give back half of it. May be called from any thread.
+  func relieve() {
+    let entry = self.state.withLock { state in
+      state.connections.values.max { $0.connection.holding.value < $1.connection.holding.value }
+    }
+    guard let entry, entry.connection.holding.beginRelief() else { return }
+    entry.eventLoop.execute { entry.connection.relieve() }
   }
 
   /// Knows when the last of several has been visited.

@@ -103,22 +103,31 @@ package final class Listener: Sendable {
       eventLoop: channel.eventLoop
     )
     try pipeline.addHandler(WriteCoalescer())
-    try pipeline.addHandler(Self.http2Handler(configuration.http2, delegate: connection))
+    let early = EarlySettingsHandler(
+      maxConcurrentStreams: configuration.http2.maxConcurrentStreams
+    )
+    try pipeline.addHandler(early)
+    try pipeline.addHandler(Self.http2Handler(configuration, delegate: connection))
     try pipeline.addHandler(connection)
   }
 
   /// The HTTP/2 layer with the limits that it keeps itself.
   package static func http2Handler(
-    _ configuration: TransportConfiguration.HTTP2,
+    _ configuration: TransportConfiguration,
     delegate: ConnectionHandler
   ) -> NIOHTTP2Handler {
     var connection = NIOHTTP2Handler.ConnectionConfiguration()
+    // As many streams as there can be: `EarlySettingsHandler` announces the limit.
     connection.initialSettings = [
-      HTTP2Setting(parameter: .maxConcurrentStreams, value: configuration.maxConcurrentStreams),
-      HTTP2Setting(parameter: .maxHeaderListSize, value: configuration.hardMaxHeaderListSize),
-      HTTP2Setting(parameter: .initialWindowSize, value: configuration.streamWindowSize),
-      HTTP2Setting(parameter: .maxFrameSize, value: configuration.maxFrameSize),
+      HTTP2Setting(parameter: .maxConcurrentStreams, value: Int(Int32.max)),
+      HTTP2Setting(parameter: .maxHeaderListSize, value: configuration.http2.hardMaxHeaderListSize),
+      HTTP2Setting(parameter: .maxFrameSize, value: configuration.http2.maxFrameSize),
     ]
+    if configuration.lateStreamWindow == nil {
+      connection.initialSettings.append(
+        HTTP2Setting(parameter: .initialWindowSize, value: configuration.streamWindow)
+      )
+    }
     // grpc's clients ping up to ten times a second to measure bandwidth; floods are far above that.
     connection.controlFrameRateLimit.maximumCount = 1000
     // Bounds against floods, far above what a clumsy but honest peer needs.
@@ -126,9 +135,12 @@ package final class Listener: Sendable {
     connection.headerBlockValidation = .disabled
     connection.maximumSequentialEmptyDataFrames = 1000
     connection.maximumSequentialContinuationFrames = 64
+    // Of streams that this server has reset, whose peer had not heard of that when it sent DATA:
+    // one that NIOHTTP2 has forgotten costs the connection. A burst of calls may be refused at once.
+    connection.maximumRecentlyResetStreams = 1024
     // For a peer that does not read at the moment: the headers and trailers of every call that it
     // may have, and what a flood of its own frames is answered with until that is noticed.
-    connection.maximumBufferedControlFrames = 10_000 + 2 * configuration.maxConcurrentStreams
+    connection.maximumBufferedControlFrames = 10_000 + 2 * configuration.http2.maxConcurrentStreams
     var stream = NIOHTTP2Handler.StreamConfiguration()
     // Calls that run out of time are reset by their client: a busy one does that often.
     stream.streamResetFrameRateLimit.maximumCount = 1000

@@ -23,11 +23,21 @@ package struct ReceiveWindow {
 
   package mutating func consumed(_ length: Int) { self.held -= length }
 
+  /// Bytes that may still come beyond what every stream may send.
+  package var excess: Int { max(0, self.remaining - self.target) }
+
+  /// How much further than `target` the window would have to open for the rest of a message; 0 when it
+  /// need not, or must not yet.
+  package func growth(missing: Int) -> Int {
+    guard self.held == 0, missing > self.remaining else { return 0 }
+    return max(0, min(missing, Int(Int32.max)) - max(self.target, self.remaining))
+  }
+
   /// The increment to grant now; 0 when the window is open enough.
   ///
   /// - Parameters:
   ///   - partial: bytes held of a message that is not complete.
-  ///   - missing: bytes still to come of it, 0 when unknown.
+  ///   - missing: bytes still to come of it; 0 when unknown, or when the window may not grow for it.
   package mutating func grant(partial: Int, missing: Int) -> Int {
     var wanted = self.target - self.held - partial
     if self.held == 0 { wanted = max(wanted, missing) }

@@ -14,6 +14,8 @@ package struct RequestHead: Sendable {
   /// What the peer can decompress, besides identity.
   package var acceptsGzip: Bool
   package var acceptsDeflate: Bool
+  /// The size of the header list, as RFC 9113 section 6.5.2 counts it.
+  package var size: Int
 
   /// The answer to headers that open no call.
   package enum Rejection: Error, Equatable {
@@ -69,6 +71,7 @@ package struct RequestHead: Sendable {
     }
     self.path = path
     self.headers = headers
+    self.size = fields.size
     (self.acceptsGzip, self.acceptsDeflate) = Self.readAcceptEncoding(fields.acceptEncoding)
   }
 

@@ -13,6 +13,8 @@ package import NIOHTTP2
 /// From the peer: open → ended, or cut off, when the answer was complete before the question.
 package final class ServerStream {
   private enum Outbound { case idle, headersSent, ended }
+  /// What headers and trailers of an answer cost that waits for a peer to read, in bytes, roughly.
+  private static let trailersCost = 512
 
   package let id: HTTP2StreamID
   package let connection: ConnectionHandler
@@ -24,6 +26,13 @@ package final class ServerStream {
   private var inboundEnded: Bool
   /// What the peer sends is no longer read: it was no message.
   private var isUnreadable = false
+  /// Somebody else needed the memory: nothing of it is held here any more.
+  private var isAbandoned = false
+  /// The size of the call's headers.
+  private var headSize = 0
+  /// Bytes given to NIOHTTP2 that have not left.
+  private var unsent = 0
+  private(set) var share: MemoryAccount.Share
   /// The answer has left for the socket, trailers and all.
   private var answerWritten = false
   /// This server has reset the stream.
@@ -35,7 +44,8 @@ package final class ServerStream {
     self.id = id
     self.connection = connection
     self.decoder = MessageDecoder(maximumLength: connection.configuration.maxReceiveMessageLength)
-    self.window = ReceiveWindow(target: connection.configuration.http2.streamWindowSize)
+    self.window = ReceiveWindow(target: connection.configuration.streamWindow)
+    self.share = MemoryAccount.Share(stream: Int(id))
     self.inboundEnded = endStream
   }
 
@@ -49,8 +59,10 @@ package final class ServerStream {
     self.decoder = MessageDecoder(maximumLength: length)
   }
 
-  func attach(_ receiver: any StreamReceiver) {
+  func attach(_ receiver: any StreamReceiver, headSize: Int) {
     self.receiver = receiver
+    self.headSize = headSize
+    self.charge()
     if self.inboundEnded { receiver.receivedEnd() }
   }
 
@@ -66,6 +78,8 @@ package final class ServerStream {
     } catch {
       self.isUnreadable = true
       self.inboundEnded = endStream
+      self.forgetPartialMessage()
+      self.charge()
       receiver.receivedInvalidMessage(error.status)
       return
     }
@@ -81,6 +95,7 @@ package final class ServerStream {
     } else {
       self.grantWindow()
     }
+    self.charge()
   }
 
   /// Trailers of the peer; gRPC gives them no meaning beyond the end of the stream.
@@ -93,6 +108,7 @@ package final class ServerStream {
   func closed(reason: HTTP2ErrorCode?) {
     self.outbound = .ended
     self.inboundEnded = true
+    self.release()
     guard let receiver = self.receiver else { return }
     self.receiver = nil
     if reason == nil || self.answerWritten {
@@ -106,6 +122,7 @@ package final class ServerStream {
   func connectionLost() {
     self.outbound = .ended
     self.inboundEnded = true
+    self.release()
     guard let receiver = self.receiver else { return }
     self.receiver = nil
     if self.answerWritten { receiver.finished() } else { receiver.failed(.connectionLost) }
@@ -116,15 +133,80 @@ package final class ServerStream {
   /// The application took messages of `length` bytes, prefixes included: lets the peer send more.
   package func consumed(_ length: Int) {
     self.window.consumed(length)
-    if !self.inboundEnded, !self.isUnreadable { self.grantWindow() }
+    self.grantWindow()
+    self.charge()
   }
 
   private func grantWindow() {
+    guard !self.inboundEnded, !self.isUnreadable else { return }
+    let missing = self.decoder.missingBytes ?? 0
+    let growth = self.window.growth(missing: missing)
+    let mayGrow = growth == 0 || self.connection.mayGrow(&self.share, by: growth)
     let increment = self.window.grant(
       partial: self.decoder.bufferedBytes,
-      missing: self.decoder.missingBytes ?? 0
+      missing: mayGrow ? missing : 0
     )
     if increment > 0 { self.connection.sendWindowUpdate(self.id, increment: increment) }
+  }
+
+  // MARK: Memory
+
+  /// Tells the connection what is held for this stream.
+  private func charge() {
+    guard !self.isAbandoned else { return }
+    let partial = max(
+      self.decoder.bufferedBytes,
+      min(self.decoder.reservedBytes, MessageDecoder.smallestReservation)
+    )
+    let expected = self.inboundEnded || self.isUnreadable ? 0 : self.window.excess
+    self.connection.charge(
+      &self.share,
+      held: self.headSize + self.window.held + partial + expected,
+      unsent: self.unsent,
+      isComplete: self.inboundEnded
+    )
+  }
+
+  /// Asks once more for the window that its message needs.
+  ///
+  /// - Returns: whether others may ask.
+  func askAgain() -> Bool {
+    self.grantWindow()
+    self.charge()
+    guard self.share.isWaiting else { return true }
+    guard self.inboundEnded || self.isUnreadable || self.windowGrowth == 0 else { return false }
+    self.connection.leaveWaiting(&self.share)
+    return true
+  }
+
+  private var windowGrowth: Int { self.window.growth(missing: self.decoder.missingBytes ?? 0) }
+
+  private func forgetPartialMessage() {
+    self.decoder = MessageDecoder(maximumLength: 0)
+  }
+
+  /// Nothing is held for the stream any more.
+  private func release() {
+    self.forgetPartialMessage()
+    guard !self.isAbandoned else { return }
+    self.isAbandoned = true
+    self.connection.charge(&self.share, held: 0, unsent: 0, isComplete: true)
+  }
+
+  /// Ends the stream since others need the memory that is held for it.
+  func abandon(_ status: Status) {
+    self.isUnreadable = true
+    let isStuck = self.unsent > 0
+    self.release()
+    if isStuck || self.receiver == nil {
+      // No status gets past what the peer does not read. A reset drops that.
+      self.outbound = .ended
+      self.isReset = true
+      self.connection.statistics[.streamsResetByServer].add()
+      self.connection.send(.rstStream(.enhanceYourCalm), on: self.id, promise: nil)
+    } else {
+      self.receiver?.cancelled(status)
+    }
   }
 
   /// Sends the response headers (initial metadata). Ignored once the stream has ended.
@@ -138,6 +220,8 @@ package final class ServerStream {
   package func sendMessages(_ messages: ByteBuffer) {
     guard self.outbound == .headersSent else { return }
     self.isWriting = true
+    self.unsent = messages.readableBytes
+    self.charge()
     let promise = self.eventLoop.makePromise(of: Void.self)
     promise.futureResult.assumeIsolated().whenComplete { result in
       switch result {
@@ -153,9 +237,12 @@ package final class ServerStream {
   package func sendEnd(messages: ByteBuffer?, trailers: HPACKHeaders) {
     guard self.outbound != .ended else { return }
     if let messages, messages.readableBytes > 0, self.outbound == .headersSent {
+      self.unsent += messages.readableBytes
       self.connection.send(.data(.init(data: .byteBuffer(messages))), on: self.id, promise: nil)
     }
     self.outbound = .ended
+    self.unsent += Self.trailersCost
+    self.charge()
     let frame = HTTP2Frame.FramePayload.headers(.init(headers: trailers, endStream: true))
     if self.inboundEnded {
       self.connection.send(frame, on: self.id, promise: nil)
@@ -180,6 +267,9 @@ package final class ServerStream {
       self.connection.send(.rstStream(.noError), on: self.id, promise: nil)
     } else {
       self.isWriting = false
+      // The last messages count until the stream is closed, which their end does.
+      if self.outbound != .ended { self.unsent = 0 }
+      self.charge()
       self.receiver?.becameWritable()
     }
   }

@@ -52,6 +52,15 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.acceptsStreams)
   }
 
+  @Test("Pings that are refused are refused once")
+  func pingsAfterTheRefusal() {
+    var lifecycle = self.make()
+    lifecycle.streamOpened()
+    for _ in 0..<3 { #expect(lifecycle.receivedPing(now: Self.start) == .none) }
+    #expect(lifecycle.receivedPing(now: Self.start) == .refusePings)
+    for _ in 0..<3 { #expect(lifecycle.receivedPing(now: Self.start) == .none) }
+  }
+
   // MARK: Drain
 
   @Test("A drain warns, waits for the ping's answer, names the last stream and closes with it")

@@ -66,6 +66,7 @@ final class Recorder: StreamAcceptor, @unchecked Sendable {
   func forget() { self.receivers = [] }
 
   static let headers: HPACKHeaders = [":status": "200", "content-type": "application/grpc"]
+  static let trailers: HPACKHeaders = ["grpc-status": "0"]
   static let trailersOnly: HPACKHeaders = [
     ":status": "200", "content-type": "application/grpc", "grpc-status": "0",
   ]

@@ -19,6 +19,7 @@ logger = logging.getLogger("django_grpc")
 ChannelArgument = tuple[str, Any]
 
 _INT_MAX = 2**31 - 1
+_MIB = 1 << 20
 
 
 class Mapping(NamedTuple):
@@ -29,8 +30,10 @@ class Mapping(NamedTuple):
     least: int
     #: The greatest one.
     greatest: int = _INT_MAX
-    #: Whether -1 or the greatest int takes the limit away, by leaving the setting out.
+    #: Whether -1 or the greatest value takes the limit away, by leaving the setting out.
     is_limit: bool = False
+    #: The same where a setting left out has a limit: what the engine is told instead.
+    unlimited: int | None = None
 
 
 CHANNEL_ARGUMENTS: dict[str, Mapping] = {
@@ -61,6 +64,12 @@ CHANNEL_ARGUMENTS: dict[str, Mapping] = {
     "django_grpc.statistics_descriptor": Mapping("statistics_descriptor", 0),
     "django_grpc.statistics_slot": Mapping("statistics_slot", 0),
     "django_grpc.connection_window_size": Mapping("connection_window_size", 65_535),
+    "django_grpc.max_connection_memory": Mapping(
+        "max_connection_memory", _MIB, 1 << 40, is_limit=True, unlimited=-1
+    ),
+    "django_grpc.max_peer_memory": Mapping(
+        "max_peer_memory", _MIB, 1 << 40, is_limit=True, unlimited=-1
+    ),
 }
 
 #: Whether async methods run on uvloop; read by `django_grpc.engine.loops.loop_factory`.
@@ -108,7 +117,9 @@ def configuration(options: Iterable[ChannelArgument]) -> dict[str, int]:
             continue
         if not isinstance(value, int):
             raise ValueError(f"The server option {name!r} needs a whole number, not {value!r}.")
-        if mapping.is_limit and (value == -1 or value >= _INT_MAX):
+        if mapping.is_limit and (value == -1 or value >= mapping.greatest):
+            if mapping.unlimited is not None:
+                settings[mapping.setting] = mapping.unlimited
             continue
         if not mapping.least <= value <= mapping.greatest:
             raise ValueError(

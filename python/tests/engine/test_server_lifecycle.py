@@ -453,6 +453,23 @@ def test_stop_without_grace_cuts_calls(serve, gate):
     assert stopped.wait(PATIENCE)
 
 
+def test_stop_without_grace_does_not_wait_for_a_peer_that_stays(serve, gate):
+    """Its connection is cut while it keeps its side open, and its calls have their status."""
+    methods, entered, release, _ = blocking(gate)
+    served = serve(methods)
+    connection = served.raw()
+    stream = connection.open(f"/{SERVICE}/Block")
+    connection.send_message(stream, b"", end_stream=True)
+    entered.pass_through()
+    stopped = served.server.stop(None)
+    release.set()
+    assert stopped.wait(PATIENCE)
+    # Only now does it read, and it has not hung up.
+    answer = connection.response(stream)
+    assert answer.grpc_status in (1, 14)
+    connection.pump_to_end()
+
+
 def test_second_stop_may_shorten_the_grace(serve, gate):
     """`stop(None)` after `stop(60)` ends the calls now."""
     methods, entered, release, _ = blocking(gate)

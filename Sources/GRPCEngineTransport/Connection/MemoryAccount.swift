@@ -1,0 +1,181 @@
+internal import NIOCore
+
+/// What the peer of one connection makes this server hold, and how much more it is let send.
+///
+/// Counted is what came and has not been taken: headers of calls, parts of messages, whole messages
+/// that wait for their servicer. Counted apart is what goes out and has not left, which no window of
+/// ours can stop.
+///
+/// Three things keep what came within `limit`:
+///
+/// - The *connection's window* opens again only while there is room for all of it. So what comes is
+///   bounded, whatever a peer does with its streams.
+/// - A message larger than a stream's window needs more window than streams begin with. It gets that
+///   while half of the limit is free, in the order in which streams ask; the others wait at the window
+///   that they have. So a few large messages come at a time, and each of them to its end. When none of
+///   these fits, one may come all the same, and is not counted: a single message can always come.
+/// - When all that is left would be halves that wait for one another, the newest are *ended* until
+///   there is room. Requests that are whole are waited for instead: somebody will take them.
+///
+/// A value without I/O: the connection says what happens, and does what is returned.
+package struct MemoryAccount {
+  /// What one stream costs. The stream keeps it, and the account changes it.
+  package struct Share {
+    package let stream: Int
+    /// Bytes that came, and those that may come beyond the window that every stream has.
+    package fileprivate(set) var held = 0
+    /// Bytes that have been given away and have not left.
+    package fileprivate(set) var unsent = 0
+    /// Whether the peer has said all that it will.
+    fileprivate var isComplete = false
+    package fileprivate(set) var isWaiting = false
+
+    package init(stream: Int) { self.stream = stream }
+  }
+
+  private let limit: Int
+  /// How far a stream's window opens without being asked for.
+  private let streamWindow: Int
+  /// How far the connection's window opens.
+  package let window: Int
+
+  package private(set) var held = 0
+  package private(set) var unsent = 0
+  /// What is held of requests that are whole.
+  private var complete = 0
+  /// The stream whose message comes although there is no room for it, and what it holds.
+  private var exception: (stream: Int, held: Int)?
+  /// Streams that need more window, in the order in which they asked.
+  private var waiting = CircularBuffer<Int>()
+  /// Whether the connection's window is due to open again and does not.
+  package private(set) var isWindowShut = false
+
+  /// - Parameters:
+  ///   - limit: bytes; `Int.max` for none.
+  ///   - window: the connection's window; it is at most a quarter of the limit.
+  package init(limit: Int, window: Int, streamWindow: Int) {
+    self.limit = limit
+    self.streamWindow = streamWindow
+    self.window = max(min(window, limit / 4), TransportConfiguration.HTTP2.protocolWindowSize)
+  }
+
+  /// Whether something waits for others to be released.
+  package var isTight: Bool { self.isWindowShut || !self.waiting.isEmpty }
+
+  private var counted: Int { self.held - (self.exception?.held ?? 0) }
+  private var hasRoom: Bool { self.counted <= self.limit - self.window }
+
+  // MARK: Events
+
+  /// A stream holds other amounts than before.
+  ///
+  /// - Returns: by how many bytes all that the peer costs has changed.
+  package mutating func charge(
+    _ share: inout Share,
+    held: Int,
+    unsent: Int,
+    isComplete: Bool
+  ) -> Int {
+    let change = held - share.held + unsent - share.unsent
+    self.complete += (isComplete ? held : 0) - (share.isComplete ? share.held : 0)
+    self.held += held - share.held
+    self.unsent += unsent - share.unsent
+    share.held = held
+    share.unsent = unsent
+    share.isComplete = isComplete
+    if self.exception?.stream == share.stream {
+      // Its large message has been taken once no more is left than any stream may hold.
+      self.exception = held > self.streamWindow ? (share.stream, held) : nil
+    }
+    return change
+  }
+
+  /// Whether a call with headers of `size` bytes may begin.
+  package func mayBegin(_ size: Int) -> Bool { self.counted <= self.limit - size }
+
+  /// Whether the window of a stream may open for `growth` bytes more than others; otherwise it has its
+  /// turn later, as `nextWaiting`.
+  ///
+  /// - Parameter isPoolFull: whether all connections together hold too much.
+  package mutating func mayGrow(_ share: inout Share, by growth: Int, isPoolFull: Bool) -> Bool {
+    let isFirst = share.isWaiting ? self.waiting.first == share.stream : self.waiting.isEmpty
+    if isFirst, !isPoolFull, self.admit(share, growth) {
+      self.leave(&share)
+      return true
+    }
+    if !share.isWaiting {
+      share.isWaiting = true
+      self.waiting.append(share.stream)
+    }
+    return false
+  }
+
+  private mutating func admit(_ share: Share, _ growth: Int) -> Bool {
+    if growth <= self.limit / 2 - self.counted { return true }
+    guard self.exception == nil, self.held - share.held <= self.limit - self.window else {
+      return false
+    }
+    self.exception = (share.stream, share.held)
+    return true
+  }
+
+  /// The stream that is to ask again; it stays so until it has.
+  package var nextWaiting: Int? { self.waiting.first }
+
+  /// The first of those that wait asks no more.
+  package mutating func leave(_ share: inout Share) {
+    guard share.isWaiting else { return }
+    share.isWaiting = false
+    self.skipWaiting()
+  }
+
+  /// The first of those that wait is gone.
+  package mutating func skipWaiting() { _ = self.waiting.popFirst() }
+
+  /// Whether the connection's window, which is due, may open again.
+  package mutating func mayOpenWindow(isPoolFull: Bool) -> Bool {
+    self.isWindowShut = isPoolFull || !self.hasRoom
+    return !self.isWindowShut
+  }
+
+  // MARK: Streams that have to end
+
+  /// Whether what waits will wait for ever: no request that is whole will make room for it.
+  package var isStuck: Bool {
+    self.isTight && self.counted - self.complete > self.limit - self.window
+  }
+
+  /// Whom to end so that others can go on, the newest first; none unless the account is stuck. The
+  /// oldest stays always.
+  ///
+  /// - Parameter shares: those of all streams.
+  package func streamsInTheWay(_ shares: some Sequence<Share>) -> [Int] {
+    guard self.isStuck else { return [] }
+    // Some more than must be, so that the next one does not have to look through all of them.
+    let target = (self.limit - self.window) / 4 * 3
+    var left = self.counted - self.complete
+    var streams: [Int] = []
+    let holding = shares.filter { $0.held > 0 && !$0.isComplete }.sorted { $0.stream > $1.stream }
+    for share in holding.dropLast() where left > target && share.stream != self.exception?.stream {
+      left -= share.held
+      streams.append(share.stream)
+    }
+    return streams
+  }
+
+  /// Whom to end when all connections together hold too much and this one the most: the newest, until
+  /// half is free.
+  ///
+  /// - Parameter isOnlyHolder: whether no other connection holds anything; the oldest stays then.
+  package func newestHalf(_ shares: some Sequence<Share>, isOnlyHolder: Bool) -> [Int] {
+    var left = self.held + self.unsent
+    let target = left / 2
+    var streams: [Int] = []
+    let holding = shares.filter { $0.held + $0.unsent > 0 }.sorted { $0.stream > $1.stream }
+    for share in isOnlyHolder ? holding.dropLast() : holding[...] where left > target {
+      left -= share.held + share.unsent
+      streams.append(share.stream)
+    }
+    return streams
+  }
+}

@@ -1,0 +1,204 @@
+import GRPCEngineServer
+import GRPCEngineStatistics
+import GRPCEngineTesting
+import GRPCEngineTransport
+import GRPCEngineWire
+import NIOCore
+import NIOHPACK
+import Testing
+import TransportFuzz
+
+/// What peers can make a server hold: counted as the server counts it.
+struct MemoryTests {
+  private static let mib = 1 << 20
+
+  private static func configuration(
+    connection: Int = .max,
+    pool: Int = .max
+  ) -> ServerConfiguration {
+    var configuration = ServerConfiguration()
+    configuration.transport.memory.connection = connection
+    configuration.transport.memory.pool = pool
+    return configuration
+  }
+
+  private func held(_ running: RunningServer) -> Int {
+    Int(running.server.statistics.slot[.heldBytes].value)
+  }
+
+  private func shed(_ running: RunningServer) -> Int {
+    Int(running.server.statistics.slot[.callsShed].value)
+  }
+
+  /// Sends all but the last byte of a message on each of many streams, as far as windows let it.
+  private func sendHalves(_ client: TestClient, streams: [Int], length: Int) throws {
+    let message = FrameWriter.message([UInt8](repeating: 0, count: length))
+    let half = message.getSlice(at: message.readerIndex, length: length + 4) ?? ByteBuffer()
+    var left = streams.map { ($0, half) }
+    var hasMoved = true
+    while hasMoved {
+      hasMoved = false
+      for index in left.indices {
+        let stream = left[index].0
+        let room = min(client.room(on: stream), 16_384, left[index].1.readableBytes)
+        guard room > 0, client.answers[stream]?.isEnded != true,
+          let part = left[index].1.readSlice(length: room)
+        else { continue }
+        client.writer.data(part, on: stream)
+        client.took(room, on: stream)
+        hasMoved = true
+      }
+      try client.barrier()
+    }
+  }
+
+  @Test("Large messages that are never finished cost a bounded amount, and others are served")
+  func unfinishedMessages() throws {
+    try RunningServer.run(
+      ["/t/echo": TestHandler.echo()],
+      configuration: Self.configuration(connection: 32 * Self.mib)
+    ) { running in
+      let client = try running.connect()
+      let streams = (0..<40).map { _ in client.open("/t/echo") }
+      try self.sendHalves(client, streams: streams, length: 4 * Self.mib)
+      #expect(self.held(running) <= 32 * Self.mib)
+      #expect(self.held(running) > 8 * Self.mib)
+      #expect(self.shed(running) == 0, "they wait at their windows")
+      #expect(try running.connect().unary("/t/echo", [1]).payloads == [[1]])
+      #expect(try client.unary("/t/echo", [2]).payloads == [[2]])
+      client.connection.close()
+      try poll("the memory's return") { self.held(running) <= 4096 }
+    }
+  }
+
+  @Test("Many large messages of a peer that finishes them are all taken")
+  func finishedMessages() throws {
+    try RunningServer.run(
+      ["/t/sum": TestHandler.sum()],
+      configuration: Self.configuration(connection: 4 * Self.mib)
+    ) { running in
+      let client = try running.connect()
+      let streams = (0..<30).map { _ in client.open("/t/sum") }
+      let message = FrameWriter.message([UInt8](repeating: 1, count: 2 * Self.mib))
+      var left = streams.map { ($0, message) }
+      try client.wait("every answer") {
+        for index in left.indices {
+          let stream = left[index].0
+          while left[index].1.readableBytes > 0 {
+            let room = min(client.room(on: stream), 16_384, left[index].1.readableBytes)
+            guard room > 0, let part = left[index].1.readSlice(length: room) else { break }
+            client.writer.data(part, on: stream, isEnd: left[index].1.readableBytes == 0)
+            client.took(room, on: stream)
+          }
+        }
+        client.flush()
+        return streams.allSatisfy { client.answers[$0]?.isEnded == true }
+      }
+      #expect(streams.allSatisfy { client.answers[$0]?.code == .ok })
+      #expect(self.shed(running) == 0)
+    }
+  }
+
+  @Test("Halves that fill the account end from the newest on, and the oldest can be finished")
+  func halves() throws {
+    try RunningServer.run(
+      ["/t/echo": TestHandler.echo()],
+      configuration: Self.configuration(connection: Self.mib)
+    ) { running in
+      let client = try running.connect()
+      let streams = (0..<100).map { _ in client.open("/t/echo") }
+      try self.sendHalves(client, streams: streams, length: 50_000)
+      #expect(self.held(running) <= Self.mib)
+      #expect(self.shed(running) > 0)
+      #expect(client.answers[streams[99]]?.code == .resourceExhausted)
+      let details = "The client makes the server hold too much memory"
+      #expect(client.answers[streams[99]]?.details == details)
+      try client.data(ByteBuffer(bytes: [0]), on: streams[0], isEnd: true)
+      #expect(try client.answer(on: streams[0]).code == .ok)
+    }
+  }
+
+  @Test("Headers of calls that say no more count, and past the limit the next is refused")
+  func headers() throws {
+    let handler = TestHandler.silent()
+    try RunningServer.run(
+      ["/t/silent": handler, "/t/echo": TestHandler.echo()],
+      configuration: Self.configuration(connection: Self.mib)
+    ) { running in
+      let client = try running.connect()
+      let headers: HPACKHeaders = ["x": String(repeating: "a", count: 10_000)]
+      let streams = (0..<200).map { _ in client.open("/t/silent", headers) }
+      try client.barrier()
+      let size = FrameWriter.request("/t/silent", headers).reduce(0) {
+        $0 + $1.name.utf8.count + $1.value.utf8.count + 32
+      }
+      let fit = Self.mib / size
+      try client.wait("the refusals") {
+        streams.dropFirst(fit).allSatisfy { client.answers[$0]?.code == .resourceExhausted }
+      }
+      try client.barrier()
+      #expect(streams.prefix(fit).allSatisfy { client.answers[$0]?.isEnded == false })
+      #expect(self.shed(running) == 200 - fit)
+      for stream in streams.prefix(2) { client.writer.reset(stream) }
+      #expect(try client.unary("/t/echo", [1]).code == .ok)
+    }
+  }
+
+  @Test("When all connections hold too much, the one that holds the most loses its newest calls")
+  func pool() throws {
+    try RunningServer.run(
+      ["/t/silent": TestHandler.silent(), "/t/echo": TestHandler.echo()],
+      configuration: Self.configuration(pool: 2 * Self.mib)
+    ) { running in
+      let small = try running.connect()
+      let quiet = small.open("/t/silent")
+      try small.message([UInt8](repeating: 0, count: 50_000), on: quiet)
+      try small.barrier()
+      let greedy = try running.connect()
+      let streams = (0..<60).map { _ in greedy.open("/t/silent") }
+      for stream in streams { try greedy.message([UInt8](repeating: 0, count: 60_000), on: stream) }
+      try greedy.wait("an end") {
+        greedy.answers[streams[59]]?.code == .resourceExhausted
+      }
+      try poll("relief") { self.held(running) <= 2 * Self.mib }
+      #expect(greedy.answers[streams[0]]?.isEnded == false, "the oldest go on")
+      #expect(try small.unary("/t/echo", [1]).code == .ok)
+      #expect(small.answers[quiet]?.isEnded == false)
+    }
+  }
+
+  @Test("Answers that a peer does not read count, and are reset when all is too much")
+  func unreadAnswers() throws {
+    try RunningServer.run(
+      ["/t/countdown": TestHandler.countdown(), "/t/echo": TestHandler.echo()],
+      configuration: Self.configuration(pool: 4 * Self.mib)
+    ) { running in
+      let client = try running.connect()
+      client.grantsWindows = false
+      let request = FrameWriter.message(countdown(1, of: 1 << 20))
+      let streams = (0..<10).map { _ in
+        let stream = client.open("/t/countdown")
+        client.writer.data(request, on: stream, isEnd: true)
+        return stream
+      }
+      try client.wait("a reset") { client.answers[streams[9]]?.reset != nil }
+      #expect(client.answers[streams[9]]?.reset == ErrorCode.enhanceYourCalm)
+      try poll("relief") { self.held(running) <= 4 * Self.mib }
+      #expect(try running.connect().unary("/t/echo", [1]).code == .ok)
+      #expect(client.answers[streams[0]]?.reset == nil)
+    }
+  }
+
+  @Test("A message larger than everything allowed comes when nothing else is held")
+  func oneLargeMessage() throws {
+    try RunningServer.run(
+      ["/t/sum": TestHandler.sum()],
+      configuration: Self.configuration(connection: Self.mib, pool: Self.mib)
+    ) { running in
+      let client = try running.connect()
+      let answer = try client.unary("/t/sum", [UInt8](repeating: 1, count: 4 * Self.mib))
+      #expect(answer.code == .ok)
+      #expect(self.shed(running) == 0)
+    }
+  }
+}

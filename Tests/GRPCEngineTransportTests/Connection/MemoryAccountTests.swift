@@ -1,0 +1,311 @@
+import GRPCEngineTransport
+import Testing
+
+struct MemoryAccountTests {
+  private static let kib = 1 << 10
+  private static let mib = 1 << 20
+
+  /// A connection of the model: what peer and servicers do, and what the account says to it.
+  private struct Model {
+    struct Stream {
+      var share: MemoryAccount.Share
+      var window: ReceiveWindow
+      /// The rest of the message that the peer is sending, or wants to.
+      var missing: Int
+      var partial = 0
+      var isComplete = false
+
+      var held: Int {
+        self.window.held + self.partial + (self.isComplete ? 0 : self.window.excess)
+      }
+    }
+
+    static let streamWindow = 64 * kib
+    var account: MemoryAccount
+    var streams: [Int: Stream] = [:]
+    var connectionWindow: Int
+    var nextStream = 1
+    var ended: [Int] = []
+    var poolFull = false
+
+    init(limit: Int, window: Int = mib) {
+      self.account = MemoryAccount(limit: limit, window: window, streamWindow: Self.streamWindow)
+      self.connectionWindow = self.account.window
+    }
+
+    /// Bytes that are in memory, promises not counted.
+    var real: Int { self.streams.values.reduce(0) { $0 + $1.window.held + $1.partial } }
+
+    mutating func open(message: Int) {
+      let window = ReceiveWindow(target: Self.streamWindow)
+      let share = MemoryAccount.Share(stream: self.nextStream)
+      self.streams[self.nextStream] = Stream(share: share, window: window, missing: message)
+      self.nextStream += 2
+    }
+
+    /// The peer sends as much of a message as windows allow, up to `most`.
+    ///
+    /// - Returns: how much that was.
+    @discardableResult
+    mutating func receive(_ id: Int, atMost most: Int = 16 * kib) -> Int {
+      guard var stream = self.streams[id], !stream.isComplete else { return 0 }
+      let length = min(most, stream.missing, stream.window.remaining, self.connectionWindow)
+      guard length > 0 else { return 0 }
+      self.connectionWindow -= length
+      stream.window.received(length)
+      stream.missing -= length
+      stream.partial += length
+      if stream.missing == 0 {
+        stream.isComplete = true
+        stream.window.delivered(stream.partial)
+        stream.partial = 0
+      }
+      self.streams[id] = stream
+      self.grant(id)
+      self.reopen()
+      self.review()
+      return length
+    }
+
+    /// The servicer takes a message.
+    mutating func consume(_ id: Int) {
+      guard let held = self.streams[id]?.window.held, held > 0 else { return }
+      self.streams[id]?.window.consumed(held)
+      self.charge(id)
+      self.review()
+    }
+
+    mutating func close(_ id: Int) {
+      guard var stream = self.streams.removeValue(forKey: id) else { return }
+      _ = self.account.charge(&stream.share, held: 0, unsent: 0, isComplete: true)
+      self.review()
+    }
+
+    private mutating func charge(_ id: Int) {
+      guard var stream = self.streams[id] else { return }
+      _ = self.account.charge(
+        &stream.share,
+        held: stream.held,
+        unsent: 0,
+        isComplete: stream.isComplete
+      )
+      self.streams[id] = stream
+    }
+
+    private mutating func grant(_ id: Int) {
+      guard var stream = self.streams[id] else { return }
+      if !stream.isComplete {
+        let growth = stream.window.growth(missing: stream.missing)
+        let mayGrow =
+          growth == 0
+          || self.account.mayGrow(&stream.share, by: growth, isPoolFull: self.poolFull)
+        _ = stream.window.grant(
+          partial: stream.partial,
+          missing: mayGrow ? stream.missing : 0
+        )
+      }
+      self.streams[id] = stream
+      self.charge(id)
+    }
+
+    private mutating func reopen() {
+      guard self.connectionWindow < self.account.window / 2,
+        self.account.mayOpenWindow(isPoolFull: self.poolFull)
+      else { return }
+      self.connectionWindow = self.account.window
+    }
+
+    mutating func review() {
+      for id in self.account.streamsInTheWay(self.streams.values.map(\.share)) {
+        self.ended.append(id)
+        if var stream = self.streams.removeValue(forKey: id) {
+          _ = self.account.charge(&stream.share, held: 0, unsent: 0, isComplete: true)
+        }
+      }
+      while let id = self.account.nextWaiting {
+        guard self.streams[id] != nil else {
+          self.account.skipWaiting()
+          continue
+        }
+        self.grant(id)
+        if self.streams[id]?.share.isWaiting == true { break }
+      }
+      self.reopen()
+    }
+  }
+
+  @Test("Few large messages come at a time, each to its end, and none is lost")
+  func goodPeer() {
+    var model = Model(limit: 32 * Self.mib)
+    for _ in 0..<100 { model.open(message: 4 * Self.mib) }
+    var most = 0
+    var moved = true
+    while moved, !model.streams.isEmpty {
+      moved = false
+      for id in model.streams.keys.sorted() {
+        moved = model.receive(id, atMost: Self.mib / 4) > 0 || moved
+        most = max(most, model.real)
+        if model.streams[id]?.isComplete == true {
+          model.consume(id)
+          model.close(id)
+        }
+      }
+    }
+    #expect(model.streams.isEmpty)
+    #expect(model.ended.isEmpty)
+    #expect(most <= (32 + 4) * Self.mib)
+    #expect(model.account.held == 0)
+  }
+
+  @Test("Messages that wait for their servicers shut the window, and are not ended")
+  func busyServicers() {
+    var model = Model(limit: 8 * Self.mib)
+    for _ in 0..<1000 { model.open(message: 60 * Self.kib) }
+    while let id = model.streams.keys.sorted().first(where: { model.receive($0) > 0 }) { _ = id }
+    #expect(model.real <= 8 * Self.mib)
+    #expect(model.account.isWindowShut)
+    #expect(model.ended.isEmpty)
+    // They are taken, one by one, and the others come.
+    var taken = 0
+    while let id = model.streams.keys.sorted().first(where: {
+      model.streams[$0]?.isComplete == true
+    }) {
+      model.consume(id)
+      model.close(id)
+      taken += 1
+      while model.streams.keys.sorted().contains(where: { model.receive($0) > 0 }) {}
+    }
+    #expect(taken == 1000)
+    #expect(model.ended.isEmpty)
+  }
+
+  @Test("One message may come whatever its size", arguments: [1, 33, 100, 2047])
+  func oneLargeMessage(mebibytes: Int) {
+    var model = Model(limit: 32 * Self.mib)
+    model.open(message: mebibytes * Self.mib)
+    while model.receive(1, atMost: 1 << 18) > 0 {}
+    #expect(model.streams[1]?.isComplete == true)
+    #expect(model.ended.isEmpty)
+    model.consume(1)
+    #expect(model.account.held == 0)
+  }
+
+  @Test("Halves that wait for one another end from the newest on")
+  func halves() {
+    var model = Model(limit: 4 * Self.mib)
+    for _ in 0..<200 { model.open(message: 60 * Self.kib) }
+    // All but the last byte of each.
+    for id in model.streams.keys.sorted() {
+      while let missing = model.streams[id]?.missing, missing > 1,
+        model.receive(id, atMost: missing - 1) > 0
+      {}
+    }
+    #expect(!model.ended.isEmpty)
+    #expect(model.ended.allSatisfy { $0 > 1 })
+    #expect(model.streams[1] != nil, "the oldest stays")
+    #expect(model.real <= 4 * Self.mib)
+    for id in model.streams.keys.sorted() {
+      model.receive(id)
+      #expect(model.streams[id]?.isComplete == true)
+    }
+  }
+
+  @Test("While all connections hold too much nothing opens, and afterwards all goes on")
+  func fullPool() {
+    var model = Model(limit: 32 * Self.mib)
+    model.poolFull = true
+    model.open(message: 4 * Self.mib)
+    while model.receive(1) > 0 {}
+    #expect(model.real == Model.streamWindow)
+    #expect(model.account.isTight)
+    model.poolFull = false
+    model.review()
+    while model.receive(1) > 0 {}
+    #expect(model.streams[1]?.isComplete == true)
+  }
+
+  @Test("Half is given back from the newest on, and a single holder keeps its oldest")
+  func newestHalf() {
+    var account = MemoryAccount(limit: .max, window: Self.mib, streamWindow: 100)
+    var shares = (0..<10).map { MemoryAccount.Share(stream: $0) }
+    for index in shares.indices {
+      _ = account.charge(&shares[index], held: 50, unsent: 50, isComplete: index % 2 == 0)
+    }
+    #expect(account.newestHalf(shares, isOnlyHolder: false) == [9, 8, 7, 6, 5])
+    let one = [shares[0]]
+    var other = MemoryAccount(limit: .max, window: Self.mib, streamWindow: 100)
+    var share = MemoryAccount.Share(stream: 0)
+    _ = other.charge(&share, held: 50, unsent: 0, isComplete: false)
+    #expect(other.newestHalf([share], isOnlyHolder: true).isEmpty)
+    #expect(other.newestHalf(one, isOnlyHolder: false) == [0])
+  }
+
+  @Test("Headers count at once, and up to the limit")
+  func headers() {
+    var account = MemoryAccount(limit: Self.mib, window: Self.mib, streamWindow: 65_535)
+    #expect(account.window == Self.mib / 4)
+    var share = MemoryAccount.Share(stream: 1)
+    _ = account.charge(&share, held: Self.mib - 100, unsent: 0, isComplete: false)
+    #expect(account.mayBegin(100))
+    #expect(!account.mayBegin(101))
+  }
+
+  @Test(
+    "Whatever happens in whatever order, the limit holds and somebody can finish",
+    arguments: 0..<200
+  )
+  func randomOrders(seed: Int) {
+    var random = SplitMix(seed: UInt64(seed))
+    let limit = [Self.mib, 4 * Self.mib, 32 * Self.mib][seed % 3]
+    let largest = [200 * Self.kib, 4 * Self.mib, 40 * Self.mib][(seed / 3) % 3]
+    var model = Model(limit: limit)
+    for _ in 0..<600 {
+      let ids = model.streams.keys.sorted()
+      let id = ids.isEmpty ? 0 : ids[Int(random.next() % UInt64(ids.count))]
+      switch random.next() % 12 {
+      case 0...2: model.open(message: 1 + Int(random.next() % UInt64(largest)))
+      case 3...8: model.receive(id, atMost: 1 << (random.next() % 22))
+      case 9: model.consume(id)
+      case 10: model.close(id)
+      default:
+        model.poolFull.toggle()
+        model.review()
+      }
+      #expect(model.real <= limit + largest, "at most one message beyond the limit")
+      let counted = model.streams.values.reduce(0) { $0 + $1.share.held }
+      #expect(model.account.held == counted)
+    }
+    model.poolFull = false
+    model.review()
+    // The peer sends all that it may, and servicers take all that is whole: all of it comes to an end.
+    var moved = true
+    while moved {
+      moved = false
+      for id in model.streams.keys.sorted() {
+        moved = model.receive(id, atMost: 1 << 20) > 0 || moved
+        if model.streams[id]?.isComplete == true {
+          model.consume(id)
+          model.close(id)
+          moved = true
+        }
+      }
+    }
+    #expect(model.streams.isEmpty, "everything was whole or was ended")
+    #expect(model.account.held == 0)
+    #expect(!model.account.isTight)
+  }
+}
+
+/// A generator of numbers that are the same in every run.
+private struct SplitMix: RandomNumberGenerator {
+  var state: UInt64
+  init(seed: UInt64) { self.state = seed }
+
+  mutating func next() -> UInt64 {
+    self.state &+= 0x9e37_79b9_7f4a_7c15
+    var value = self.state
+    value = (value ^ (value >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    value = (value ^ (value >> 27)) &* 0x94d0_49bb_1331_11eb
+    return value ^ (value >> 31)
+  }
+}
