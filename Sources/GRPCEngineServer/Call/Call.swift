@@ -128,7 +128,9 @@ package final class Call: Sendable {
     if let limits = method.limits { timeout = limits.timeout(asked: timeout) }
     self.deadline = timeout.map { now + $0 }
     let encoding = environment.configuration.compression
-    var state = State(encoding: head.accepts(encoding) ? encoding : .identity)
+    let isPossible =
+      head.accepts(encoding) && environment.configuration.enabledCompression.contains(encoding)
+    var state = State(encoding: isPossible ? encoding : .identity)
     state.isAdmitted = method.handler.isLimited
     self.state = Mutex(state)
   }
@@ -318,12 +320,13 @@ package final class Call: Sendable {
   /// Whether initial metadata, or a message, has been given.
   package var areHeadersDecided: Bool { self.state.withLock { $0.areHeadersDecided } }
 
-  /// How messages are compressed from now on; ignored once headers are out, and where the peer
-  /// cannot read it.
+  /// How messages are compressed from now on; ignored once headers are out, where the peer cannot
+  /// read it, and where it is not enabled.
   package func setEncoding(_ encoding: CompressionAlgorithm) {
     self.state.withLock { state in
       guard !state.areHeadersSent, !state.areHeadersDecided else { return }
-      state.encoding = self.head.accepts(encoding) ? encoding : .identity
+      let isEnabled = self.environment.configuration.enabledCompression.contains(encoding)
+      state.encoding = isEnabled && self.head.accepts(encoding) ? encoding : .identity
     }
   }
 
@@ -634,7 +637,10 @@ package final class Call: Sendable {
     if consumed > 0 { self.stream.consumed(consumed) }
     guard !self.hasEnded else { return }
     if let (metadata, encoding) = headers {
-      self.stream.sendHeaders(ResponseHeaders.initial(metadata, encoding: encoding))
+      let enabled = self.environment.configuration.enabledCompression
+      self.stream.sendHeaders(
+        ResponseHeaders.initial(metadata, encoding: encoding, enabled: enabled)
+      )
     }
     if let end {
       self.hasEnded = true
