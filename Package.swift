@@ -53,7 +53,8 @@ let package = Package(
     ),
     // Numbers of a server, in memory that its processes share. Beside the layers: each may count.
     .target(name: "GRPCEngineStatistics", swiftSettings: swiftSettings),
-    .systemLibrary(name: "CGRPCEngineSockets"),
+    // Also has NIO's descriptors closed on exec: whatever is linked with NIO needs it.
+    .target(name: "CGRPCEngineSockets"),
     // Layer 2: sockets, TLS, HTTP/2 connections and streams. Knows no methods.
     .target(
       name: "GRPCEngineTransport",

@@ -49,7 +49,21 @@ package enum EngineModule {
         "make_server_credentials",
         "Make credentials of PEM bytes."
       ) { _, arguments, keywords in
-        CredentialsBox.make(.credentials(arguments, keywords))
+        CredentialsBox.make(
+          PythonArguments(
+            arguments,
+            keywords,
+            "key_pairs",
+            "root_certificates",
+            "require_client_auth",
+            "minimum_version",
+            "cipher_suites"
+          )
+        )
+      },
+      PythonMethod.oneArgument("make_local_credentials", "Make credentials for this machine.") {
+        _,
+        isUnix in isUnix.flatMap { CredentialsBox.makeLocal($0) }
       },
       PythonMethod.keywords(
         "make_row_encoder",

@@ -24,6 +24,8 @@ final class PythonServer {
   var healthListener: PythonHandle?
   let server: Server
   private var methods: [BoundMethodCell] = []
+  /// What renews credentials, by the index that jobs of the control thread have.
+  private var refreshers: [PythonHandle] = []
   let watchdog = Watchdog()
   private let busyTime: StatisticsCell
   private(set) var callLog: CallLogReader?
@@ -50,6 +52,7 @@ final class PythonServer {
         held: figures.held
       )
     }
+    self.server.observeNotices { [control] in control.submit(.log($0)) }
   }
 
   /// Binds an address for figures over HTTP.
@@ -63,8 +66,10 @@ final class PythonServer {
     // The engine may drop its handlers later and elsewhere, where no Python object may die.
     for method in self.methods { method.empty() }
     self.bridge.detach()
-    self.server.drain {}
-    self.server.cancelAllCalls()
+    Python.detached {
+      self.server.drain {}
+      self.server.cancelAllCalls()
+    }
     self.pool.stop()
     self.control.submit(.stop)
   }
@@ -124,14 +129,37 @@ final class PythonServer {
 
   // MARK: Life cycle
 
+  /// - Parameter refresher: called before each connection, to renew the credentials if they have to
+  ///   be.
   /// - Returns: the port bound; `nil` with an exception set.
-  func addPort(_ address: String, _ credentials: ServerCredentials?) -> Int? {
-    self.bound { try self.server.addPort(address, credentials: credentials) }
+  func addPort(
+    _ address: String,
+    _ credentials: ServerCredentials?,
+    refresher: PythonHandle?
+  ) -> Int? {
+    var refresh: CredentialsRefresh?
+    if let refresher {
+      let index = self.refreshers.count
+      self.refreshers.append(refresher)
+      refresh = { [control] in control.submit(.refreshCredentials(index, whenDone: $0)) }
+    }
+    return self.bound {
+      try self.server.addPort(address, credentials: credentials, refresh: refresh)
+    }
   }
 
+  private func refreshCredentials(_ index: Int) {
+    if let result = py_call0(self.refreshers[index].pointer) {
+      py_decref(result)
+    } else if let error = PythonError.fetch() {
+      self.bindings.log("The certificates can't be renewed: those of before are used", error)
+    }
+  }
+
+  /// - Parameter bind: called without the GIL: a name may take the resolver seconds.
   private func bound(_ bind: () throws -> Int) -> Int? {
     do {
-      return try bind()
+      return try Python.detachedThrowing(bind)
     } catch let error as BoundSocket.Failure {
       PythonError.raiseOSError(errno: error.errno, error.message)
     } catch let error as ListenAddress.Malformed {
@@ -188,7 +216,7 @@ final class PythonServer {
     Python.detached { self.server.drain { control.submit(.call(transfer)) } }
   }
 
-  func cancelAllCalls() { self.server.cancelAllCalls() }
+  func cancelAllCalls() { Python.detached { self.server.cancelAllCalls() } }
 
   /// Has calls that end recorded, for `CallLogReader.next`. It must be called before `start`.
   func enableCallLog(_ filter: CallLog.Filter) {
@@ -311,6 +339,11 @@ final class PythonServer {
         }
       case .healthChanged:
         self.tellHealthListener()
+      case .refreshCredentials(let index, let whenDone):
+        self.refreshCredentials(index)
+        whenDone()
+      case .log(let sentence):
+        self.bindings.log(sentence)
       case .giveBackMemory:
         Python.detached { ProcessMemory.giveBack() }
       case .stop:

@@ -49,6 +49,12 @@ extension ServerConfiguration {
     case "max_send_message_length": self.maxSendMessageLength = value < 0 ? .max : value
     case "compression":
       self.compression = value == 2 ? .gzip : value == 1 ? .deflate : .identity
+    case "enabled_compression":
+      // gRPC core's bits: 0 is identity, 1 deflate, 2 gzip.
+      var algorithms: Set<CompressionAlgorithm> = []
+      if value & 2 != 0 { algorithms.insert(.deflate) }
+      if value & 4 != 0 { algorithms.insert(.gzip) }
+      self.enabledCompression = EnabledCompression(algorithms)
     case "event_loop_threads": self.eventLoopThreads = max(1, value)
     case "max_receive_message_length":
       self.transport.maxReceiveMessageLength = value < 0 ? .max : value

@@ -19,6 +19,7 @@ package final class Server: Sendable {
   private struct Port {
     let socket: BoundSocket
     let credentials: ServerCredentials?
+    let refresh: CredentialsRefresh?
   }
 
   private struct State {
@@ -32,6 +33,7 @@ package final class Server: Sendable {
     var whenStopped: [@Sendable () -> Void] = []
     var operationsSockets: [BoundSocket] = []
     var operationsListeners: [OperationsListener] = []
+    var operationsGroup: MultiThreadedEventLoopGroup?
     var publisher: StatisticsPublisher?
     var workerFigures: @Sendable () -> WorkerFigures? = { nil }
   }
@@ -47,6 +49,7 @@ package final class Server: Sendable {
   /// Whether the server is ready, and what its health service says once it is enabled.
   package let health: HealthBoard
   private let connectionLimit: ConnectionLimit?
+  private let descriptors = DescriptorWatch()
   private let state = Mutex(State())
 
   package init(configuration: ServerConfiguration) {
@@ -69,49 +72,58 @@ package final class Server: Sendable {
 
   /// Binds an address; connections wait in the kernel until `start`, unless that has been.
   ///
+  /// - Parameters:
+  ///   - credentials: `nil` for plaintext.
+  ///   - refresh: asked for them before each connection; see `Listener.start`.
   /// - Returns: the port bound, 1 for a Unix domain socket.
   /// - Throws: `ListenAddress.Malformed`, `BoundSocket.Failure`, `WrongState`.
-  package func addPort(_ address: String, credentials: ServerCredentials?) throws -> Int {
-    let socket = try BoundSocket.bind(
+  package func addPort(
+    _ address: String,
+    credentials: ServerCredentials?,
+    refresh: CredentialsRefresh? = nil
+  ) throws -> Int {
+    let sockets = try BoundSocket.bind(
       ListenAddress(address),
       reusePort: self.configuration.transport.reusePort,
       backlog: self.configuration.transport.backlog
     )
-    let port = Port(socket: socket, credentials: credentials)
+    let ports = sockets.map { Port(socket: $0, credentials: credentials, refresh: refresh) }
     let group = try self.state.withLock { state -> MultiThreadedEventLoopGroup? in
       switch state.stage {
       case .made, .started:
         // `start` may be under way: it takes what it finds once it has the threads.
-        if state.group == nil { state.ports.append(port) }
+        if state.group == nil { state.ports += ports }
         return state.group
       case .draining, .stopped:
-        socket.close()
+        for socket in sockets { socket.close() }
         throw WrongState(message: "Cannot add a port to a server that has been stopped")
       }
     }
-    if let group { try self.listen(port, on: group) }
-    return socket.port
+    if let group {
+      for port in ports { try self.listen(port, on: group) }
+    }
+    return sockets.first?.port ?? 0
   }
 
-  /// Binds an address on which figures are served over HTTP/1, from `start` on until the last
-  /// connection is gone. It must be added before `start`.
+  /// Binds an address on which figures are served over HTTP/1, from `start` on until the server
+  /// drains, when a successor may have it. It must be added before `start`.
   ///
   /// - Returns: the port bound, 1 for a Unix domain socket.
   /// - Throws: `ListenAddress.Malformed`, `BoundSocket.Failure`, `WrongState`.
   package func addOperationsPort(_ address: String) throws -> Int {
-    let socket = try BoundSocket.bind(
+    let sockets = try BoundSocket.bind(
       ListenAddress(address),
       reusePort: false,
       backlog: self.configuration.transport.backlog
     )
     try self.state.withLock { state in
       guard state.stage == .made else {
-        socket.close()
+        for socket in sockets { socket.close() }
         throw WrongState(message: "Cannot add a metrics port to a server that has been started")
       }
-      state.operationsSockets.append(socket)
+      state.operationsSockets += sockets
     }
-    return socket.port
+    return sockets.first?.port ?? 0
   }
 
   /// Sets who tells how the threads that run handlers fare. It must be set before `start`.
@@ -126,6 +138,14 @@ package final class Server: Sendable {
   /// - Parameter observer: called on any thread, the GIL held or not; must not block.
   package func observeCalls(_ observer: @escaping @Sendable (CallSummary) -> Void) {
     self.environment.observer = observer
+  }
+
+  /// Sets who hears what an operator should know, in sentences: that accepting pauses.
+  ///
+  /// - Parameter observer: called on any thread, event loops among them, at most once a second; must
+  ///   not block.
+  package func observeNotices(_ observer: @escaping @Sendable (String) -> Void) {
+    self.descriptors.observe(observer)
   }
 
   /// Serves the connections that another process accepts and hands over; see `ConnectionIntake`.
@@ -167,7 +187,8 @@ package final class Server: Sendable {
         configuration: self.configuration.transport,
         acceptor: self,
         registry: self.connections,
-        group: group
+        group: group,
+        descriptors: self.descriptors
       )
       self.state.withLock { $0.intakes.append(intake) }
     }
@@ -188,9 +209,18 @@ package final class Server: Sendable {
       return (state.operationsSockets, state.workerFigures)
     }
     let board = self.statistics.board
-    for socket in sockets {
-      let listener = try OperationsListener.start(socket, board: board, group: group)
-      self.state.withLock { $0.operationsListeners.append(listener) }
+    if !sockets.isEmpty {
+      let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+      self.state.withLock { $0.operationsGroup = group }
+      for socket in sockets {
+        let listener = try OperationsListener.start(
+          socket,
+          board: board,
+          group: group,
+          descriptors: self.descriptors
+        )
+        self.state.withLock { $0.operationsListeners.append(listener) }
+      }
     }
     // Nobody else can see a board of one's own.
     guard board.isShared || !sockets.isEmpty else { return }
@@ -207,11 +237,13 @@ package final class Server: Sendable {
     let listener = try Listener.start(
       port.socket,
       credentials: port.credentials,
+      refresh: port.refresh,
       configuration: self.configuration.transport,
       acceptor: self,
       registry: self.connections,
       group: group,
-      limit: self.connectionLimit
+      limit: self.connectionLimit,
+      descriptors: self.descriptors
     )
     self.state.withLock { $0.listeners.append(listener) }
   }
@@ -232,8 +264,8 @@ package final class Server: Sendable {
   /// - Parameter whenStopped: called once, on any thread, when the last connection is gone; at once
   ///   when the server has stopped or was never started.
   package func drain(whenStopped: @escaping @Sendable () -> Void) {
-    let (listeners, sockets, isFirst) = self.state.withLock {
-      state -> ([Listener], [BoundSocket], Bool?) in
+    let (listeners, operations, sockets, isFirst) = self.state.withLock {
+      state -> ([Listener], [OperationsListener], [BoundSocket], Bool?) in
       switch state.stage {
       case .made:
         state.stage = .stopped
@@ -243,23 +275,27 @@ package final class Server: Sendable {
           state.sources = []
         }
         for source in state.sources { source.close() }
-        return ([], state.ports.map(\.socket) + state.operationsSockets, nil)
+        return ([], [], state.ports.map(\.socket) + state.operationsSockets, nil)
       case .stopped:
-        return ([], [], nil)
+        return ([], [], [], nil)
       case .draining:
         state.whenStopped.append(whenStopped)
-        return ([], [], false)
+        return ([], [], [], false)
       case .started:
         state.stage = .draining
         state.whenStopped.append(whenStopped)
-        defer { state.listeners = [] }
-        return (state.listeners, [], true)
+        defer {
+          state.listeners = []
+          state.operationsListeners = []
+        }
+        return (state.listeners, state.operationsListeners, [], true)
       }
     }
     // A worker process that drains alone is replaced; when all of them stop, that is announced.
     self.health.startDraining(isReplaced: self.statistics.board.isShared)
     for socket in sockets { socket.close() }
     for listener in listeners { listener.close() }
+    for listener in operations { listener.close() }
     guard let isFirst else { return whenStopped() }
     if isFirst { self.connections.drain { self.stopped() } }
   }
@@ -271,21 +307,20 @@ package final class Server: Sendable {
   }
 
   private func stopped() {
-    let (callbacks, group) = self.state.withLock { state in
+    let (callbacks, groups) = self.state.withLock { state in
       state.stage = .stopped
       defer {
         state.whenStopped = []
         state.group = nil
-        state.operationsListeners = []
+        state.operationsGroup = nil
         state.publisher = nil
       }
       state.publisher?.stop()
-      for listener in state.operationsListeners { listener.close() }
-      return (state.whenStopped, state.group)
+      return (state.whenStopped, [state.group, state.operationsGroup].compactMap(\.self))
     }
     for callback in callbacks { callback() }
-    // From an event loop of the group itself: it must not wait for its own end.
-    group?.shutdownGracefully { _ in }
+    // From an event loop of a group itself: it must not wait for its own end.
+    for group in groups { group.shutdownGracefully { _ in } }
   }
 }
 
@@ -294,6 +329,12 @@ extension Server: StreamAcceptor {
     guard let method = self.methods.method(for: head.path) else {
       let status = Status(code: .unimplemented, details: "Method not found!")
       self.refuse(stream, head, status, counting: self.statistics.otherMethods)
+      return nil
+    }
+    guard self.configuration.enabledCompression.contains(head.encoding) else {
+      let details = "Compression algorithm '\(head.encoding.name)' is disabled."
+      let status = Status(code: .unimplemented, details: details)
+      self.refuse(stream, head, status, counting: method.statistics)
       return nil
     }
     guard !method.handler.isLimited || self.admission.admit() else {

@@ -11,6 +11,8 @@ package struct ServerConfiguration: Sendable {
   package var maxSendMessageLength = Int.max
   /// How answers are compressed unless a call says otherwise. The default is not at all.
   package var compression = CompressionAlgorithm.identity
+  /// The encodings that are used and taken; the default is all.
+  package var enabledCompression = EnabledCompression.all
   /// Threads for sockets and frames. The default is 1: it carries more calls than one Python
   /// interpreter can answer.
   package var eventLoopThreads = 1

@@ -64,18 +64,25 @@ package struct RunningCall: Hashable, Sendable {
 }
 
 extension StatisticsSlot {
-  /// Replaces the table of running calls; those beyond `maximumCalls` are left out. One thread of
-  /// the slot's process may do so.
-  package func publish(_ calls: [RunningCall]) {
+  /// Replaces the table of running calls; those beyond `maximumCalls` are left out. May be called
+  /// from any thread of the slot's process.
+  ///
+  /// - Returns: false, and the table is as it was, when another thread is about to replace it.
+  @discardableResult
+  package func publish(_ calls: [RunningCall]) -> Bool {
     let version = self[.callsVersion].value
-    // Odd while the table changes: a reader that sees it looks again.
-    self[.callsVersion].publish(version &+ 1)
+    // Odd while the table changes: a reader that sees it looks again, and a second writer, whose
+    // calls are no fresher than the first one's, leaves it alone.
+    guard version.isMultiple(of: 2), self[.callsVersion].replace(version, by: version &+ 1) else {
+      return false
+    }
     atomicMemoryFence(ordering: .sequentiallyConsistent)
     for (index, call) in calls.prefix(Self.maximumCalls).enumerated() {
       call.write(to: self.call(at: index))
     }
     self[.callsListed].set(UInt64(min(calls.count, Self.maximumCalls)))
     self[.callsVersion].publish(version &+ 2)
+    return true
   }
 
   /// The calls that were published last; `nil` when the table was changed meanwhile.

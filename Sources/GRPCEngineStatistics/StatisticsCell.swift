@@ -32,5 +32,16 @@ package struct StatisticsCell: @unchecked Sendable {
     self.pointer.pointee.store(value, ordering: .releasing)
   }
 
+  /// Stores `desired` where the value is `expected`, as `publish` and `acquire` do.
+  ///
+  /// - Returns: whether it was.
+  func replace(_ expected: UInt64, by desired: UInt64) -> Bool {
+    self.pointer.pointee.compareExchange(
+      expected: expected,
+      desired: desired,
+      ordering: .acquiringAndReleasing
+    ).exchanged
+  }
+
   func acquire() -> UInt64 { self.pointer.pointee.load(ordering: .acquiring) }
 }

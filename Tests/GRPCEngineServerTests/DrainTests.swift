@@ -163,12 +163,12 @@ struct DrainTests {
     let ends = Monitor(0)
     server.drain { ends.update { $0 += 1 } }
     #expect(ends.current == 1)
-    let socket = try BoundSocket.bind(
+    let sockets = try BoundSocket.bind(
       .host("127.0.0.1", port: port),
       reusePort: false,
       backlog: 1
     )
-    socket.close()
+    for socket in sockets { socket.close() }
     #expect(throws: Server.WrongState.self) { try server.start() }
     #expect(throws: Server.WrongState.self) {
       try server.addPort("127.0.0.1:0", credentials: nil)

@@ -18,10 +18,8 @@ private final class Acceptor {
   private let counter: CInt
 
   init() throws {
-    self.listening = try BoundSocket.bind(
-      .host("127.0.0.1", port: 0),
-      reusePort: false,
-      backlog: 8
+    self.listening = try #require(
+      BoundSocket.bind(.host("127.0.0.1", port: 0), reusePort: false, backlog: 8).first
     )
     var pair: [CInt] = [-1, -1]
     try #require(socketpair(AF_UNIX, CInt(SOCK_SEQPACKET.rawValue), 0, &pair) == 0)

@@ -67,6 +67,9 @@ struct TLSTests {
       #expect(try client.unary("/t/echo", message).payloads == [message])
       let peer = try handler.log.call().peer
       #expect(peer.isSecure && peer.certificates.isEmpty)
+      let handshake = try #require(peer.handshake)
+      #expect(handshake.version == "TLSv1.3" && !handshake.isResumed)
+      #expect(handshake.serverName == "localhost" && handshake.keyExchangeGroup != nil)
       #expect(peer.description.hasPrefix("ipv4:127.0.0.1:"))
     }
   }

@@ -176,6 +176,50 @@ struct RunningCallTests {
     #expect(slot.runningCalls == [])
   }
 
+  @Test("Threads that publish at the same time leave a table that can be read")
+  func overlapping() throws {
+    let board = StatisticsBoard()
+    defer { withExtendedLifetime(board) {} }
+    let slot = board.slot(0)
+    // Before two were kept apart, they left the version odd within a few thousand tries.
+    let writers = (1...4).map { (count: UInt64) in
+      Writer { for _ in 0..<5000 { slot.publish((0..<count).map { Self.call($0) }) } }
+    }
+    for writer in writers { writer.join() }
+    let calls = try #require(slot.runningCalls)
+    #expect(calls == (0..<UInt64(calls.count)).map { Self.call($0) })
+    #expect(slot.publish([Self.call(7)]))
+    #expect(slot.runningCalls == [Self.call(7)])
+  }
+
+  /// A thread.
+  private final class Writer {
+    private let thread: pthread_t
+
+    init(_ body: @escaping @Sendable () -> Void) {
+      var thread = pthread_t()
+      let argument = Unmanaged.passRetained(Body(body))
+      pthread_create(
+        &thread,
+        nil,
+        { argument in
+          guard let argument else { return nil }
+          Unmanaged<Body>.fromOpaque(argument).takeRetainedValue().run()
+          return nil
+        },
+        argument.toOpaque()
+      )
+      self.thread = thread
+    }
+
+    func join() { pthread_join(self.thread, nil) }
+
+    private final class Body: Sendable {
+      let run: @Sendable () -> Void
+      init(_ run: @escaping @Sendable () -> Void) { self.run = run }
+    }
+  }
+
   @Test("Names that are too long are cut")
   func long() {
     let board = StatisticsBoard()

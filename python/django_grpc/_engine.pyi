@@ -47,11 +47,27 @@ def make_server_credentials(
     key_pairs: Sequence[tuple[bytes, bytes]],
     root_certificates: bytes | None,
     require_client_auth: bool,
+    minimum_version: int,
+    cipher_suites: Sequence[str],
 ) -> ServerCredentials:
     """Make credentials of PEM bytes.
 
+    Args:
+        key_pairs: Private keys and certificate chains.
+        root_certificates: The authorities of clients.
+        require_client_auth: Whether a client needs a certificate.
+        minimum_version: 12 or 13, for TLS 1.2 or 1.3.
+        cipher_suites: Those of TLS 1.2, by OpenSSL's names.
+
     Raises:
         ValueError: Text that is no key or certificate, or a key that does not fit.
+    """
+
+def make_local_credentials(is_unix: bool, /) -> ServerCredentials:
+    """Make credentials that trust peers on this machine, without encryption.
+
+    Args:
+        is_unix: Whether they come over a Unix socket; otherwise from the loopback addresses.
     """
 
 def make_row_encoder(
@@ -280,7 +296,12 @@ class Server:
                 `add_resolved_method`.
         """
 
-    def add_port(self, address: str, credentials: ServerCredentials | None) -> int:
+    def add_port(
+        self,
+        address: str,
+        credentials: ServerCredentials | None,
+        refresh: Callable[[], None] | None,
+    ) -> int:
         """Bind an address and return its port, 1 for a Unix domain socket.
 
         Raises:

@@ -172,7 +172,11 @@ def load_credentials(credentials: conf.Credentials) -> engine.ServerCredentials:
         ImproperlyConfigured: A file can't be read, or the engine can't use what it holds.
     """
     with _naming_credentials():
-        return engine.ssl_server_credentials(*_read_credentials(credentials))
+        return engine.ssl_server_credentials(
+            *_read_credentials(credentials),
+            minimum_tls_version=credentials.minimum_tls_version,
+            cipher_suites=credentials.cipher_suites,
+        )
 
 
 def renew_credentials(credentials: conf.Credentials, loaded: engine.ServerCredentials) -> None:

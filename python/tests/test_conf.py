@@ -6,7 +6,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
-from django_grpc import conf
+from django_grpc import conf, tls
 
 KEY_PAIR = {"private_key": "key.pem", "certificate_chain": "chain.pem"}
 
@@ -71,6 +71,19 @@ def test_every_key_is_read():
     )
 
 
+def test_tls_version_and_cipher_suites():
+    """By either of their names."""
+    names = ["ECDHE-RSA-AES256-GCM-SHA384", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]
+    config = load(
+        credentials=[
+            {**KEY_PAIR, "minimum_tls_version": "TLSv1.3"},
+            {**KEY_PAIR, "cipher_suites": names},
+        ]
+    )
+    assert config.credentials.minimum_tls_version == "TLSv1.3"
+    assert config.credentials.cipher_suites == tuple(names)
+
+
 def test_credentials_with_client_certificates(tmp_path):
     config = load(
         credentials=[
@@ -80,6 +93,8 @@ def test_credentials_with_client_certificates(tmp_path):
     )
     assert config.credentials.root_certificates == str(tmp_path / "ca.pem")
     assert config.credentials.require_client_auth is True
+    assert config.credentials.minimum_tls_version == "TLSv1.2"
+    assert config.credentials.cipher_suites == tuple(tls.CIPHER_SUITES)
     assert list(config.credentials.paths()) == [
         "key.pem",
         "chain.pem",
@@ -121,6 +136,31 @@ def test_credentials_with_client_certificates(tmp_path):
             {"credentials": [{**KEY_PAIR, "require_client_auth": "yes"}]},
             "E007",
             "['credentials'][0]['require_client_auth'] must be True or False, not 'yes'.",
+        ),
+        (
+            {"credentials": [{**KEY_PAIR, "minimum_tls_version": "TLSv1.1"}]},
+            "E007",
+            "['minimum_tls_version'] must be 'TLSv1.2' or 'TLSv1.3', not 'TLSv1.1'.",
+        ),
+        (
+            {"credentials": [{**KEY_PAIR, "cipher_suites": "AES128-SHA"}]},
+            "E007",
+            "['cipher_suites'] must be a list of cipher suites, not 'AES128-SHA'.",
+        ),
+        (
+            {"credentials": [{**KEY_PAIR, "cipher_suites": ["AES128-SHA"]}]},
+            "E007",
+            "['cipher_suites'] holds 'AES128-SHA', which is no cipher suite of TLS 1.2",
+        ),
+        (
+            {
+                "credentials": [
+                    {**KEY_PAIR, "minimum_tls_version": "TLSv1.2"},
+                    {**KEY_PAIR, "minimum_tls_version": "TLSv1.3"},
+                ]
+            },
+            "E007",
+            "['credentials'] has entries that disagree about 'minimum_tls_version'.",
         ),
         (
             {"credentials": [{**KEY_PAIR, "require_client_auth": True}]},

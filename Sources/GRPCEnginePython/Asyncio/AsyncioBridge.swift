@@ -36,7 +36,7 @@ final class AsyncioBridge: @unchecked Sendable {
     /// Since when there is something in the inbox, when there is.
     var waitingSince = NIODeadline.uptimeNanoseconds(0)
     var loop = Loop.missing
-    /// A pipe, made when a loop is attached: a process may fork before that, and two that shared one
+    /// A pair of sockets, made when a loop is attached: a process may fork before that, and two that shared one
     /// would take each other's wake-ups.
     var descriptor: CInt = -1
     var wakeEnd: CInt = -1
@@ -118,11 +118,9 @@ final class AsyncioBridge: @unchecked Sendable {
   func attach(createTask: PythonPointer) {
     self.createTask = PythonHandle(retaining: createTask)
     var ends: [CInt] = [-1, -1]
-    if pipe(&ends) != 0 { ends = [-1, -1] }
-    for end in ends where end >= 0 {
-      _ = fcntl(end, F_SETFD, FD_CLOEXEC)
-      _ = fcntl(end, F_SETFL, O_NONBLOCK)
-    }
+    // In one step, as another thread may start a program: what pipe2(2) does, which Swift lacks.
+    let flags = SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue
+    if socketpair(AF_UNIX, CInt(flags), 0, &ends) != 0 { ends = [-1, -1] }
     let hasWaited = self.state.withLock { state in
       state.descriptor = ends[0]
       state.wakeEnd = ends[1]

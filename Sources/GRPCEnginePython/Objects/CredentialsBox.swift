@@ -18,14 +18,27 @@ final class CredentialsBox {
           arguments,
           keywords in
           guard let box = HeapType<CredentialsBox>.payload(object),
-            let given = Arguments(PythonArguments.credentials(arguments, keywords))
+            let given = Arguments(
+              PythonArguments(
+                arguments,
+                keywords,
+                "key_pairs",
+                "root_certificates",
+                "require_client_auth"
+              )
+            )
           else { return nil }
           do throws(ServerCredentials.InvalidCredentials) {
-            try box.credentials.renew(
-              keyPairs: given.keyPairs,
-              rootCertificates: given.rootCertificates,
-              requireClientAuth: given.requireClientAuth
-            )
+            let made = Python.detached {
+              Result { () throws(ServerCredentials.InvalidCredentials) in
+                try box.credentials.renew(
+                  keyPairs: given.keyPairs,
+                  rootCertificates: given.rootCertificates,
+                  requireClientAuth: given.requireClientAuth
+                )
+              }
+            }
+            try made.get()
             return Python.newNone()
           } catch {
             return CredentialsBox.refuse(error)
@@ -35,19 +48,34 @@ final class CredentialsBox {
     )
   }
 
-  /// `make_server_credentials(key_pairs, root_certificates, require_client_auth)`.
+  /// `make_server_credentials(key_pairs, root_certificates, require_client_auth,
+  /// minimum_version, cipher_suites)`.
   static func make(_ arguments: PythonArguments) -> PythonPointer? {
-    guard let given = Arguments(arguments), let types = EngineTypes.current else { return nil }
+    guard let given = Arguments(arguments), let policy = TLSPolicy(arguments),
+      let types = EngineTypes.current
+    else { return nil }
     do throws(ServerCredentials.InvalidCredentials) {
-      let credentials = try ServerCredentials(
-        keyPairs: given.keyPairs,
-        rootCertificates: given.rootCertificates,
-        requireClientAuth: given.requireClientAuth
-      )
-      return types.credentials.make(CredentialsBox(credentials))
+      // Parsing and checking keys takes a while, which other threads need not spend waiting.
+      let made = Python.detached {
+        Result { () throws(ServerCredentials.InvalidCredentials) in
+          try ServerCredentials(
+            keyPairs: given.keyPairs,
+            rootCertificates: given.rootCertificates,
+            requireClientAuth: given.requireClientAuth,
+            policy: policy
+          )
+        }
+      }
+      return types.credentials.make(CredentialsBox(try made.get()))
     } catch {
       return Self.refuse(error)
     }
+  }
+
+  /// `make_local_credentials(is_unix)`.
+  static func makeLocal(_ isUnix: PythonPointer) -> PythonPointer? {
+    let local: LocalConnection = Python.isTrue(isUnix) ? .unix : .tcp
+    return EngineTypes.current?.credentials.make(CredentialsBox(ServerCredentials(local: local)))
   }
 
   private static func refuse(_ error: ServerCredentials.InvalidCredentials) -> PythonPointer? {
@@ -87,9 +115,24 @@ final class CredentialsBox {
   }
 }
 
-extension PythonArguments {
-  /// The parameters of both functions that take credentials.
-  static func credentials(_ tuple: PythonPointer?, _ keywords: PythonPointer?) -> PythonArguments {
-    PythonArguments(tuple, keywords, "key_pairs", "root_certificates", "require_client_auth")
+extension TLSPolicy {
+  /// Reads the fourth and fifth argument: 12 or 13, and OpenSSL's names.
+  ///
+  /// - Returns: `nil` with an exception set.
+  fileprivate init?(_ arguments: PythonArguments) {
+    guard let version = arguments[3], let suites = arguments[4] else { return nil }
+    self.init()
+    self.minimumVersion = PythonNumber.int(version) == 13 ? .tls13 : .tls12
+    var names: [String] = []
+    let isComplete = PythonCollections.forEach(suites) { suite in
+      guard let name = PythonString.value(suite), Self.allowedCipherSuites.contains(name) else {
+        PythonError.raiseValueError("a cipher suite must be one of \(Self.allowedCipherSuites)")
+        return false
+      }
+      names.append(name)
+      return true
+    }
+    guard isComplete else { return nil }
+    self.cipherSuites = names
   }
 }

@@ -120,12 +120,15 @@ extension PythonServer {
         object,
         arguments,
         keywords in
-        let given = PythonArguments(arguments, keywords, "address", "credentials")
+        let given = PythonArguments(arguments, keywords, "address", "credentials", "refresh")
         guard let server = PythonServer.server(object), let address = PythonServer.text(given, 0),
-          let credentials = given[1]
+          let credentials = given[1], let refresh = given[2]
         else { return nil }
         let box = EngineTypes.current?.credentials.checkedPayload(credentials)
-        guard let port = server.addPort(address, box?.credentials) else { return nil }
+        let refresher = Python.isNone(refresh) ? nil : PythonHandle(retaining: refresh)
+        guard let port = server.addPort(address, box?.credentials, refresher: refresher) else {
+          return nil
+        }
         return PythonNumber.make(port)
       },
       PythonMethod.oneArgument(

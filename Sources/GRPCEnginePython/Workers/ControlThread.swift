@@ -14,6 +14,10 @@ final class ControlThread: Sendable {
     case call(PythonTransfer)
     /// The server has become ready, or is no longer, or for another reason.
     case healthChanged
+    /// Calls the Python object that renews credentials, by its index, and then what waits for it.
+    case refreshCredentials(Int, whenDone: @Sendable () -> Void)
+    /// Logs a sentence for the operator.
+    case log(String)
     /// The server has been idle for a while.
     case giveBackMemory
     case stop

@@ -103,10 +103,12 @@ package final class Call: Sendable {
     if let limits = method.limits { timeout = limits.timeout(asked: timeout) }
     self.deadline = timeout.map { now + $0 }
     let encoding = environment.configuration.compression
+    let isPossible =
+      environment.configuration.enabledCompression.contains(encoding) && head.accepts(encoding)
     let http2 = environment.configuration.transport.http2
     self.state = Mutex(
       CallState(
-        encoding: head.accepts(encoding) ? encoding : .identity,
+        encoding: isPossible ? encoding : .identity,
         isAdmitted: method.handler.isLimited,
         streamWindowSize: http2.streamWindowSize,
         sendBufferSize: http2.sendBufferSize
@@ -259,11 +261,13 @@ package final class Call: Sendable {
   /// Whether initial metadata, or a message, has been given.
   package var areHeadersDecided: Bool { self.state.withLock { $0.areHeadersDecided } }
 
-  /// How messages are compressed from now on; ignored once headers are out, and where the peer
-  /// cannot read it.
+  /// How messages are compressed from now on; ignored once headers are out, where the peer cannot
+  /// read it, and where it is not enabled.
   package func setEncoding(_ encoding: CompressionAlgorithm) {
-    let encoding = self.head.accepts(encoding) ? encoding : .identity
-    self.state.withLock { $0.setEncoding(encoding) }
+    let isPossible =
+      self.environment.configuration.enabledCompression.contains(encoding)
+      && self.head.accepts(encoding)
+    self.state.withLock { $0.setEncoding(isPossible ? encoding : .identity) }
   }
 
   /// Sends initial metadata; without it, it goes out with the first message.
@@ -466,7 +470,10 @@ package final class Call: Sendable {
     if pending.consumed > 0 { self.stream.consumed(pending.consumed) }
     guard !self.hasEnded else { return }
     if let (metadata, encoding) = pending.headers {
-      self.stream.sendHeaders(ResponseHeaders.initial(metadata, encoding: encoding))
+      let enabled = self.environment.configuration.enabledCompression
+      self.stream.sendHeaders(
+        ResponseHeaders.initial(metadata, encoding: encoding, enabled: enabled)
+      )
     }
     if let end = pending.end {
       self.hasEnded = true

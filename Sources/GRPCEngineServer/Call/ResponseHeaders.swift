@@ -5,16 +5,15 @@ internal import NIOHPACK
 ///
 /// The common ones are made once; HPACK then writes each field of them as one byte.
 enum ResponseHeaders {
-  static let plain: HPACKHeaders = [
-    ":status": "200",
-    "content-type": "application/grpc",
-    "grpc-accept-encoding": CompressionAlgorithm.acceptEncoding,
-  ]
   static let plainOK: HPACKHeaders = ["grpc-status": "0"]
 
-  static func initial(_ metadata: Metadata?, encoding: CompressionAlgorithm) -> HPACKHeaders {
-    if metadata == nil, encoding == .identity { return Self.plain }
-    var headers = Self.plain
+  static func initial(
+    _ metadata: Metadata?,
+    encoding: CompressionAlgorithm,
+    enabled: EnabledCompression = .all
+  ) -> HPACKHeaders {
+    if metadata == nil, encoding == .identity { return enabled.headers }
+    var headers = enabled.headers
     if encoding != .identity { headers.add(name: "grpc-encoding", value: encoding.name) }
     metadata?.append(to: &headers)
     return headers

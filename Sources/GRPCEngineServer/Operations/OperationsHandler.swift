@@ -4,8 +4,12 @@ internal import NIOHTTP1
 
 /// Answers an operator's HTTP requests: figures, running calls, liveness and readiness.
 ///
-/// All from the statistics board, on the event loop: right while Python is busy, and for all of the
+/// All from the statistics board, without Python: right while that is busy, and for all of the
 /// server's processes whichever of them is asked.
+///
+/// A connection has one answer under way: the next request is looked at, and more is read, when the
+/// peer has taken the one before. Whoever does not read costs one answer, and after a while the
+/// connection ends.
 final class OperationsHandler: ChannelInboundHandler {
   typealias InboundIn = HTTPServerRequestPart
   typealias OutboundOut = HTTPServerResponsePart
@@ -16,24 +20,50 @@ final class OperationsHandler: ChannelInboundHandler {
   private static let watchTime: UInt64 = 5000
 
   private let board: StatisticsBoard
+  private let limits: OperationsLimits
+  private let isClosing: ClosingFlag
   private var request: HTTPRequestHead?
+  private var bodyBytes = 0
+  /// Ends the connection unless what it waits for has come.
+  private var timer: Scheduled<Void>?
 
-  init(_ board: StatisticsBoard) { self.board = board }
+  init(_ board: StatisticsBoard, limits: OperationsLimits, isClosing: ClosingFlag) {
+    self.board = board
+    self.limits = limits
+    self.isClosing = isClosing
+  }
 
-  func channelRead(context: ChannelHandlerContext, data: NIOAny) {
-    switch self.unwrapInboundIn(data) {
-    case .head(let head): self.request = head
-    case .body: break
-    case .end:
-      guard let request = self.request else { return }
-      self.request = nil
-      self.answer(request, context: context)
+  func handlerAdded(context: ChannelHandlerContext) {
+    self.wait(self.limits.firstRequest, context: context)
+  }
+
+  func channelInactive(context: ChannelHandlerContext) {
+    self.timer?.cancel()
+    context.fireChannelInactive()
+  }
+
+  /// Ends the connection after so long, unless it is called again before.
+  private func wait(_ time: TimeAmount, context: ChannelHandlerContext) {
+    self.timer?.cancel()
+    self.timer = context.eventLoop.assumeIsolated().scheduleTask(in: time) {
+      context.close(promise: nil)
     }
   }
 
-  func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
-    if event is IdleStateHandler.IdleStateEvent { context.close(promise: nil) }
-    context.fireUserInboundEventTriggered(event)
+  func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+    switch self.unwrapInboundIn(data) {
+    case .head(let head):
+      self.request = head
+      self.bodyBytes = 0
+    case .body(let bytes):
+      self.bodyBytes += bytes.readableBytes
+      if self.bodyBytes > self.limits.body { context.close(promise: nil) }
+    case .end:
+      guard let request = self.request else { return }
+      self.request = nil
+      self.wait(self.limits.answer, context: context)
+      self.answer(request, context: context)
+    }
   }
 
   func errorCaught(context: ChannelHandlerContext, error: any Error) {
@@ -92,24 +122,23 @@ final class OperationsHandler: ChannelInboundHandler {
     to request: HTTPRequestHead,
     context: ChannelHandlerContext
   ) {
+    let isLast = !request.isKeepAlive || self.isClosing.isSet
     var headers = HTTPHeaders()
     headers.add(name: "content-type", value: type)
     headers.add(name: "content-length", value: String(text.utf8.count))
     headers.add(name: "cache-control", value: "no-store")
-    if !request.isKeepAlive { headers.add(name: "connection", value: "close") }
+    if isLast { headers.add(name: "connection", value: "close") }
     let head = HTTPResponseHead(version: request.version, status: status, headers: headers)
     context.write(self.wrapOutboundOut(.head(head)), promise: nil)
-    if request.method != .HEAD {
-      let body = context.channel.allocator.buffer(string: text)
-      context.write(self.wrapOutboundOut(.body(.byteBuffer(body))), promise: nil)
-    }
-    if request.isKeepAlive {
-      context.writeAndFlush(self.wrapOutboundOut(.end(nil)), promise: nil)
-    } else {
-      let channel = context.channel
-      context.writeAndFlush(self.wrapOutboundOut(.end(nil))).assumeIsolated().whenComplete { _ in
-        channel.close(promise: nil)
+    let body = request.method == .HEAD ? "" : text
+    let bytes = context.channel.allocator.buffer(string: body)
+    // The end, which has no bytes of its own, lets the next request in: not before the peer has
+    // taken this answer.
+    context.writeAndFlush(self.wrapOutboundOut(.body(.byteBuffer(bytes)))).assumeIsolated()
+      .whenSuccess {
+        self.wait(self.limits.nextRequest, context: context)
+        context.writeAndFlush(self.wrapOutboundOut(.end(nil)), promise: nil)
+        if isLast { context.close(promise: nil) }
       }
-    }
   }
 }

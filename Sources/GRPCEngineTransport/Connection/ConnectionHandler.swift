@@ -233,17 +233,20 @@ package final class ConnectionHandler: ChannelInboundHandler {
     guard let context = self.context else {
       return Peer(address: nil, localAddress: nil, isSecure: self.isSecure, certificates: [])
     }
+    let pipeline = context.pipeline.syncOperations
     var certificates: [NIOSSLCertificate] = []
-    if self.isSecure,
-      let handler = try? context.pipeline.syncOperations.handler(type: NIOSSLServerHandler.self),
-      let certificate = handler.peerCertificate
-    {
-      certificates.append(certificate)
+    var handshake: Handshake?
+    if self.isSecure, let handler = try? pipeline.handler(type: NIOSSLServerHandler.self) {
+      if let certificate = handler.peerCertificate { certificates.append(certificate) }
+      let reader = try? pipeline.handler(type: HandshakeObserver.self).reader
+      handshake = Handshake(version: handler.tlsVersion, reader)
     }
     return Peer(
       address: context.remoteAddress,
       localAddress: context.localAddress,
       isSecure: self.isSecure,
+      isLocal: (try? pipeline.handler(type: LocalGuard.self)) != nil,
+      handshake: handshake,
       certificates: certificates
     )
   }

@@ -2,6 +2,17 @@ package import NIOCore
 package import NIOSSL
 internal import Synchronization
 
+/// What a TLS handshake came to.
+package struct Handshake: Sendable {
+  /// `TLSv1.2` or `TLSv1.3`.
+  package let version: String?
+  /// The host that the client asked for.
+  package let serverName: String?
+  /// The key exchange's group, by grpcio's name for it, such as `X25519`.
+  package let keyExchangeGroup: String?
+  package let isResumed: Bool
+}
+
 /// Who is at the other end of a connection.
 ///
 /// Immutable after the handshake, so calls keep it beyond the connection's life and read it from
@@ -12,6 +23,10 @@ package final class Peer: Sendable {
   package let localAddress: SocketAddress?
   /// Whether the connection is encrypted.
   package let isSecure: Bool
+  /// Whether the port trusts it for being on this machine.
+  package let isLocal: Bool
+  /// What the handshake of an encrypted connection came to.
+  package let handshake: Handshake?
   /// The certificates that the peer showed, its own first; verified against the client CA.
   package let certificates: [NIOSSLCertificate]
 
@@ -19,11 +34,15 @@ package final class Peer: Sendable {
     address: SocketAddress?,
     localAddress: SocketAddress?,
     isSecure: Bool,
+    isLocal: Bool = false,
+    handshake: Handshake? = nil,
     certificates: [NIOSSLCertificate]
   ) {
     self.address = address
     self.localAddress = localAddress
     self.isSecure = isSecure
+    self.isLocal = isLocal
+    self.handshake = handshake
     self.certificates = certificates
   }
 

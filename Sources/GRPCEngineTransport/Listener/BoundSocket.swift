@@ -12,6 +12,7 @@ package final class BoundSocket: Sendable {
   package let isTCP: Bool
   /// The socket's file, to be removed with it.
   package let path: String?
+  private let file: FileIdentity?
 
   /// A system call failed.
   package struct Failure: Error {
@@ -24,24 +25,30 @@ package final class BoundSocket: Sendable {
     self.port = port
     self.isTCP = isTCP
     self.path = path
+    self.file = path.flatMap { FileIdentity(path: $0) }
   }
 
+  /// Binds an address. It waits for the resolver where a host is a name, but never for a peer.
+  ///
+  /// - Returns: at least one socket. A host that has several addresses, as `localhost` has for IPv4
+  ///   and IPv6, gets one for each, all with one port; those of a family that the machine does not
+  ///   have are left out.
   /// - Throws: `Failure` with the errno of the call that failed: `EADDRINUSE`, `EACCES`, ….
   package static func bind(
     _ address: ListenAddress,
     reusePort: Bool,
     backlog: CInt
-  ) throws(Failure) -> BoundSocket {
+  ) throws(Failure) -> [BoundSocket] {
     switch address {
     case .unix(let path):
-      if Self.isStale(path) { unlink(path) }
-      return try Self.bindUnix(Array(path.utf8), path: path, backlog: backlog)
+      Self.removeStale(path)
+      return [try Self.bindUnix(Array(path.utf8), path: path, backlog: backlog)]
     case .abstractUnix(let name):
-      return try Self.bindUnix([0] + Array(name.utf8), path: nil, backlog: backlog)
+      return [try Self.bindUnix([0] + Array(name.utf8), path: nil, backlog: backlog)]
     case .host(let host, let port):
       return try Self.bindTCP(host, port: port, reusePort: reusePort, backlog: backlog)
     case .descriptor(let descriptor):
-      return try Self.adopt(descriptor)
+      return [try Self.adopt(descriptor)]
     }
   }
 
@@ -88,56 +95,149 @@ package final class BoundSocket: Sendable {
 
   // MARK: TCP
 
+  /// How often a port that was free for one of a host's addresses only is given back for another.
+  private static let mostTries = 16
+
   private static func bindTCP(
     _ host: String,
     port: Int,
     reusePort: Bool,
     backlog: CInt
-  ) throws(Failure) -> BoundSocket {
-    // One dual-stack socket serves both families; a machine without IPv6 gets the other.
-    let candidates =
-      ListenAddress.isWildcard(host)
-      ? (host == "0.0.0.0" ? ["0.0.0.0"] : ["::", "0.0.0.0"]) : [host]
-    var hints = addrinfo()
-    hints.ai_socktype = CInt(SOCK_STREAM.rawValue)
-    hints.ai_flags = AI_PASSIVE
-    var lastFailure: Failure?
-    for candidate in candidates {
-      var results: UnsafeMutablePointer<addrinfo>?
-      let code = getaddrinfo(candidate, String(port), &hints, &results)
-      guard code == 0 else {
-        let reason = String(cString: gai_strerror(code))
-        throw Failure(errno: EADDRNOTAVAIL, message: "Cannot resolve '\(candidate)': \(reason)")
-      }
-      defer { freeaddrinfo(results) }
-      var next = results
-      while let info = next {
-        do throws(Failure) {
-          return try Self.bindTCP(info.pointee, reusePort: reusePort, backlog: backlog)
-        } catch {
-          // A taken port is the answer; only a family that is missing is worth another try.
-          if error.errno != EAFNOSUPPORT, error.errno != EADDRNOTAVAIL { throw error }
-          lastFailure = error
-        }
-        next = info.pointee.ai_next
+  ) throws(Failure) -> [BoundSocket] {
+    if ListenAddress.isWildcard(host) {
+      return [try Self.bindWildcard(host, port: port, reusePort: reusePort, backlog: backlog)]
+    }
+    var addresses: [Address] = []
+    // RFC 6761 section 6.3: it is both, whatever the machine's list of hosts says, as it is for grpcio.
+    for name in host.lowercased() == "localhost" ? ["127.0.0.1", "::1"] : [host] {
+      addresses += try Self.resolve(name, port: port)
+    }
+    for _ in 1..<Self.mostTries where port == 0 {
+      do throws(Failure) {
+        return try Self.bindAll(addresses, reusePort: reusePort, backlog: backlog)
+      } catch  where error.errno == EADDRINUSE {
+        continue
       }
     }
-    throw lastFailure ?? Failure(errno: EADDRNOTAVAIL, message: "No address for '\(host)'")
+    return try Self.bindAll(addresses, reusePort: reusePort, backlog: backlog)
   }
 
-  private static func bindTCP(
-    _ info: addrinfo,
+  /// One dual-stack socket serves both families; a machine without IPv6 gets the other.
+  private static func bindWildcard(
+    _ host: String,
+    port: Int,
     reusePort: Bool,
     backlog: CInt
   ) throws(Failure) -> BoundSocket {
-    let descriptor = try Self.makeSocket(info.ai_family)
+    let candidates = host == "0.0.0.0" ? ["0.0.0.0"] : ["::", "0.0.0.0"]
+    var missing = Failure(errno: EADDRNOTAVAIL, message: "No address for '\(host)'")
+    for candidate in candidates {
+      for address in try Self.resolve(candidate, port: port) {
+        do throws(Failure) {
+          return try Self.bindOne(address, reusePort: reusePort, backlog: backlog)
+        } catch {
+          guard Self.isMissing(error) else { throw error }
+          missing = error
+        }
+      }
+    }
+    throw missing
+  }
+
+  /// Binds every address, with the port that the first got where theirs is 0.
+  private static func bindAll(
+    _ addresses: [Address],
+    reusePort: Bool,
+    backlog: CInt
+  ) throws(Failure) -> [BoundSocket] {
+    var sockets: [BoundSocket] = []
+    var missing = Failure(errno: EADDRNOTAVAIL, message: "The host has no address")
+    for var address in addresses {
+      if let first = sockets.first { address.setPort(first.port) }
+      do throws(Failure) {
+        sockets.append(try Self.bindOne(address, reusePort: reusePort, backlog: backlog))
+      } catch {
+        guard Self.isMissing(error) else {
+          for socket in sockets { socket.close() }
+          throw error
+        }
+        missing = error
+      }
+    }
+    if sockets.isEmpty { throw missing }
+    return sockets
+  }
+
+  /// A taken port is the answer; only an address that the machine does not have is left out.
+  private static func isMissing(_ failure: Failure) -> Bool {
+    failure.errno == EAFNOSUPPORT || failure.errno == EADDRNOTAVAIL
+  }
+
+  /// A socket address of any family, as getaddrinfo(3) gives it.
+  private struct Address {
+    let family: CInt
+    private var storage = sockaddr_storage()
+    private let length: socklen_t
+
+    init(_ info: addrinfo) {
+      self.family = info.ai_family
+      self.length = info.ai_addrlen
+      withUnsafeMutableBytes(of: &self.storage) { storage in
+        let bytes = UnsafeRawBufferPointer(start: info.ai_addr, count: Int(info.ai_addrlen))
+        storage.copyBytes(from: bytes.prefix(storage.count))
+      }
+    }
+
+    mutating func setPort(_ port: Int) {
+      // sin_port and sin6_port both follow the family, in network order.
+      let bytes = UInt16(truncatingIfNeeded: port).bigEndian
+      withUnsafeMutableBytes(of: &self.storage) {
+        $0.storeBytes(of: bytes, toByteOffset: MemoryLayout<sa_family_t>.size, as: UInt16.self)
+      }
+    }
+
+    func bind(_ descriptor: CInt) -> CInt {
+      withUnsafePointer(to: self.storage) { pointer in
+        pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+          Glibc.bind(descriptor, $0, self.length)
+        }
+      }
+    }
+  }
+
+  private static func resolve(_ host: String, port: Int) throws(Failure) -> [Address] {
+    var hints = addrinfo()
+    hints.ai_socktype = CInt(SOCK_STREAM.rawValue)
+    hints.ai_flags = AI_PASSIVE
+    var results: UnsafeMutablePointer<addrinfo>?
+    let code = getaddrinfo(host, String(port), &hints, &results)
+    guard code == 0 else {
+      let reason = String(cString: gai_strerror(code))
+      throw Failure(errno: EADDRNOTAVAIL, message: "Cannot resolve '\(host)': \(reason)")
+    }
+    defer { freeaddrinfo(results) }
+    var addresses: [Address] = []
+    var next = results
+    while let info = next {
+      addresses.append(Address(info.pointee))
+      next = info.pointee.ai_next
+    }
+    return addresses
+  }
+
+  private static func bindOne(
+    _ address: Address,
+    reusePort: Bool,
+    backlog: CInt
+  ) throws(Failure) -> BoundSocket {
+    let descriptor = try Self.makeSocket(address.family)
     do throws(Failure) {
       try Self.set(descriptor, SOL_SOCKET, SO_REUSEADDR, 1)
       if reusePort { try Self.set(descriptor, SOL_SOCKET, SO_REUSEPORT, 1) }
-      if info.ai_family == AF_INET6 {
+      if address.family == AF_INET6 {
         try Self.set(descriptor, CInt(IPPROTO_IPV6), IPV6_V6ONLY, 0)
       }
-      guard Glibc.bind(descriptor, info.ai_addr, info.ai_addrlen) == 0 else {
+      guard address.bind(descriptor) == 0 else {
         throw Self.failure("bind")
       }
       guard listen(descriptor, backlog) == 0 else { throw Self.failure("listen") }
@@ -211,12 +311,20 @@ package final class BoundSocket: Sendable {
     return address
   }
 
-  /// Whether `path` is a socket that nobody listens on: left over, so that it may be replaced.
-  private static func isStale(_ path: String) -> Bool {
-    var status = stat()
-    guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK,
-      var address = Self.unixAddress(Array(path.utf8)),
-      let descriptor = try? Self.makeSocket(AF_UNIX)
+  /// Removes a socket's file that nobody listens on, as a crashed process leaves it.
+  ///
+  /// Of two processes that do so in the same instant one may lose its new file to the other:
+  /// unlink(2) takes no more than a path.
+  private static func removeStale(_ path: String) {
+    guard let file = FileIdentity(path: path), file.isSocket, Self.isDeaf(path) else { return }
+    file.remove(path)
+  }
+
+  /// Whether nobody listens. It asks without waiting: a connection to a socket whose backlog is full
+  /// would wait until somebody accepts.
+  private static func isDeaf(_ path: String) -> Bool {
+    guard var address = Self.unixAddress(Array(path.utf8)),
+      let descriptor = try? Self.makeSocket(AF_UNIX, flags: CInt(SOCK_NONBLOCK.rawValue))
     else { return false }
     defer { Glibc.close(descriptor) }
     let code = withUnsafePointer(to: &address) { pointer in
@@ -229,8 +337,8 @@ package final class BoundSocket: Sendable {
 
   // MARK: System calls
 
-  private static func makeSocket(_ family: CInt) throws(Failure) -> CInt {
-    let type = CInt(SOCK_STREAM.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
+  private static func makeSocket(_ family: CInt, flags: CInt = 0) throws(Failure) -> CInt {
+    let type = CInt(SOCK_STREAM.rawValue) | CInt(SOCK_CLOEXEC.rawValue) | flags
     let descriptor = socket(family, type, 0)
     guard descriptor >= 0 else { throw Self.failure("socket") }
     return descriptor
@@ -251,12 +359,41 @@ package final class BoundSocket: Sendable {
 
   /// Closes a socket that no listener took.
   package func close() {
-    Glibc.close(self.descriptor)
     self.removeFile()
+    Glibc.close(self.descriptor)
   }
 
-  /// Removes the file of a Unix domain socket.
+  /// Removes the file of a Unix domain socket, if it is still the one that this socket made: a
+  /// successor may listen there already.
+  ///
+  /// It must be called before the socket is closed, which keeps the file's number from being given to
+  /// a successor's. Between the look and the removal another process may put its file there, which
+  /// is lost then: unlink(2) takes no more than a path.
   package func removeFile() {
-    if let path = self.path { unlink(path) }
+    if let path = self.path { self.file?.remove(path) }
+  }
+}
+
+/// Which file a path leads to.
+private struct FileIdentity {
+  private let device: dev_t
+  private let number: ino_t
+  let isSocket: Bool
+
+  /// `nil` when there is none.
+  init?(path: String) {
+    var status = stat()
+    guard lstat(path, &status) == 0 else { return nil }
+    self.device = status.st_dev
+    self.number = status.st_ino
+    self.isSocket = status.st_mode & S_IFMT == S_IFSOCK
+  }
+
+  /// Removes the file that is at `path`, if it is this one.
+  func remove(_ path: String) {
+    guard let now = FileIdentity(path: path), now.device == self.device,
+      now.number == self.number
+    else { return }
+    unlink(path)
   }
 }

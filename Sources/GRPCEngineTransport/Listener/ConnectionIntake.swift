@@ -26,6 +26,9 @@ package final class ConnectionIntake: Sendable {
       self.socket = socket
       self.released = released
       self.credentials = credentials
+      for descriptor in [socket, released].compactMap(\.self) {
+        _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC)
+      }
     }
 
     /// Closes a source that no intake took.
@@ -35,11 +38,15 @@ package final class ConnectionIntake: Sendable {
     }
   }
 
+  /// Milliseconds after which it is looked again whether there are descriptors.
+  private static let pause: CInt = 50
+
   private let credentials: ServerCredentials?
   private let configuration: TransportConfiguration
   private let acceptor: any StreamAcceptor
   private let registry: ConnectionRegistry
   private let group: any EventLoopGroup
+  private let descriptors: DescriptorWatch
   private let released: ReleaseCounter
   /// The socket, until its end.
   private let socket: Mutex<CInt?>
@@ -49,8 +56,10 @@ package final class ConnectionIntake: Sendable {
     configuration: TransportConfiguration,
     acceptor: any StreamAcceptor,
     registry: ConnectionRegistry,
-    group: any EventLoopGroup
+    group: any EventLoopGroup,
+    descriptors: DescriptorWatch
   ) {
+    self.descriptors = descriptors
     self.socket = Mutex(source.socket)
     self.released = ReleaseCounter(source.released)
     self.credentials = source.credentials
@@ -65,20 +74,24 @@ package final class ConnectionIntake: Sendable {
   /// - Parameters:
   ///   - source: closed with the last of its connections.
   ///   - group: the event loops over which connections are spread.
+  ///   - descriptors: whether there are file descriptors for more; shared with the server's
+  ///     listeners.
   /// - Throws: `BoundSocket.Failure` when there is no thread to be had; the source is closed then.
   package static func start(
     _ source: Source,
     configuration: TransportConfiguration,
     acceptor: any StreamAcceptor,
     registry: ConnectionRegistry,
-    group: any EventLoopGroup
+    group: any EventLoopGroup,
+    descriptors: DescriptorWatch = DescriptorWatch()
   ) throws(BoundSocket.Failure) -> ConnectionIntake {
     let intake = ConnectionIntake(
       source: source,
       configuration: configuration,
       acceptor: acceptor,
       registry: registry,
-      group: group
+      group: group,
+      descriptors: descriptors
     )
     registry.arrivalBegan()
     let retained = Unmanaged.passRetained(intake)
@@ -123,10 +136,22 @@ package final class ConnectionIntake: Sendable {
         self.take(descriptor)
       } else {
         // This process may open no more descriptors, and the kernel has dropped it.
+        self.descriptors.failed(EMFILE)
         self.released.add()
       }
+      self.waitForDescriptors(socket)
     }
     self.ended()
+  }
+
+  /// Leaves connections where they are, in the socket or with the other process, while there are no
+  /// descriptors for them.
+  private func waitForDescriptors(_ socket: CInt) {
+    while !self.descriptors.mayOpen() {
+      // Ended here and there: nothing comes any more that would need one.
+      var request = pollfd(fd: socket, events: 0, revents: 0)
+      if poll(&request, 1, Self.pause) > 0, request.revents & Int16(POLLHUP) != 0 { return }
+    }
   }
 
   private func ended() {

@@ -42,34 +42,3 @@ package final class ConnectionLimit: Sendable {
     }
   }
 }
-
-/// Sits in a listening channel and lets it accept while there is room.
-///
-/// The channel accepts one connection at a read, so that the limit holds; with several listeners
-/// there may be one more for each that accepts in the same instant.
-final class AcceptGate: ChannelDuplexHandler {
-  typealias InboundIn = any Channel
-  typealias OutboundIn = Never
-
-  private let limit: ConnectionLimit
-
-  init(_ limit: ConnectionLimit) { self.limit = limit }
-
-  func channelRead(context: ChannelHandlerContext, data: NIOAny) {
-    self.limit.count(self.unwrapInboundIn(data))
-    context.fireChannelRead(data)
-  }
-
-  func read(context: ChannelHandlerContext) {
-    guard context.channel.isActive else { return }
-    let eventLoop = context.eventLoop
-    let again = NIOLoopBound((self, context), eventLoop: eventLoop)
-    let hasRoom = self.limit.hasRoom {
-      eventLoop.execute {
-        let (gate, context) = again.value
-        gate.read(context: context)
-      }
-    }
-    if hasRoom { context.read() }
-  }
-}

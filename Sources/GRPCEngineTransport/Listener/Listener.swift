@@ -32,40 +32,44 @@ package final class Listener: Sendable {
   /// - Parameters:
   ///   - credentials: what a secure port shows; `nil` for plaintext with prior knowledge
   ///     (RFC 9113 section 3.3).
+  ///   - refresh: asked on an event loop before each connection, to renew the credentials if they
+  ///     have to be, and to call what it is given, on any thread; a connection does not wait for it
+  ///     longer than `handshakeTimeout`.
   ///   - group: the event loops over which connections are spread.
   ///   - limit: how many connections there may be; shared with the server's other listeners.
+  ///   - descriptors: whether there are file descriptors for more; likewise.
   package static func start(
     _ socket: BoundSocket,
     credentials: ServerCredentials?,
+    refresh: CredentialsRefresh? = nil,
     configuration: TransportConfiguration,
     acceptor: any StreamAcceptor,
     registry: ConnectionRegistry,
     group: any EventLoopGroup,
-    limit: ConnectionLimit? = nil
+    limit: ConnectionLimit? = nil,
+    descriptors: DescriptorWatch = DescriptorWatch()
   ) throws -> Listener {
     var bootstrap = ServerBootstrap(group: group)
-      .childChannelOption(.recvAllocator, value: Self.receiveAllocator)
-      .childChannelInitializer { channel in
+      .serverChannelOption(.maxMessagesPerRead, value: 1)
+      .serverChannelInitializer { channel in
         channel.eventLoop.makeCompletedFuture {
-          try Self.configure(
-            channel,
-            credentials: credentials,
-            configuration: configuration,
-            acceptor: acceptor,
-            registry: registry
-          )
+          let gate = AcceptGate(limit, descriptors: descriptors)
+          try channel.pipeline.syncOperations.addHandler(gate)
         }
       }
-    if let limit {
-      bootstrap =
-        bootstrap
-        .serverChannelOption(.maxMessagesPerRead, value: 1)
-        .serverChannelInitializer { channel in
-          channel.eventLoop.makeCompletedFuture {
-            try channel.pipeline.syncOperations.addHandler(AcceptGate(limit))
+      .childChannelOption(.recvAllocator, value: Self.receiveAllocator)
+      .childChannelInitializer { channel in
+        Self.refreshed(channel, refresh, within: configuration.handshakeTimeout)
+          .flatMapThrowing {
+            try Self.configure(
+              channel,
+              credentials: credentials,
+              configuration: configuration,
+              acceptor: acceptor,
+              registry: registry
+            )
           }
-        }
-    }
+      }
     if socket.isTCP {
       // Unix domain sockets refuse the options of TCP.
       bootstrap = bootstrap.childChannelOption(.socketOption(.tcp_nodelay), value: 1)
@@ -75,6 +79,22 @@ package final class Listener: Sendable {
     // option; calling it again widens the queue.
     socket.setBacklog(configuration.backlog)
     return Listener(channel: channel, socket: socket, registry: registry, group: group)
+  }
+
+  private static func refreshed(
+    _ channel: any Channel,
+    _ refresh: CredentialsRefresh?,
+    within limit: TimeAmount
+  ) -> EventLoopFuture<Void> {
+    guard let refresh else { return channel.eventLoop.makeSucceededVoidFuture() }
+    let refreshed = channel.eventLoop.makePromise(of: Void.self)
+    // The first of the two counts.
+    let timer = channel.eventLoop.scheduleTask(in: limit) {
+      refreshed.fail(ChannelError.connectTimeout(limit))
+    }
+    refreshed.futureResult.whenComplete { _ in timer.cancel() }
+    refresh { refreshed.succeed() }
+    return refreshed.futureResult
   }
 
   /// Reads of up to 64 KiB: a burst of calls is then one read, one batch and one flush.
@@ -92,14 +112,18 @@ package final class Listener: Sendable {
   ) throws {
     let pipeline = channel.pipeline.syncOperations
     try pipeline.addHandler(ByteCounter(registry.statistics.slot))
-    if let credentials {
-      try pipeline.addHandler(NIOSSLServerHandler(context: credentials.context))
+    let tls = credentials?.makeHandler()
+    if let tls {
+      try pipeline.addHandler(HandshakeObserver())
+      try pipeline.addHandler(tls)
+    } else if let local = credentials?.local {
+      try pipeline.addHandler(LocalGuard(local))
     }
     let connection = ConnectionHandler(
       configuration: configuration,
       acceptor: acceptor,
       registry: registry,
-      isSecure: credentials != nil,
+      isSecure: tls != nil,
       eventLoop: channel.eventLoop
     )
     try pipeline.addHandler(WriteCoalescer())
@@ -162,9 +186,10 @@ package final class Listener: Sendable {
     let eventLoop = self.channel.eventLoop
     let closed = eventLoop.makePromise(of: Void.self)
     let deadline = NIODeadline.now() + Self.mostTimeToAccept
+    // First, so that a file which a successor makes there from now on stays, see `BoundSocket`.
+    self.socket.removeFile()
     eventLoop.execute { self.closeOnceEmpty(by: deadline, closed) }
     try? closed.futureResult.wait()
-    self.socket.removeFile()
     self.endArrivals()
   }
 

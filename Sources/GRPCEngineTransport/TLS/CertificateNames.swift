@@ -93,14 +93,38 @@ package struct CertificateNames: Sendable {
     let value: [UInt8]
   }
 
-  /// Certificate → TBSCertificate → subject → its attributes, in order.
-  private static func subjectAttributes(der: [UInt8]) -> [Attribute] {
+  /// The fields of a certificate's TBSCertificate, from its serial number on.
+  private static func fields(der: [UInt8]) -> [Element] {
     guard let certificate = Self.element(der[...]),
       let tbs = Self.element(certificate.contents)
     else { return [] }
     var fields = Self.elements(tbs.contents)
     // The version is optional and explicitly tagged [0].
     if fields.first?.tag == 0xA0 { fields.removeFirst() }
+    return fields
+  }
+
+  /// Whether the certificate's key usage (RFC 5280 section 4.2.1.3) rules out that it vouches for
+  /// others.
+  var mayNotSign: Bool {
+    guard let extensions = Self.fields(der: self.der).first(where: { $0.tag == 0xA3 }),
+      let list = Self.element(extensions.contents)
+    else { return false }
+    for entry in Self.elements(list.contents) {
+      let parts = Self.elements(entry.contents)
+      guard let type = parts.first, Array(type.contents) == [0x55, 0x1D, 0x0F],
+        let bits = parts.last.flatMap({ Self.element($0.contents) })
+      else { continue }
+      // A bit string: how many bits of its last byte are none, and then the bits; the sixth is
+      // keyCertSign.
+      return (bits.contents.dropFirst().first ?? 0) & 0x04 == 0
+    }
+    return false
+  }
+
+  /// The subject's attributes, in order.
+  private static func subjectAttributes(der: [UInt8]) -> [Attribute] {
+    let fields = Self.fields(der: der)
     // serialNumber, signature, issuer, validity, subject
     guard fields.count > 4 else { return [] }
     var attributes: [Attribute] = []

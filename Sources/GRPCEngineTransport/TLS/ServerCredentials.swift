@@ -1,6 +1,11 @@
+internal import Glibc
 internal import NIOCore
 package import NIOSSL
 internal import Synchronization
+
+/// Renews credentials if they have to be, and calls what it is given when they are as they should be.
+package typealias CredentialsRefresh =
+  @Sendable (_ whenDone: @escaping @Sendable () -> Void) -> Void
 
 /// What a secure port shows and demands.
 ///
@@ -21,10 +26,43 @@ package final class ServerCredentials: Sendable {
     package let message: String
   }
 
-  private let current: Mutex<NIOSSLContext>
+  /// What connections are served with.
+  fileprivate struct Context: Sendable {
+    let context: NIOSSLContext
+    /// The only certificates that clients may show, as DER; `nil` when authorities vouch for them.
+    let pinned: Set<[UInt8]>?
+  }
 
-  /// What the next connection is served with.
-  package var context: NIOSSLContext { self.current.withLock { $0 } }
+  private let current: Mutex<Context?>
+  private let policy: TLSPolicy
+  /// Which peers are served without encryption, for being on this machine; `nil` with TLS.
+  let local: LocalConnection?
+
+  /// Makes what the next connection is served with; `nil` without TLS.
+  func makeHandler() -> NIOSSLServerHandler? {
+    guard let current = self.current.withLock({ $0 }) else { return nil }
+    guard let pinned = current.pinned else { return NIOSSLServerHandler(context: current.context) }
+    return NIOSSLServerHandler(
+      context: current.context,
+      customVerificationCallback: { certificates, promise in
+        promise.succeed(Self.isPinned(certificates.first, pinned) ? .certificateVerified : .failed)
+      }
+    )
+  }
+
+  private static func isPinned(_ certificate: NIOSSLCertificate?, _ pinned: Set<[UInt8]>) -> Bool {
+    guard let certificate, let der = try? certificate.toDERBytes() else { return false }
+    let now = time(nil)
+    return pinned.contains(der) && certificate.notValidBefore <= now
+      && now <= certificate.notValidAfter
+  }
+
+  /// Credentials that trust peers on this machine, and turn others away.
+  package init(local: LocalConnection) {
+    self.current = Mutex(nil)
+    self.policy = TLSPolicy()
+    self.local = local
+  }
 
   /// - Parameters:
   ///   - keyPairs: at least one; the one whose certificate names the host that the client asks for
@@ -32,17 +70,17 @@ package final class ServerCredentials: Sendable {
   ///   - rootCertificates: PEM of the authorities that may vouch for clients.
   ///   - requireClientAuth: whether a client without a certificate is refused. When not, one that
   ///     shows a certificate is verified all the same.
+  ///   - policy: versions and cipher suites.
   package init(
     keyPairs: [KeyPair],
     rootCertificates: [UInt8]?,
-    requireClientAuth: Bool
+    requireClientAuth: Bool,
+    policy: TLSPolicy = TLSPolicy()
   ) throws(InvalidCredentials) {
+    self.policy = policy
+    self.local = nil
     self.current = Mutex(
-      try Self.makeContext(
-        keyPairs: keyPairs,
-        rootCertificates: rootCertificates,
-        requireClientAuth: requireClientAuth
-      )
+      try ContextMaker(rootCertificates, requireClientAuth, policy).makeContext(keyPairs)
     )
   }
 
@@ -54,24 +92,43 @@ package final class ServerCredentials: Sendable {
     rootCertificates: [UInt8]?,
     requireClientAuth: Bool
   ) throws(InvalidCredentials) {
-    let context = try Self.makeContext(
-      keyPairs: keyPairs,
-      rootCertificates: rootCertificates,
-      requireClientAuth: requireClientAuth
-    )
+    let maker = try ContextMaker(rootCertificates, requireClientAuth, self.policy)
+    let context = try maker.makeContext(keyPairs)
     self.current.withLock { $0 = context }
   }
+}
 
-  private static func makeContext(
-    keyPairs: [KeyPair],
-    rootCertificates: [UInt8]?,
-    requireClientAuth: Bool
-  ) throws(InvalidCredentials) -> NIOSSLContext {
+/// Makes a context of what a port demands, and what it shows.
+private struct ContextMaker {
+  typealias KeyPair = ServerCredentials.KeyPair
+  typealias InvalidCredentials = ServerCredentials.InvalidCredentials
+
+  private let roots: [NIOSSLCertificate]?
+  private let requireClientAuth: Bool
+  private let policy: TLSPolicy
+
+  init(
+    _ rootCertificates: [UInt8]?,
+    _ requireClientAuth: Bool,
+    _ policy: TLSPolicy
+  ) throws(InvalidCredentials) {
+    if let rootCertificates {
+      self.roots = try Self.certificates(rootCertificates, "root certificates")
+    } else {
+      self.roots = nil
+    }
+    self.requireClientAuth = requireClientAuth
+    self.policy = policy
+  }
+
+  func makeContext(
+    _ keyPairs: [KeyPair]
+  ) throws(InvalidCredentials) -> ServerCredentials.Context {
     guard let first = keyPairs.first else {
       throw InvalidCredentials(message: "at least one private key and certificate chain is needed")
     }
-    let contexts = try Self.contexts(keyPairs, rootCertificates, requireClientAuth)
-    var configuration = try Self.configuration(first, rootCertificates, requireClientAuth)
+    let contexts = try self.contexts(keyPairs)
+    var configuration = try self.configuration(first)
     if contexts.count > 1 {
       configuration.sslContextCallback = { values, promise in
         let name = values.serverHostname
@@ -82,7 +139,15 @@ package final class ServerCredentials: Sendable {
         promise.succeed(override)
       }
     }
-    return try Self.context(configuration)
+    return .init(context: try Self.context(configuration), pinned: self.pinned)
+  }
+
+  /// BoringSSL takes no certificate for a trust anchor whose key usage does not let it sign others,
+  /// not even its own. grpcio does, for the one itself. Where there are only such, each is compared.
+  private var pinned: Set<[UInt8]>? {
+    guard let roots = self.roots else { return nil }
+    let anchors = roots.map { CertificateNames($0) }
+    return anchors.allSatisfy(\.mayNotSign) ? Set(anchors.map(\.der)) : nil
   }
 
   private struct NamedKeyPair: Sendable {
@@ -101,15 +166,11 @@ package final class ServerCredentials: Sendable {
     }
   }
 
-  private static func contexts(
-    _ keyPairs: [KeyPair],
-    _ roots: [UInt8]?,
-    _ requireClientAuth: Bool
-  ) throws(InvalidCredentials) -> [NamedKeyPair] {
+  private func contexts(_ keyPairs: [KeyPair]) throws(InvalidCredentials) -> [NamedKeyPair] {
     var result: [NamedKeyPair] = []
     for pair in keyPairs {
       // Made once here as well, so that a key that does not fit is an error now, not at a handshake.
-      _ = try Self.context(try Self.configuration(pair, roots, requireClientAuth))
+      _ = try Self.context(try self.configuration(pair))
       let certificates = try Self.certificates(pair.certificateChain, "certificate chain")
       result.append(
         NamedKeyPair(
@@ -122,22 +183,19 @@ package final class ServerCredentials: Sendable {
     return result
   }
 
-  private static func configuration(
-    _ pair: KeyPair,
-    _ roots: [UInt8]?,
-    _ requireClientAuth: Bool
-  ) throws(InvalidCredentials) -> TLSConfiguration {
+  private func configuration(_ pair: KeyPair) throws(InvalidCredentials) -> TLSConfiguration {
     let chain = try Self.certificates(pair.certificateChain, "certificate chain")
     var configuration = TLSConfiguration.makeServerConfiguration(
       certificateChain: chain.map { .certificate($0) },
       privateKey: .privateKey(try Self.privateKey(pair.privateKey))
     )
-    configuration.minimumTLSVersion = .tlsv12
+    configuration.minimumTLSVersion = self.policy.minimumVersion == .tls12 ? .tlsv12 : .tlsv13
+    configuration.cipherSuites = self.policy.cipherSuites.joined(separator: ":")
     configuration.applicationProtocols = ["h2"]
-    if let roots {
-      configuration.trustRoots = .certificates(try Self.certificates(roots, "root certificates"))
+    if let roots = self.roots {
+      configuration.trustRoots = .certificates(roots)
       configuration.certificateVerification =
-        requireClientAuth ? .noHostnameVerification : .optionalVerification
+        self.requireClientAuth ? .noHostnameVerification : .optionalVerification
     }
     return configuration
   }

@@ -6,7 +6,9 @@ import Testing
 
 struct BoundSocketTests {
   private func bind(_ address: ListenAddress, reusePort: Bool = false) throws -> BoundSocket {
-    try BoundSocket.bind(address, reusePort: reusePort, backlog: 8)
+    try #require(
+      BoundSocket.bind(address, reusePort: reusePort, backlog: 8).first
+    )
   }
 
   private func failure(_ address: ListenAddress) -> BoundSocket.Failure? {
@@ -91,6 +93,59 @@ struct BoundSocketTests {
       defer { socket.close() }
       #expect(self.failure(.unix(path: path))?.errno == EADDRINUSE)
       #expect(self.canConnect(to: try SocketAddress(unixDomainSocketPath: path)))
+    }
+  }
+
+  @Test(
+    "A socket whose backlog is full is in use, and nobody waits for it",
+    .timeLimit(.minutes(1))
+  )
+  func fullBacklog() throws {
+    try withTemporaryPath { path in
+      let sockets = try BoundSocket.bind(.unix(path: path), reusePort: false, backlog: 0)
+      defer { for socket in sockets { socket.close() } }
+      let waiting = try SocketConnection(to: try SocketAddress(unixDomainSocketPath: path))
+      defer { waiting.close() }
+      #expect(self.failure(.unix(path: path))?.errno == EADDRINUSE)
+      #expect(access(path, F_OK) == 0)
+    }
+  }
+
+  @Test("A successor's file stays when its predecessor closes")
+  func successor() throws {
+    try withTemporaryPath { path in
+      let socket = try self.bind(.unix(path: path))
+      // As a successor replaces it that does not ask who listens.
+      unlink(path)
+      let successor = try self.bind(.unix(path: path))
+      socket.close()
+      #expect(self.canConnect(to: try SocketAddress(unixDomainSocketPath: path)))
+      successor.close()
+      #expect(access(path, F_OK) != 0)
+    }
+  }
+
+  @Test("A host with several addresses listens on all of them, on one port")
+  func severalAddresses() throws {
+    try #require(self.failure(.host("::1", port: 0)) == nil, "this machine has no IPv6")
+    for _ in 0..<20 {
+      let sockets = try BoundSocket.bind(.host("localhost", port: 0), reusePort: true, backlog: 8)
+      defer { for socket in sockets { socket.close() } }
+      let port = try #require(sockets.first).port
+      #expect(sockets.allSatisfy { $0.port == port })
+      for host in ["127.0.0.1", "::1"] {
+        #expect(self.canConnect(to: try SocketAddress(ipAddress: host, port: port)))
+      }
+    }
+  }
+
+  @Test("Of several addresses, one that is taken refuses all")
+  func oneOfSeveralTaken() throws {
+    try #require(self.failure(.host("::1", port: 0)) == nil, "this machine has no IPv6")
+    for taken in ["127.0.0.1", "::1"] {
+      let socket = try self.bind(.host(taken, port: 0))
+      defer { socket.close() }
+      #expect(self.failure(.host("localhost", port: socket.port))?.errno == EADDRINUSE)
     }
   }
 

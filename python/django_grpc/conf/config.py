@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from django_grpc import tls
+
 
 def default_max_workers() -> int:
     """The workers of a server that names no number: processors + 4, and at most 32.
@@ -34,11 +36,16 @@ class Credentials:
             certificate. Default: none, client certificates are not asked for.
         require_client_auth: Whether a client without such a certificate is refused; one that shows
             a certificate is verified by it either way. Default: False.
+        minimum_tls_version: ``"TLSv1.2"`` or ``"TLSv1.3"``. Default: the first.
+        cipher_suites: The suites of TLS 1.2, the preferred first. Default: all that HTTP/2 allows,
+            `django_grpc.tls.CIPHER_SUITES`.
     """
 
     key_pairs: tuple[KeyPair, ...]
     root_certificates: str | None = None
     require_client_auth: bool = False
+    minimum_tls_version: str = "TLSv1.2"
+    cipher_suites: tuple[str, ...] = tuple(tls.CIPHER_SUITES)
 
     def paths(self) -> Iterator[str]:
         """Iterate over the paths of all the files."""

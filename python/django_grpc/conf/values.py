@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from django_grpc import tls
 from django_grpc.conf.config import (
     DEFAULT_HEALTH_CHECKS,
     AccessLog,
@@ -120,7 +121,14 @@ def parse_host(value: Any) -> str:
     return value.strip()
 
 
-_CREDENTIAL_KEYS = ("private_key", "certificate_chain", "root_certificates", "require_client_auth")
+_CREDENTIAL_KEYS = (
+    "private_key",
+    "certificate_chain",
+    "root_certificates",
+    "require_client_auth",
+    "minimum_tls_version",
+    "cipher_suites",
+)
 
 
 def parse_credentials(value: Any) -> Credentials | None:
@@ -135,9 +143,8 @@ def parse_credentials(value: Any) -> Credentials | None:
         raise Invalid(
             f" must be a list with at least one dictionary, or None, not {value!r}.", hint
         )
-    # The last two hold for the whole listener: any entry may give them, and all must agree.
-    root_certificates: set[str] = set()
-    require_client_auth: set[bool] = set()
+    # All but the pair hold for the whole listener: any entry may give them, and all must agree.
+    shared: dict[str, set[Any]] = {name: set() for name in _CREDENTIAL_KEYS[2:]}
     pairs = []
     for index, entry in enumerate(value):
         if not isinstance(entry, Mapping):
@@ -155,32 +162,56 @@ def parse_credentials(value: Any) -> Credentials | None:
                 )
             paths[name] = os.fspath(path)
         if "root_certificates" in paths:
-            root_certificates.add(paths.pop("root_certificates"))
-        if "require_client_auth" in entry:
-            try:
-                require_client_auth.add(parse_bool(entry["require_client_auth"]))
-            except Invalid as invalid:
-                raise invalid.inside(f"[{index}]['require_client_auth']") from None
+            shared["root_certificates"].add(paths.pop("root_certificates"))
+        for name, parse in _SHARED_CREDENTIAL_KEYS.items():
+            if name in entry:
+                try:
+                    shared[name].add(parse(entry[name]))
+                except Invalid as invalid:
+                    raise invalid.inside(f"[{index}]['{name}']") from None
         pairs.append(KeyPair(**paths))
-    for name, given in (
-        ("root_certificates", root_certificates),
-        ("require_client_auth", require_client_auth),
-    ):
+    for name, given in shared.items():
         if len(given) > 1:
             raise Invalid(
                 f" has entries that disagree about '{name}'.",
                 "It holds for the whole server: give it in one entry.",
             )
-    if True in require_client_auth and not root_certificates:
+    if True in shared["require_client_auth"] and not shared["root_certificates"]:
         raise Invalid(
             " has 'require_client_auth' without 'root_certificates'.",
             "Add 'root_certificates': the path of the PEM file with the clients' authorities.",
         )
-    return Credentials(
-        key_pairs=tuple(pairs),
-        root_certificates=next(iter(root_certificates), None),
-        require_client_auth=True in require_client_auth,
-    )
+    common = {name: values.pop() for name, values in shared.items() if values}
+    return Credentials(key_pairs=tuple(pairs), **common)
+
+
+def _parse_tls_version(value: Any) -> str:
+    if not isinstance(value, str) or value not in tls.VERSIONS:
+        raise Invalid(
+            f" must be {' or '.join(map(repr, tls.VERSIONS))}, not {value!r}.",
+            "HTTP/2 allows no lower version.",
+        )
+    return value
+
+
+def _parse_cipher_suites(value: Any) -> tuple[str, ...]:
+    names = ", ".join(tls.CIPHER_SUITES.values())
+    if not isinstance(value, list | tuple) or not value:
+        raise Invalid(f" must be a list of cipher suites, not {value!r}.", f"Choose of: {names}.")
+    for suite in value:
+        if suite not in tls.CIPHER_SUITES and suite not in tls.CIPHER_SUITES.values():
+            raise Invalid(
+                f" holds {suite!r}, which is no cipher suite of TLS 1.2 that HTTP/2 allows.",
+                f"Choose of: {names}. Those of TLS 1.3 are fixed.",
+            )
+    return tuple(value)
+
+
+_SHARED_CREDENTIAL_KEYS: dict[str, Callable[[Any], Any]] = {
+    "require_client_auth": parse_bool,
+    "minimum_tls_version": _parse_tls_version,
+    "cipher_suites": _parse_cipher_suites,
+}
 
 
 def parse_workers(value: Any) -> int:

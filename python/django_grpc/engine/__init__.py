@@ -13,7 +13,14 @@ import grpc
 
 from django_grpc.engine import loops
 from django_grpc.engine._bindings import AbortError, Metadatum
-from django_grpc.engine.credentials import ServerCredentials, ssl_server_credentials
+from django_grpc.engine.credentials import (
+    ServerCertificateConfiguration,
+    ServerCredentials,
+    dynamic_ssl_server_credentials,
+    local_server_credentials,
+    ssl_server_certificate_configuration,
+    ssl_server_credentials,
+)
 from django_grpc.engine.options import ChannelArgument, configuration
 from django_grpc.engine.pools import pool_size
 from django_grpc.engine.sync import Server
@@ -28,8 +35,12 @@ __all__ = [
     "AbortError",
     "Metadatum",
     "Server",
+    "ServerCertificateConfiguration",
     "ServerCredentials",
+    "dynamic_ssl_server_credentials",
+    "local_server_credentials",
     "server",
+    "ssl_server_certificate_configuration",
     "ssl_server_credentials",
 ]
 

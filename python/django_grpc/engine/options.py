@@ -57,6 +57,7 @@ CHANNEL_ARGUMENTS: dict[str, Mapping] = {
     "grpc.server_handshake_timeout_ms": Mapping("handshake_timeout_ms", 1),
     "grpc.so_reuseport": Mapping("reuse_port", 0, 1),
     "grpc.default_compression_algorithm": Mapping("compression", 0, 2),
+    "grpc.compression_enabled_algorithms_bitset": Mapping("enabled_compression", 0),
     "django_grpc.max_connections": Mapping("max_connections", 1, is_limit=True),
     "django_grpc.max_held_workers": Mapping("max_held_workers", 0),
     "django_grpc.event_loop_threads": Mapping("event_loop_threads", 1, 1024),

@@ -143,14 +143,17 @@ class Server(grpc.Server):
         if not isinstance(server_credentials, ServerCredentials):
             raise TypeError(
                 "add_secure_port() needs credentials made by "
-                "django_grpc.engine.ssl_server_credentials(); those of grpc keep their keys where "
-                "only grpc can read them."
+                "django_grpc.engine.ssl_server_credentials() or its like; those of grpc keep their "
+                "keys where only grpc can read them."
             )
-        return self._add_port(address, server_credentials.native)
+        return self._add_port(address, server_credentials)
 
-    def _add_port(self, address: str | bytes, credentials: _engine.ServerCredentials | None) -> int:
+    def _add_port(self, address: str | bytes, credentials: ServerCredentials | None) -> int:
         text = address.decode() if isinstance(address, bytes) else address
-        return self._bind(text, lambda text: self.native.add_port(text, credentials))
+        native, refresh = (
+            (None, None) if credentials is None else (credentials.native, credentials.refresh)
+        )
+        return self._bind(text, lambda text: self.native.add_port(text, native, refresh))
 
     def _bind(self, text: str, bind: Callable[[str], int]) -> int:
         try:

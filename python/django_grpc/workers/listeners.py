@@ -3,13 +3,18 @@
 import contextlib
 import errno
 import os
+import resource
 import socket
 import stat
+from collections.abc import Iterable
 
 from django_grpc.addresses import is_unix
 
 #: Connections that the kernel keeps until they are accepted; the engine's own figure.
 BACKLOG = 1024
+
+#: How often a port that was free for one of a host's addresses only is given back for another.
+_MOST_TRIES = 16
 
 _WILDCARDS = ("", "*", "::", "[::]", "0.0.0.0")  # noqa: S104 - what to recognise
 
@@ -34,31 +39,42 @@ class ListeningSocket:
         self.socket = bound
         self.address = address
         self._path = path
+        self._file = None if path is None else _identity(path)
 
     def close(self) -> None:
-        """Stop listening, and remove the file."""
+        """Stop listening, and remove the file, if it is still the one that was made here.
+
+        A successor may listen there already. The file goes first: while the socket is open no other
+        file gets its number. One that another process puts there between the look and the removal
+        is lost: unlink(2) takes no more than a path.
+        """
+        if self._path is not None and self._file == _identity(self._path):
+            _remove(self._path)
+        self._path = None
         self.socket.close()
-        if self._path is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
 
 
-def bind(address: str, *, reuse_port: bool = False) -> ListeningSocket:
-    """Listen on an address.
+def bind(address: str, *, reuse_port: bool = False) -> list[ListeningSocket]:
+    """Listen on an address, as the engine does: without waiting for a peer.
 
     Args:
         address: ``host:port``, ``unix:PATH`` or ``unix-abstract:NAME``. A wildcard host is every
             address, IPv4 and IPv6.
         reuse_port: Whether others may listen on it, too.
 
+    Returns:
+        At least one socket. A host that has several addresses, as ``localhost`` has for IPv4 and
+        IPv6, gets one for each, all with one port; those of a family that the machine does not have
+        are left out.
+
     Raises:
         OSError: It can't be bound.
     """
     if is_unix(address):
-        return _bind_unix(address)
+        return [_bind_unix(address)]
     host, _, port = address.rpartition(":")
-    bound = _bind_tcp(host, int(port), reuse_port)
-    return ListeningSocket(bound, f"{host}:{bound.getsockname()[1]}")
+    found = _bind_tcp(host, int(port), reuse_port)
+    return [ListeningSocket(bound, f"{host}:{bound.getsockname()[1]}") for bound in found]
 
 
 def adopt(descriptor: int) -> ListeningSocket:
@@ -73,6 +89,23 @@ def adopt(descriptor: int) -> ListeningSocket:
         raise OSError(errno.EINVAL, f"descriptor {descriptor} is no socket that listens")
     bound.set_inheritable(False)
     return ListeningSocket(bound, _name(bound))
+
+
+def addresses(listening: Iterable[ListeningSocket]) -> str:
+    """Name the addresses for people; the sockets of one host have one between them."""
+    return ", ".join(dict.fromkeys(it.address for it in listening))
+
+
+def why_not_accepted(error: OSError) -> str:
+    """Say, for the operator, why connections wait to be accepted."""
+    if error.errno != errno.EMFILE:
+        return f"Accepting connections pauses: {error.strerror}."
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        f"Accepting connections pauses: all {limit} file descriptors that this process may open "
+        "(RLIMIT_NOFILE) are in use. Raise the limit with 'ulimit -n', or LimitNOFILE= in a "
+        "systemd unit."
+    )
 
 
 def address_of(descriptor: int) -> str:
@@ -93,31 +126,56 @@ def _name(bound: socket.socket) -> str:
     return f"{host}:{name[1]}"
 
 
-def _bind_tcp(host: str, port: int, reuse_port: bool) -> socket.socket:
+def _bind_tcp(host: str, port: int, reuse_port: bool) -> list[socket.socket]:
     host = host.removeprefix("[").removesuffix("]")
-    # One dual-stack socket serves both families; a machine without IPv6 gets the other.
-    candidates = [host]
-    if host in _WILDCARDS and host != "0.0.0.0":  # noqa: S104
-        candidates = ["::", "0.0.0.0"]  # noqa: S104
-    missing: OSError | None = None
-    for candidate in candidates:
+    if host in _WILDCARDS:
+        # One dual-stack socket serves both families; a machine without IPv6 gets the other.
+        candidates = ("::", "0.0.0.0") if host != "0.0.0.0" else (host,)  # noqa: S104
+        addresses = [it for candidate in candidates for it in _resolve(candidate, port)]
+        return _bind_addresses(addresses, reuse_port, most=1)
+    # RFC 6761 section 6.3: it is both, whatever the machine's list of hosts says.
+    names = ("127.0.0.1", "::1") if host.lower() == "localhost" else (host,)
+    addresses = [it for name in names for it in _resolve(name, port)]
+    for _ in range(_MOST_TRIES - 1 if port == 0 else 0):
         try:
-            found = socket.getaddrinfo(
-                candidate, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-        except socket.gaierror as error:
-            raise OSError(
-                errno.EADDRNOTAVAIL, f"cannot resolve '{candidate}': {error.strerror}"
-            ) from error
-        for family, _, _, _, name in found:
-            try:
-                return _bind_family(family, name, reuse_port)
-            except OSError as error:
-                # A taken port is the answer; only a family that is missing is worth another try.
-                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                    raise
-                missing = error
-    raise missing or OSError(errno.EADDRNOTAVAIL, f"no address for '{host}'")
+            return _bind_addresses(addresses, reuse_port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    return _bind_addresses(addresses, reuse_port)
+
+
+def _resolve(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise OSError(errno.EADDRNOTAVAIL, f"cannot resolve '{host}': {error.strerror}") from error
+    return [(family, name) for family, _, _, _, name in found]
+
+
+def _bind_addresses(
+    addresses: list[tuple[int, tuple[object, ...]]], reuse_port: bool, most: int | None = None
+) -> list[socket.socket]:
+    """Bind addresses, with the port that the first got where theirs is 0."""
+    bound: list[socket.socket] = []
+    missing: OSError | None = None
+    for family, (host, port, *rest) in addresses:
+        if bound:
+            port = bound[0].getsockname()[1]
+        try:
+            bound.append(_bind_family(family, (host, port, *rest), reuse_port))
+        except OSError as error:
+            # A taken port is the answer; only an address that the machine lacks is left out.
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                for it in bound:
+                    it.close()
+                raise
+            missing = error
+        if len(bound) == most:
+            break
+    if not bound:
+        raise missing or OSError(errno.EADDRNOTAVAIL, "the host has no address")
+    return bound
 
 
 def _bind_family(family: int, name: tuple[object, ...], reuse_port: bool) -> socket.socket:
@@ -141,8 +199,7 @@ def _bind_unix(address: str) -> ListeningSocket:
     is_abstract = scheme == "unix-abstract"
     if not is_abstract:
         name = name.removeprefix("//")
-        if _is_stale(name):
-            os.unlink(name)
+        _remove_stale(name)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         bound.bind(f"\0{name}" if is_abstract else name)
@@ -155,15 +212,44 @@ def _bind_unix(address: str) -> ListeningSocket:
     return ListeningSocket(bound, address, None if is_abstract else name)
 
 
-def _is_stale(path: str) -> bool:
-    """Whether a path is a socket that nobody listens on: left over, so that it may be replaced."""
+def _remove_stale(path: str) -> None:
+    """Remove a socket's file that nobody listens on, as a crashed process leaves it.
+
+    Of two processes that do so in the same instant one may lose its new file to the other.
+    """
+    found = _identity(path)
+    if found is not None and _is_deaf(path) and found == _identity(path):
+        _remove(path)
+
+
+def _is_deaf(path: str) -> bool:
+    """Whether a path is a socket on which nobody listens.
+
+    It asks without waiting: a connection to one whose backlog is full would wait until somebody
+    accepts.
+    """
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return False
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
             probe.connect(path)
     except ConnectionRefusedError:
         return True
     except OSError:
         return False
     return False
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file a path leads to; None: there is none."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

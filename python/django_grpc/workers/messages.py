@@ -35,7 +35,7 @@ class Inheritance:
         released: The eventfd that is raised for each connection that has gone.
         board: The file of the shared memory.
         slot: The worker's place in it.
-        metrics: The socket that listens for metrics; None: there is none.
+        metrics: The sockets that listen for metrics.
         address: Where the parent listens.
         is_first: Whether it is the first with this code: it runs the checks, and lists the
             handlers, for all.
@@ -46,14 +46,13 @@ class Inheritance:
     released: int
     board: int
     slot: int
-    metrics: int | None
+    metrics: list[int]
     address: str
     is_first: bool
 
     def descriptors(self) -> list[int]:
         """Return the descriptors to leave open."""
-        found = [self.control, self.intake, self.released, self.board]
-        return found if self.metrics is None else [*found, self.metrics]
+        return [self.control, self.intake, self.released, self.board, *self.metrics]
 
     def variables(self) -> dict[str, str]:
         """Return the environment variable to add."""

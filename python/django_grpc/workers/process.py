@@ -50,7 +50,7 @@ class WorkerProcess:
         slot: int,
         *,
         generation: int,
-        metrics: int | None,
+        metrics: list[int],
         address: str,
         is_first: bool,
     ) -> None:

@@ -14,7 +14,12 @@ from django_grpc.workers import messages, systemd
 from django_grpc.workers.balance import Balancer, accept
 from django_grpc.workers.board import Board
 from django_grpc.workers.crashes import EARLY, LIMIT, CrashLoop
-from django_grpc.workers.listeners import BACKLOG, ListeningSocket
+from django_grpc.workers.listeners import (
+    BACKLOG,
+    ListeningSocket,
+    addresses,
+    why_not_accepted,
+)
 from django_grpc.workers.messages import Plan
 from django_grpc.workers.process import State, WorkerProcess
 from django_grpc.workers.recycling import draw_max_calls, why_to_replace
@@ -65,7 +70,7 @@ class Supervisor:
         self,
         plan: Plan,
         listeners: Sequence[ListeningSocket],
-        metrics: ListeningSocket | None,
+        metrics: Sequence[ListeningSocket],
         *,
         write: Callable[[str], object],
         on_up: Callable[[Plan], object],
@@ -75,7 +80,7 @@ class Supervisor:
         Args:
             plan: The parent's part of the settings.
             listeners: Sockets to accept on; closed when the server stops.
-            metrics: A socket for the workers to serve metrics on; closed at the end.
+            metrics: Sockets for the workers to serve metrics on; closed with the others.
             write: Prints a line for the operator.
             on_up: Called once, when all workers serve.
         """
@@ -102,6 +107,7 @@ class Supervisor:
         self._is_accepting = False
         self._has_dead = False
         self._accept_again_at = 0.0
+        self._complained_at = -_PERIOD  # about connections that can't be accepted
         self._waiting: socket.socket | None = None  # a connection that no worker took yet
         self._sampled_at = time.monotonic()
         self._stop_reason: str | None = None
@@ -134,8 +140,8 @@ class Supervisor:
             worker.kill()
         for listening in self._listeners:
             listening.close()
-        if self._metrics is not None:
-            self._metrics.close()
+        for listening in self._metrics:
+            listening.close()
         self._selector.close()
 
     # Time
@@ -245,8 +251,8 @@ class Supervisor:
                 self._board,
                 slot,
                 generation=self._generation,
-                metrics=None if self._metrics is None else self._metrics.socket.fileno(),
-                address=", ".join(it.address for it in self._listeners),
+                metrics=[it.socket.fileno() for it in self._metrics],
+                address=addresses(self._listeners),
                 is_first=self._generation != self._proved_generation,
             )
         except OSError as error:
@@ -430,8 +436,11 @@ class Supervisor:
                 if is_full or self._waiting is not None:
                     return
         except OSError as error:  # no more descriptors, mostly
-            logger.warning("Connections can't be accepted for a moment: %s.", error)
-            self._accept_again_at = time.monotonic() + _BACKOFF
+            now = time.monotonic()
+            self._accept_again_at = now + _BACKOFF
+            if now - self._complained_at >= _PERIOD:
+                self._complained_at = now
+                logger.warning("%s", why_not_accepted(error))
 
     def _give_waiting(self) -> None:
         if self._waiting is not None and self._balancer.give(self._waiting, self._workers):
@@ -464,7 +473,8 @@ class Supervisor:
                 self._accept(listening, BACKLOG)
         self._is_draining = True
         self._listen_or_not(time.monotonic())
-        for listening in self._listeners:
+        # Those of the metrics too, as a successor needs them: the workers let go of theirs.
+        for listening in (*self._listeners, *self._metrics):
             listening.close()
         if self._waiting is not None:
             self._waiting.close()

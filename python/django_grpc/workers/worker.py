@@ -53,8 +53,8 @@ class WorkerPlace(Place):
         """Take the connections that the parent gives, and serve metrics where it listens."""
         self._server = server
         server.adopt_connections(self._inheritance.intake, self._inheritance.released, credentials)
-        if self._inheritance.metrics is not None:
-            server.add_metrics_port(f"fd:{self._inheritance.metrics}")
+        for descriptor in self._inheritance.metrics:
+            server.add_metrics_port(f"fd:{descriptor}")
         return self._inheritance.address
 
     def started(self) -> None:

@@ -8,7 +8,7 @@ import ipaddress
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
@@ -48,7 +48,11 @@ class Authority:
         self.certificate = certificate.public_bytes(serialization.Encoding.PEM)
 
     def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, days_ago: int = 0
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
+        *,
+        days_ago: int = 0,
     ) -> x509.CertificateBuilder:
         then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days_ago)
         return (
@@ -70,9 +74,14 @@ class Authority:
         emails: tuple[str, ...] = (),
         addresses: tuple[str, ...] = (),
         expired: bool = False,
+        is_rsa: bool = False,
     ) -> KeyPair:
         """A key pair with the given names, valid for a day or, if `expired`, no longer."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey = (
+            rsa.generate_private_key(65537, 2048)
+            if is_rsa
+            else ec.generate_private_key(ec.SECP256R1())
+        )
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         builder = self._builder(subject, key.public_key(), days_ago=3 if expired else 0)
         names: list[x509.GeneralName] = [
@@ -93,11 +102,36 @@ class Authority:
             )
             .sign(self._key, hashes.SHA256())
         )
-        return KeyPair(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            ),
-            certificate.public_bytes(serialization.Encoding.PEM),
-        )
+        return _key_pair(key, certificate)
+
+
+def self_signed(common_name: str, *extensions: tuple[x509.ExtensionType, bool]) -> KeyPair:
+    """A key pair that has signed itself, with extensions, and whether each is critical."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+    )
+    for extension, is_critical in extensions:
+        builder = builder.add_extension(extension, is_critical)
+    return _key_pair(key, builder.sign(key, hashes.SHA256()))
+
+
+def _key_pair(
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, certificate: x509.Certificate
+) -> KeyPair:
+    return KeyPair(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+        certificate.public_bytes(serialization.Encoding.PEM),
+    )

@@ -134,6 +134,7 @@ class RawConnection:
         handshake: bool = True,
         opens_windows: bool = True,
         ssl_context: ssl.SSLContext | None = None,
+        ssl_session: ssl.SSLSession | None = None,
     ) -> None:
         """Connect.
 
@@ -144,6 +145,7 @@ class RawConnection:
             handshake: whether to send preface and SETTINGS at all.
             opens_windows: whether to answer DATA with WINDOW_UPDATE.
             ssl_context: for TLS; its ALPN protocols are the test's to set.
+            ssl_session: one of an earlier connection with this context, to be resumed.
         """
         if isinstance(address, str):
             self.socket = socket.socket(socket.AF_UNIX)
@@ -153,7 +155,9 @@ class RawConnection:
             self.socket = socket.create_connection(address, timeout=_PATIENCE)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if ssl_context is not None:
-            self.socket = ssl_context.wrap_socket(self.socket, server_hostname="localhost")
+            self.socket = ssl_context.wrap_socket(
+                self.socket, server_hostname="localhost", session=ssl_session
+            )
         self.encoder = Encoder()
         self.decoder = Decoder()
         self.opens_windows = opens_windows

@@ -27,9 +27,11 @@ if OURS:
     from django_grpc import engine
 
     create_server: Callable[..., grpc.Server] = engine.server
+    credentials: Any = engine
     ssl_server_credentials: Callable[..., Any] = engine.ssl_server_credentials
 else:
     create_server = grpc.server
+    credentials = grpc
     ssl_server_credentials = grpc.ssl_server_credentials
 
 #: The logger that a servicer's faults are reported to.

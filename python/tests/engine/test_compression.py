@@ -276,3 +276,58 @@ def test_errors_need_no_compression(serve):
     )
     error = failure(lambda: served.run("unary_unary", "Fail"))
     assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "why")
+
+
+@pytest.mark.parametrize(
+    ("bits", "accepted"),
+    [
+        (0b000, {"identity"}),
+        (0b001, {"identity"}),
+        (0b011, {"identity", "deflate"}),
+        (0b101, {"identity", "gzip"}),
+        (0b111, {"identity", "deflate", "gzip"}),
+    ],
+)
+def test_algorithms_can_be_disabled(serve, bits, accepted):
+    """grpc.compression_enabled_algorithms_bitset: others are UNIMPLEMENTED, and are not used."""
+    ran = []
+    served = serve(
+        {"Echo": unary_unary(lambda r, _c: ran.append(1) or r)},
+        options=[
+            ("grpc.compression_enabled_algorithms_bitset", bits),
+            ("grpc.default_compression_algorithm", 2),
+        ],
+    )
+    answer = ask(served, message(b"x"))
+    listed = set(answer.header("grpc-accept-encoding").replace(",", " ").split())
+    # grpcio leaves identity out with 0, though it always takes it.
+    assert listed | {"identity"} == accepted
+    for name in ("deflate", "gzip"):
+        ran.clear()
+        packed = message(COMPRESS[name](PAYLOAD), compressed=1)
+        answer = ask(served, packed, [("grpc-encoding", name)])
+        if name in accepted:
+            assert (answer.grpc_status, ran) == (0, [1])
+        else:
+            assert answer.grpc_status == 12
+            assert answer.grpc_message == f"Compression algorithm '{name}' is disabled."
+            assert ran == []
+    offers = [("grpc-accept-encoding", "identity, deflate, gzip")]
+    used = ask(served, message(PAYLOAD), offers).header("grpc-encoding")
+    assert used == ("gzip" if "gzip" in accepted else None)
+
+
+@ours_only("grpcio uses what a servicer asks for, whatever is enabled")
+def test_servicer_cannot_use_what_is_disabled(serve):
+    """set_compression() of it is as if there were none."""
+
+    def work(request, context):
+        context.set_compression(grpc.Compression.Gzip)
+        return request
+
+    served = serve(
+        {"Echo": unary_unary(work)},
+        options=[("grpc.compression_enabled_algorithms_bitset", 0b011)],
+    )
+    offers = [("grpc-accept-encoding", "identity, deflate, gzip")]
+    assert ask(served, message(PAYLOAD), offers).header("grpc-encoding") is None

@@ -6,6 +6,8 @@ import http.client
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -13,7 +15,17 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from .support import OURS, PATIENCE, SERVICE, echo, eventually, failure, unary_stream, unary_unary
+from .support import (
+    OURS,
+    PATIENCE,
+    SERVICE,
+    create_server,
+    echo,
+    eventually,
+    failure,
+    unary_stream,
+    unary_unary,
+)
 
 pytestmark = pytest.mark.skipif(not OURS, reason="grpcio has no figures")
 
@@ -254,21 +266,73 @@ def test_what_is_no_http_does_no_harm(measured, request_bytes):
     assert operator.ask("/livez")[0] == 200
 
 
-def test_figures_go_on_while_a_drain_waits(measured, gate):
-    """Until the last call has ended, an operator can see it, and that the server is not ready."""
+def test_port_is_given_back_when_a_drain_begins(measured, gate):
+    """A successor may have it at once; a connection that is open gets one more answer."""
     opened = gate()
     served, operator = measured({"Hold": unary_unary(lambda *_: opened.pass_through() or b"")})
     call = served.unary_unary("Hold").future(b"", timeout=PATIENCE)
     assert eventually(lambda: operator.value("grpc_server_in_flight", grpc_method="Hold") == 1)
+    kept = http.client.HTTPConnection("127.0.0.1", operator.address, timeout=PATIENCE)
+    kept.request("GET", "/readyz")
+    assert kept.getresponse().read() == b"ok\n"
     stopped = served.server.stop(PATIENCE)
-    assert operator.ask("/readyz")[0] == 503
-    assert operator.ask("/livez")[0] == 200
-    assert operator.value("grpc_server_in_flight", grpc_method="Hold") == 1
+    successor = create_server()
+    assert successor.add_metrics_port(f"127.0.0.1:{operator.address}") == operator.address
+    successor.start()
+    assert operator.ask("/readyz")[0] == 200
+    assert not [it for it in operator.samples() if it.labels.get("grpc_method") == "Hold"]
+    kept.request("GET", "/readyz")
+    answer = kept.getresponse()
+    assert (answer.status, answer.getheader("connection")) == (503, "close")
+    kept.close()
     opened.set()
     assert call.result() == b""
     assert stopped.wait(PATIENCE)
-    with pytest.raises(OSError):  # noqa: PT011 - refused or reset, whichever the system says
-        operator.ask("/livez")
+    assert successor.stop(0).wait(PATIENCE)
+
+
+_FLOODED = r"""
+import os, socket, sys
+from django_grpc import engine
+server = engine.server()
+port = server.add_metrics_port("127.0.0.1:0")
+server.start()
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+
+def ask(path):
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"GET %s HTTP/1.1\r\nconnection: close\r\n\r\n" % path)
+        while connection.recv(65536):
+            pass
+
+ask(b"/metrics")
+before = resident()
+flood = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
+for connection in flood:
+    connection.setblocking(False)
+    try:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n" * 12000)
+    except BlockingIOError:
+        pass
+for _ in range(20):
+    ask(b"/livez")
+print(resident() - before)
+os._exit(0)
+"""
+
+
+def test_requests_that_nobody_reads_the_answers_of_cost_little():
+    """400 KB of them, eight times; each answer has 15 KB and more."""
+    run = subprocess.run(
+        [sys.executable, "-c", _FLOODED],
+        check=True,
+        stdout=subprocess.PIPE,
+        timeout=PATIENCE * 2,
+    )
+    assert int(run.stdout) < 32 * 1024
 
 
 def test_address_that_is_taken(serve):

@@ -7,8 +7,11 @@ import ssl
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from .certificates import Authority
+from . import support
+from .certificates import Authority, self_signed
 from .support import (
     PATIENCE,
     SERVICE,
@@ -43,7 +46,7 @@ def auth_contexts():
 def secure(serve, server_pair, auth_contexts):
     """Start a server with TLS whose Echo records who called."""
 
-    def start(root_certificates=None, require_client_auth=False):
+    def start(root_certificates=None, require_client_auth=False, pair=server_pair):
         def record(request, context):
             auth_contexts.append(
                 (context.peer_identities(), context.peer_identity_key(), context.auth_context())
@@ -51,7 +54,7 @@ def secure(serve, server_pair, auth_contexts):
             return request
 
         credentials = ssl_server_credentials(
-            [(server_pair.private_key, server_pair.certificate)],
+            [(pair.private_key, pair.certificate)],
             root_certificates,
             require_client_auth,
         )
@@ -375,3 +378,264 @@ def test_credentials_that_cannot_be_renewed_stay(serve, authority, server_pair):
     with pytest.raises(ValueError, match="no PEM certificate"):
         credentials.renew([(server_pair.private_key, b"nonsense")])
     assert call(served, authority) == b"x"
+
+
+# Versions and cipher suites
+
+
+@pytest.fixture(scope="module")
+def rsa_pair(authority):
+    """A server's certificate with which every kind of key exchange of TLS 1.2 is possible."""
+    return authority.issue("localhost", dns=("localhost",), addresses=("127.0.0.1",), is_rsa=True)
+
+
+def tls12(authority, suites):
+    """A client that offers TLS 1.2 with these suites, and nothing else."""
+    context = context_for(authority, "h2")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(f"{suites}:@SECLEVEL=0")
+    return context
+
+
+@pytest.mark.parametrize(
+    "suites",
+    [
+        "AES128-GCM-SHA256:AES256-GCM-SHA384",  # RSA key exchange
+        "AES128-SHA:AES256-SHA",  # and CBC
+        "ECDHE-RSA-AES128-SHA:ECDHE-RSA-AES256-SHA",
+        "ECDHE-RSA-AES128-SHA256:ECDHE-RSA-AES256-SHA384",
+        "DHE-RSA-AES128-GCM-SHA256",
+    ],
+)
+def test_cipher_suites_that_http2_prohibits_are_refused(serve, authority, rsa_pair, suites):
+    """RFC 9113 appendix A names them."""
+    credentials = ssl_server_credentials([(rsa_pair.private_key, rsa_pair.certificate)])
+    served = serve(credentials=credentials)
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        served.raw(ssl_context=tls12(authority, suites))
+    assert call(served, authority) == b"x"
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        "ECDHE-RSA-AES128-GCM-SHA256",
+        "ECDHE-RSA-AES256-GCM-SHA384",
+        pytest.param("ECDHE-RSA-CHACHA20-POLY1305", marks=ours_only("grpcio leaves it out")),
+    ],
+)
+def test_cipher_suites_that_http2_allows(serve, authority, rsa_pair, suite):
+    """All of TLS 1.2 with ephemeral keys and authenticated encryption."""
+    credentials = ssl_server_credentials([(rsa_pair.private_key, rsa_pair.certificate)])
+    served = serve(credentials=credentials)
+    assert served.raw(ssl_context=tls12(authority, suite)).call(ECHO, b"x").messages == [b"x"]
+
+
+@ours_only("grpcio has an environment variable")
+@pytest.mark.parametrize(
+    "name", ["ECDHE-RSA-AES256-GCM-SHA384", "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"]
+)
+def test_cipher_suites_can_be_chosen(serve, authority, rsa_pair, name):
+    """By either of their names; others are refused then."""
+    credentials = ssl_server_credentials(
+        [(rsa_pair.private_key, rsa_pair.certificate)], cipher_suites=[name]
+    )
+    served = serve(credentials=credentials)
+    chosen = tls12(authority, "ECDHE-RSA-AES256-GCM-SHA384")
+    assert served.raw(ssl_context=chosen).call(ECHO, b"x").messages == [b"x"]
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        served.raw(ssl_context=tls12(authority, "ECDHE-RSA-AES128-GCM-SHA256"))
+
+
+@ours_only("grpcio has no such argument")
+def test_lowest_version_can_be_raised(serve, authority, server_pair):
+    """TLS 1.2 is refused then."""
+    credentials = ssl_server_credentials(
+        [(server_pair.private_key, server_pair.certificate)], minimum_tls_version="TLSv1.3"
+    )
+    served = serve(credentials=credentials)
+    assert call(served, authority) == b"x"
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        served.raw(ssl_context=tls12(authority, "ECDHE+AESGCM"))
+
+
+@ours_only("grpcio has no such arguments")
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"minimum_tls_version": "TLSv1.1"}, "must be TLSv1.2 or TLSv1.3, not 'TLSv1.1'"),
+        (
+            {"cipher_suites": ["AES128-SHA"]},
+            "'AES128-SHA' is no cipher suite of TLS 1.2 that HTTP/2",
+        ),
+        ({"cipher_suites": []}, "at least one"),
+    ],
+)
+def test_policies_that_http2_prohibits_are_a_value_error(server_pair, arguments, complaint):
+    """The sentence names what there is."""
+    with pytest.raises(ValueError, match=complaint):
+        ssl_server_credentials([(server_pair.private_key, server_pair.certificate)], **arguments)
+
+
+# What the handshake came to
+
+
+def test_auth_context_tells_of_the_handshake(secure, authority, auth_contexts):
+    """The host that was asked for, the version, the group, and that it is a new session."""
+    served = secure()
+    call(served, authority)
+    auth = auth_contexts[0][2]
+    assert auth["ssl_tls_version"] == [b"TLSv1.3"]
+    assert auth["ssl_session_reused"] == [b"false"]
+    assert auth["ssl_negotiated_key_exchange_group"] in ([b"X25519MLKEM768"], [b"X25519"])
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("group", ["prime256v1", "secp384r1", "X25519"])
+def test_auth_context_names_the_group(secure, authority, rsa_pair, auth_contexts, version, group):
+    """By OpenSSL's names, for either version of TLS."""
+    context = context_for(authority, "h2")
+    context.minimum_version = context.maximum_version = version
+    context.set_ecdh_curve(group)
+    secure(pair=rsa_pair).raw(ssl_context=context).call(ECHO, b"x")
+    auth = auth_contexts[0][2]
+    assert auth["ssl_negotiated_key_exchange_group"] == [group.encode()]
+    names = {ssl.TLSVersion.TLSv1_2: b"TLSv1.2", ssl.TLSVersion.TLSv1_3: b"TLSv1.3"}
+    assert auth["ssl_tls_version"] == [names[version]]
+
+
+def test_auth_context_names_the_host_that_was_asked_for(secure, authority, auth_contexts):
+    """As the client's server_hostname; without one there is no such property."""
+    credentials = grpc.ssl_channel_credentials(authority.certificate)
+    served = secure()
+    for options, expected in (
+        ([("grpc.ssl_target_name_override", "localhost")], [b"localhost"]),
+        ([], None),
+    ):
+        with grpc.secure_channel(f"127.0.0.1:{served.port}", credentials, options) as channel:
+            channel.unary_unary(ECHO)(b"x", timeout=PATIENCE)
+        assert auth_contexts[-1][2].get("ssl_requested_server_name") == expected
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_auth_context_tells_that_a_session_was_resumed(secure, authority, auth_contexts, version):
+    """A client that comes back with the ticket of an earlier connection."""
+    context = context_for(authority, "h2")
+    context.minimum_version = context.maximum_version = version
+    served = secure()
+    session = None
+    for expected in (b"false", b"true"):
+        connection = served.raw(ssl_context=context, ssl_session=session)
+        assert connection.call(ECHO, b"x").messages == [b"x"]
+        assert connection.socket.session_reused == (expected == b"true")
+        assert auth_contexts[-1][2]["ssl_session_reused"] == [expected]
+        session = connection.socket.session
+
+
+# Clients that vouch for themselves
+
+
+@pytest.mark.parametrize(
+    "extensions",
+    [
+        [],
+        [(x509.BasicConstraints(ca=True, path_length=None), True)],
+        [(x509.BasicConstraints(ca=False, path_length=None), True)],
+        [
+            (x509.BasicConstraints(ca=False, path_length=None), True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), False),
+        ],
+        [
+            (x509.BasicConstraints(ca=False, path_length=None), True),
+            (
+                x509.KeyUsage(
+                    digital_signature=True,
+                    key_cert_sign=False,
+                    crl_sign=False,
+                    content_commitment=False,
+                    key_encipherment=False,
+                    data_encipherment=False,
+                    key_agreement=False,
+                    encipher_only=False,
+                    decipher_only=False,
+                ),
+                True,
+            ),
+        ],
+    ],
+    ids=["bare", "ca", "no_ca", "client_auth", "no_cert_sign"],
+)
+def test_self_signed_client_that_is_its_own_trust_anchor(
+    secure, authority, auth_contexts, extensions
+):
+    """It is accepted whatever it may be used for otherwise, and nobody else is."""
+    pair = self_signed("alice", *extensions)
+    served = secure(pair.certificate, True)
+    assert call(served, authority, pair) == b"x"
+    assert auth_contexts[0][0] == [b"alice"]
+    for other in (self_signed("alice", *extensions), authority.issue("alice")):
+        error = failure(lambda other=other: call(served, authority, other))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+# Peers on this machine
+
+
+@pytest.mark.parametrize("kind", ["LOCAL_TCP", "UDS"])
+def test_local_credentials(serve, auth_contexts, kind, tmp_path):
+    """A peer on this machine is trusted, and known as local."""
+    connect_type = grpc.LocalConnectionType[kind]
+
+    def record(request, context):
+        auth_contexts.append(
+            (context.peer_identities(), context.peer_identity_key(), context.auth_context())
+        )
+        return request
+
+    served = serve(
+        {"Echo": unary_unary(record)},
+        credentials=support.credentials.local_server_credentials(connect_type),
+        address=f"unix:{tmp_path}/local.sock" if kind == "UDS" else "127.0.0.1:0",
+    )
+    channel = served.channel(credentials=grpc.local_channel_credentials(connect_type))
+    assert served.unary_unary("Echo", channel)(b"x", timeout=PATIENCE) == b"x"
+    ((identities, key, auth),) = auth_contexts
+    assert (identities, key) == ([b"local"], "transport_security_type")
+    assert auth == {
+        "transport_security_type": [b"local"],
+        "security_level": [b"TSI_PRIVACY_AND_INTEGRITY"],
+    }
+
+
+def test_local_credentials_for_unix_sockets_turn_tcp_away(serve):
+    """Nothing is served to a peer that comes another way."""
+    uds = grpc.LocalConnectionType.UDS
+    served = serve(credentials=support.credentials.local_server_credentials(uds))
+    assert failure(lambda: served.unary_unary("Echo")(b"x", timeout=PATIENCE)).code() in (
+        grpc.StatusCode.UNAVAILABLE,
+    )
+
+
+# Certificates that are fetched
+
+
+def test_dynamic_credentials(serve, authority, server_pair):
+    """Each connection sees what was fetched last; the initial ones before that."""
+    make = support.credentials.ssl_server_certificate_configuration
+    renewed = Authority("renewed authority")
+    pair = renewed.issue("localhost", dns=("localhost",), addresses=("127.0.0.1",))
+    fetched = [None, make([(pair.private_key, pair.certificate)])]
+
+    def fetch():
+        if not fetched:
+            raise RuntimeError("no more")
+        return fetched.pop(0)
+
+    credentials = support.credentials.dynamic_ssl_server_credentials(
+        make([(server_pair.private_key, server_pair.certificate)]), fetch
+    )
+    served = serve(credentials=credentials)
+    assert call(served, authority) == b"x"
+    assert call(served, renewed) == b"x"
+    # What is raised changes nothing.
+    assert call(served, renewed) == b"x"

@@ -4,10 +4,11 @@ import contextlib
 import socket
 from collections import Counter
 
+import grpc
 import pytest
 from harness import LISTENING, PATIENCE
 
-from .support import ask, ask_once, connect, wait_until
+from .support import HOOK, ask, ask_once, connect, wait_until
 
 
 @pytest.mark.parametrize("clients", [8, 64])
@@ -19,6 +20,37 @@ def test_connections_are_spread_evenly(clients, serve):
         counts = Counter(ask(channel)[0] for channel in channels)
         assert set(counts) == set(server.pids)
         assert max(counts.values()) - min(counts.values()) <= 2, counts
+
+
+# Lets a worker, which has some descriptors by now, open a few more.
+_SCARCE = (
+    HOOK
+    + """
+import resource
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+"""
+)
+
+
+def test_workers_without_descriptors_leave_connections_waiting(serve):
+    """Each keeps a reserve; those it has are served, and a line says why others wait."""
+    server = serve()
+    address = server.wait_up()
+    server.write_hook("scarce", _SCARCE)
+    server.reload()
+    with contextlib.ExitStack() as at_end:
+        first = at_end.enter_context(connect(address))
+        assert ask(first)[1] == "scarce"
+        crowd = [at_end.enter_context(connect(address)) for _ in range(160)]
+        ready = [grpc.channel_ready_future(channel) for channel in crowd]
+        server.process.wait_for("Accepting connections pauses: all but 16 of the 64 file")
+        ask(first)
+        assert sum(future.done() for future in ready) < 2 * (64 - 16)
+        for channel in crowd[:120]:
+            channel.close()
+        ask(crowd[-1])
+    assert server.stop() == 0
 
 
 def test_connections_that_have_gone_do_not_count(serve):

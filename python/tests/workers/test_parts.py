@@ -1,6 +1,8 @@
 """Parts of the supervisor that need no process."""
 
+import errno
 import os
+import resource
 import socket
 import struct
 
@@ -163,12 +165,70 @@ def test_file_that_is_no_socket_is_left_alone(tmp_path):
 
 
 def test_socket_that_somebody_listens_on_is_left_alone(tmp_path):
-    first = listeners.bind(f"unix:{tmp_path}/it.sock")
+    (first,) = listeners.bind(f"unix:{tmp_path}/it.sock")
     with pytest.raises(OSError, match="in use"):
         listeners.bind(f"unix:{tmp_path}/it.sock")
     first.close()
-    listeners.bind(f"unix:{tmp_path}/it.sock").close()
+    (second,) = listeners.bind(f"unix:{tmp_path}/it.sock")
+    second.close()
     assert not (tmp_path / "it.sock").exists()
+
+
+def test_socket_with_a_full_backlog_is_in_use(tmp_path):
+    """A connection to it would wait until somebody accepts."""
+    path = str(tmp_path / "it.sock")
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as waiting:
+        full.bind(path)
+        full.listen(0)
+        waiting.connect(path)
+        with pytest.raises(OSError, match="in use"):
+            listeners.bind(f"unix:{path}")
+    listeners.bind(f"unix:{path}")[0].close()
+
+
+def test_file_of_a_successor_stays(tmp_path):
+    """Whether it came before or after this one closed, and however often this one closes."""
+    path = tmp_path / "it.sock"
+    (first,) = listeners.bind(f"unix:{path}")
+    path.unlink()
+    (second,) = listeners.bind(f"unix:{path}")
+    first.close()
+    assert path.exists()
+    second.close()
+    assert not path.exists()
+    (third,) = listeners.bind(f"unix:{path}")
+    second.close()
+    assert path.exists()
+    third.close()
+
+
+def test_every_address_of_a_host_is_listened_on():
+    for _ in range(20):
+        bound = listeners.bind("localhost:0")
+        port = bound[0].socket.getsockname()[1]
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, port)).close()
+        assert listeners.addresses(bound) == f"localhost:{port}"
+        for it in bound:
+            it.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_one_taken_address_of_a_host_refuses_all(host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as taken:
+        taken.bind((host, 0))
+        taken.listen()
+        with pytest.raises(OSError, match="in use"):
+            listeners.bind(f"localhost:{taken.getsockname()[1]}")
+
+
+def test_shortage_names_its_limit():
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    text = listeners.why_not_accepted(OSError(errno.EMFILE, "Too many open files"))
+    assert f"all {limit} file descriptors" in text
+    assert "LimitNOFILE=" in text
+    assert "No buffer" in listeners.why_not_accepted(OSError(errno.ENOBUFS, "No buffer space"))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +236,7 @@ def test_socket_that_somebody_listens_on_is_left_alone(tmp_path):
     [("127.0.0.1:0", "127.0.0.1:"), ("[::1]:0", "[::1]:"), ("[::]:0", "[::]:"), ("*:0", "*:")],
 )
 def test_address_has_the_port_that_was_bound(address, expected):
-    bound = listeners.bind(address)
+    (bound,) = listeners.bind(address)
     try:
         assert bound.address == f"{expected}{bound.socket.getsockname()[1]}"
     finally:
@@ -213,7 +273,7 @@ def test_inheritance_is_taken_once(monkeypatch):
             released=writing,
             board=writing,
             slot=3,
-            metrics=None,
+            metrics=[],
             address="127.0.0.1:1",
             is_first=True,
         )

@@ -1,6 +1,7 @@
 """What the parent listens on: an address, a Unix socket, what systemd has bound; and TLS."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from certificates import make_certificate
 from harness import LISTENING, PATIENCE
 
-from .support import Workers, ask, ask_once, connect, free_port, wait_until
+from .support import Workers, ask, ask_once, begin, connect, free_port, wait_until
 
 
 def test_tls_is_the_workers(serve, tmp_path):
@@ -87,6 +88,65 @@ def test_metrics_are_those_of_all_workers(serve):
         server.reload()
         assert calls() == 20, "those of processes that have ended count"
     assert server.stop() == 0
+
+
+def test_successor_keeps_its_socket_when_its_predecessor_ends(serve, tmp_path):
+    """It takes the path over while calls of the one before still run."""
+    path = tmp_path / "grpc.sock"
+    first = serve(f"unix:{path}")
+    first.process.wait_for("gRPC server is listening port unix:")
+    with connect(f"unix:{path}") as channel:
+        call = begin(channel, "sleep 1")
+        wait_until(lambda: _is_connected(path), "the call's connection")
+        ask(channel)
+        first.process.send(signal.SIGTERM)
+        wait_until(lambda: not path.exists(), "the path")
+        second = serve(f"unix:{path}")
+        second.process.wait_for("gRPC server is listening port unix:")
+        call.result()
+    assert first.process.wait() == 0
+    assert ask_once(f"unix:{path}")[1] == "first"
+    assert second.stop() == 0
+    assert not path.exists()
+
+
+def _is_connected(path):
+    with open("/proc/net/unix") as file:
+        return sum(str(path) in line for line in file) > 1
+
+
+def test_metrics_port_is_free_while_the_server_drains(serve):
+    """A successor can start at once, and its figures are those that are told."""
+    port = free_port()
+    first = serve(metrics=f"127.0.0.1:{port}")
+    with connect(first.wait_up()) as channel:
+        call = begin(channel, "sleep 2")
+        ask(channel)
+        first.process.send(signal.SIGTERM)
+        first.process.wait_for("Starting graceful shutdown")
+
+        def is_free():
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) != 0
+
+        wait_until(is_free, "the metrics port")
+        assert not call.done()
+        second = serve(metrics=f"127.0.0.1:{port}")
+        second.wait_up()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
+            assert answer.read() == b"ok\n"
+        call.result()
+    assert first.process.wait() == 0
+    assert second.stop() == 0
+
+
+def test_localhost_is_listened_on_in_both_families(serve):
+    server = serve(host="localhost", metrics=f"localhost:{(port := free_port())}")
+    call_port = server.wait_up().split(":")[1]
+    for host in ("127.0.0.1", "[::1]"):
+        assert ask_once(f"{host}:{call_port}")[1] == "first"
+        with urllib.request.urlopen(f"http://{host}:{port}/livez") as answer:
+            assert answer.read() == b"ok\n"
 
 
 # Passes sockets on as systemd does, on descriptors from 3 on, and becomes the server.

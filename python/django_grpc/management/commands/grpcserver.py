@@ -208,19 +208,19 @@ class Command(BaseCommand):
         address = format_address(*self._get_address(**options))
         reuse_port = dict(reversed(config.options)).get("grpc.so_reuseport", 0)
         listening: list[listeners.ListeningSocket] = []
-        metrics = None
+        metrics: list[listeners.ListeningSocket] = []
         try:
             try:
                 listening += [listeners.adopt(it) for it in sockets.calls]
                 if not listening:
-                    listening.append(listeners.bind(address, reuse_port=bool(reuse_port)))
+                    listening += listeners.bind(address, reuse_port=bool(reuse_port))
             except OSError as error:
                 raise CommandError(complaints.about_address(address, error)) from error
             try:
                 if sockets.metrics:
-                    metrics = listeners.adopt(sockets.metrics[0])
+                    metrics.append(listeners.adopt(sockets.metrics[0]))
                 elif config.metrics is not None:
-                    metrics = listeners.bind(config.metrics)
+                    metrics += listeners.bind(config.metrics)
             except OSError as error:
                 raise CommandError(complaints.about_metrics(config.metrics, error)) from error
         except CommandError:
@@ -234,7 +234,7 @@ class Command(BaseCommand):
 
         def on_up(plan: Plan) -> None:
             self._say_listening(
-                ", ".join(it.address for it in listening),
+                listeners.addresses(listening),
                 f"{plan.workers} processes of {plan.max_workers} workers",
             )
 

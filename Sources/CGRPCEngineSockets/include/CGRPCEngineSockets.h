@@ -1,8 +1,13 @@
-// Descriptors in messages (unix(7), SCM_RIGHTS): the macros of cmsg(3) do not reach Swift.
+#pragma once
+
 #include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+
+// Descriptors in messages (unix(7), SCM_RIGHTS): the macros of cmsg(3) do not reach Swift.
 
 /// Waits for a message of one byte with a descriptor.
 ///
@@ -54,3 +59,16 @@ static inline ssize_t grpc_engine_send_descriptor(int socket, int descriptor) {
   memcpy(CMSG_DATA(header), &descriptor, sizeof(int));
   return sendmsg(socket, &message, MSG_NOSIGNAL);
 }
+
+// How many descriptors there may be, and are: getrlimit(2) and eventfd(2) do not reach Swift as they
+// are.
+
+/// The number of descriptors that this process may open (RLIMIT_NOFILE), -1 for any.
+static inline long long grpc_engine_descriptor_limit(void) {
+  struct rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return -1;
+  return (long long)limit.rlim_cur;
+}
+
+/// Makes the descriptor that costs least, or returns -1. The caller closes it.
+static inline int grpc_engine_open_descriptor(void) { return eventfd(0, EFD_CLOEXEC); }

@@ -1,0 +1,35 @@
+package import GRPCEngineWire
+internal import NIOHPACK
+
+/// Which message encodings a server uses and takes (`grpc.compression_enabled_algorithms_bitset`).
+package struct EnabledCompression: Sendable {
+  // Asked for each call: two flags are found faster than a set's members.
+  private let isDeflateEnabled: Bool
+  private let isGzipEnabled: Bool
+  /// What begins every answer; its `grpc-accept-encoding` is what is enabled.
+  let headers: HPACKHeaders
+
+  package static let all = EnabledCompression(Set(CompressionAlgorithm.allCases))
+
+  /// - Parameter algorithms: `identity` need not be among them, it is always possible.
+  package init(_ algorithms: Set<CompressionAlgorithm>) {
+    self.isDeflateEnabled = algorithms.contains(.deflate)
+    self.isGzipEnabled = algorithms.contains(.gzip)
+    let names = CompressionAlgorithm.allCases
+      .filter { $0 == .identity || algorithms.contains($0) }
+      .map(\.name)
+    self.headers = [
+      ":status": "200",
+      "content-type": "application/grpc",
+      "grpc-accept-encoding": names.joined(separator: ", "),
+    ]
+  }
+
+  package func contains(_ algorithm: CompressionAlgorithm) -> Bool {
+    switch algorithm {
+    case .identity: true
+    case .deflate: self.isDeflateEnabled
+    case .gzip: self.isGzipEnabled
+    }
+  }
+}
