@@ -136,8 +136,9 @@ class Server(grpc.aio.Server):
             raise grpc.aio.UsageError("Server not in ready state")
         if self._loop is not None:
             return
-        self._loop = asyncio.get_running_loop()
-        self._inner.start_on(self._loop, self._on_stopped)
+        loop = asyncio.get_running_loop()
+        self._inner.start_on(loop, self._on_stopped)
+        self._loop = loop
 
     async def stop(self, grace: float | None = None) -> None:
         """Refuse new calls at once, and return when those in flight have ended.

@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import contextvars
 import enum
+import logging
 import queue
 import threading
 from collections import deque
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from django_grpc.engine.types import Surroundings
+
+logger = logging.getLogger("django_grpc")
 
 
 class CrossingThreads:
@@ -217,10 +220,10 @@ class Crossing:
     def _begin(self, job: _Message) -> None:
         surroundings = self._surroundings
         if surroundings is not None:
-            surroundings.enter()
+            _call_logged(surroundings.enter)
         message = _perform(job)
         if surroundings is not None:
-            surroundings.leave()
+            _call_logged(surroundings.leave)
         self._tell(message)
 
     def _tell(self, message: _Message) -> None:
@@ -230,6 +233,13 @@ class Crossing:
     def _receive(self, message: _Message) -> None:
         if self._to_task is not None and not self._to_task.done():
             self._to_task.set_result(message)
+
+
+def _call_logged(function: Callable[[], None]) -> None:
+    try:
+        function()
+    except Exception:
+        logger.exception("Exception in what surrounds a call")
 
 
 def _perform(job: _Message) -> _Message:

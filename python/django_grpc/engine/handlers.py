@@ -80,6 +80,7 @@ class HandlerTable:
         self._threads = CrossingThreads(max_threads, exit_callbacks)
         self._registered: dict[str, MethodHandler] = {}
         self._generic: list[GenericHandler] = []
+        self._must_ask = False
 
     def add_generic(self, handlers: Iterable[GenericHandler]) -> None:
         """Add generic handlers.
@@ -95,6 +96,7 @@ class HandlerTable:
                     f'"service" method!'
                 )
         self._generic.extend(handlers)
+        self._must_ask = not all(map(_is_dictionary, self._generic))
 
     def add_registered(self, service_name: str, handlers: Mapping[str, MethodHandler]) -> None:
         """Register handlers by method name."""
@@ -172,7 +174,7 @@ class HandlerTable:
         if index < len(self._interceptors):
             return self._are_async[index]
         # A handler that has to be asked is the user's code; the others only read a dictionary.
-        return self._asks_on_loop or not self._must_ask()
+        return self._asks_on_loop or not self._must_ask
 
     def _look_up(self, details: Any) -> MethodHandler | None:
         handler = self._registered.get(details.method)
@@ -184,26 +186,22 @@ class HandlerTable:
                 return handler
         return None
 
-    def _must_ask(self) -> bool:
-        return not all(map(_is_dictionary, self._generic))
-
     def close(self) -> None:
         """End the threads, when no call will come any more."""
         self._threads.close()
 
     def install(self, native: _engine.Server) -> None:
         """Tell the engine what it has to know."""
-        must_ask = self._must_ask()
-        is_async = any(self._are_async) or (must_ask and self._asks_on_loop)
+        is_async = any(self._are_async) or (self._must_ask and self._asks_on_loop)
         # With a generic handler of the user's before it, a dictionary does not speak first.
         asked_first: set[str] = set()
         known = self.known()
-        if must_ask:
+        if self._must_ask:
             asked_first = known.keys() - self._registered.keys()
         # grpcio's interceptors see calls of unknown methods too.
         native.set_resolver(
             self.resolve_async if is_async else self.resolve,
-            must_ask or bool(self._interceptors),
+            self._must_ask or bool(self._interceptors),
             is_async,
         )
         for path, handler in known.items():

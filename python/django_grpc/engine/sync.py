@@ -330,7 +330,13 @@ class Server(grpc.Server):
         """
         self._on_end = on_end
         self._loop_descriptor = loops.attach(self.native, loop)
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            loop.remove_reader(self._loop_descriptor)
+            self._loop_descriptor = None
+            self.native.lose_loop()
+            raise
 
     async def leave(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take the server, which has stopped, off the loop that `start_on` was given."""
