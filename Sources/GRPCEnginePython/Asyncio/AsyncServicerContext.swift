@@ -13,7 +13,8 @@ internal import PythonInterop
 final class AsyncServicerContext: ServicerContext {
   let id: Int
   let bridge: AsyncioBridge
-  private let loop: AsyncioLoop
+  /// `nil` when the call is no longer the loop's: who keeps the context keeps no loop.
+  private var loop: AsyncioLoop?
   /// The context as Python has it, and the task that runs the servicer. Both refer back to this:
   /// `returned` undoes that.
   var object: PythonHandle?
@@ -101,7 +102,7 @@ final class AsyncServicerContext: ServicerContext {
     self.end()
     self.call.handlerReturned()
     self.server.watchdog.ended(self.call, wasReported: self.isReported)
-    self.loop.remove(self)
+    self.loop?.remove(self)
     // Tasks of the servicer's own that wait still hear that there is nothing to wait for.
     let waiting = self.readers + self.writers
     self.forget()
@@ -131,7 +132,7 @@ final class AsyncServicerContext: ServicerContext {
     )
     self.hasReturned = true
     self.end()
-    self.loop.remove(self)
+    self.loop?.remove(self)
     self.server.pool.submit(PythonJob(call: self.call, handler: handler))
     self.forget()
   }
@@ -142,6 +143,7 @@ final class AsyncServicerContext: ServicerContext {
 
   /// Drops what refers back to this.
   func forget() {
+    self.loop = nil
     self.object = nil
     self.task = nil
     self.readers = []

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from asgiref.sync import iscoroutinefunction
 
+from django_grpc.engine.crossings import NoThreadError
+from django_grpc.engine.loops import log_seldom
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -145,6 +148,11 @@ def _failed(context: AsyncServicerContext, error: BaseException) -> None:
         if context.is_active():  # by its own servicer
             context.set_code(grpc.StatusCode.CANCELLED)
             context._fail("The servicer was cancelled.")
+        return
+    if isinstance(error, NoThreadError):
+        context.set_code(grpc.StatusCode.UNAVAILABLE)
+        context._fail(str(error))
+        log_seldom("Cannot run interceptors", error)
         return
     if isinstance(error, GeneratorExit):  # nobody runs the loop any more
         context.set_code(grpc.StatusCode.UNAVAILABLE)

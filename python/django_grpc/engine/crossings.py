@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("django_grpc")
 
 
+class NoThreadError(RuntimeError):
+    """There is no thread for a call, and none can be started."""
+
+
 class CrossingThreads:
     """Daemon threads for ordinary code of calls on a loop, beside the loop's default executor.
 
@@ -58,16 +62,16 @@ class CrossingThreads:
         """Have a job run, which raises nothing.
 
         Raises:
-            RuntimeError: There is no thread, and none can be started.
+            NoThreadError: There is no thread, and none can be started.
         """
         with self._changed:
             self._jobs.append(job)
             try:
                 self._call_for_one()
-            except RuntimeError:
+            except RuntimeError as error:
                 if self._threads == 0:
                     self._jobs.remove(job)
-                    raise
+                    raise NoThreadError("The server has no thread for its interceptors") from error
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

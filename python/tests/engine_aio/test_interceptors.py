@@ -220,6 +220,24 @@ def test_call_that_ends_while_its_thread_works_does_not_go_on(serve):
     assert went_on == []
 
 
+def test_thread_that_cannot_start_costs_the_call_of_that_moment(serve, monkeypatch, caplog):
+    real = threading.Thread.start
+
+    def start(thread):
+        if thread.name == "grpc-interceptor":
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    served = serve(METHODS, interceptors=[Async(), Plain()])
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for _ in range(3):
+            error = served.failure("unary_unary", "Plain")
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert error.details() == "The server has no thread for its interceptors"
+    assert served.unary("Plain", b"x") == b"x"
+
+
 def test_function_that_returns_an_awaitable_is_async(serve):
     """An interceptor of grpc.aio's need not be marked as a coroutine function."""
 
