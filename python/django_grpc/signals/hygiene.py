@@ -122,7 +122,7 @@ def _look_after(*, is_used: bool) -> None:
             connection.close_if_unusable_or_obsolete()
             if had_errors and connection.connection is None:
                 _deaths += 1  # or it was too old, too: then the others are asked for nothing
-        elif not is_used:
+        else:
             connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
 
 
@@ -217,8 +217,11 @@ def _note_use() -> None:
         _users.add(call)
 
 
-def _look() -> None:
-    """Have the thread of `sync_to_async` looked after, if it needs to be, and do not wait."""
+def _look(*, at_begin: bool) -> None:
+    """Have the thread of `sync_to_async` looked after, if it needs to be, and do not wait.
+
+    Nothing of its connections is changed here: it may be in the middle of opening one.
+    """
     thread = _sync_thread
     if thread is None or (thread.connections and thread.deaths != _deaths):
         return _tidy_soon()
@@ -226,7 +229,11 @@ def _look() -> None:
         # Inside of a transaction nothing is done, and one that is under way is none of this call's.
         if connection.connection is None or connection.in_atomic_block:
             continue
-        if _is_suspect(connection) or (_is_obsolete(connection) and not _users):
+        if (
+            _is_suspect(connection)
+            or (_is_obsolete(connection) and not _users)
+            or (at_begin and connection.health_check_enabled and connection.health_check_done)
+        ):
             return _tidy_soon()
 
 
@@ -308,9 +315,7 @@ class CallHygiene:
         if thread is not None:
             for connection in thread.connections:
                 connection.queries_log.clear()
-                if not connection.in_atomic_block:
-                    connection.health_check_done = False  # type: ignore[attr-defined]
-        _look()
+        _look(at_begin=True)
 
     def end(self) -> None:
         """See to what the call has left behind."""
@@ -318,7 +323,7 @@ class CallHygiene:
         if call is not None:
             call.has_ended = True
             _users.discard(call)
-        _look()
+        _look(at_begin=False)
 
 
 CALL_HYGIENE = CallHygiene()

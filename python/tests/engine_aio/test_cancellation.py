@@ -141,7 +141,6 @@ def test_servicer_that_swallows_its_cancellation_is_logged(serve, caplog):
     assert "should let asyncio.CancelledError pass" in caplog.text
 
 
-@ours_only("grpc.aio leaves such a call open")
 @ours_only("grpc.aio lets nobody read but the method")
 @pytest.mark.parametrize("end", ["return", "cancel"])
 def test_tasks_of_a_servicer_that_still_read_hear_of_the_end(serve, end):
@@ -179,6 +178,7 @@ def test_tasks_of_a_servicer_that_still_read_hear_of_the_end(serve, end):
     assert kinds <= {grpc.aio.UsageError, grpc.aio.InternalError}
 
 
+@ours_only("grpc.aio tells some of the tasks that there is nothing more")
 def test_every_task_that_reads_gets_a_request(serve):
     reading = threading.Event()
 
@@ -197,6 +197,7 @@ def test_every_task_that_reads_gets_a_request(serve):
     assert call.result() == b"123"
 
 
+@ours_only("grpc.aio leaves such a call open")
 def test_servicer_that_cancels_itself(serve):
     async def cancel(request, context):
         raise asyncio.CancelledError
