@@ -216,6 +216,38 @@ def test_method_without_the_orm_never_waits_for_the_others(serve, kind, method, 
         assert on_sync_thread(lambda: connection.errors_occurred) is False
 
 
+def test_connection_is_changed_on_its_own_thread_only(serve):
+    """It may be in the middle of opening: a call that begins meanwhile waits for its turn."""
+    seen, entered, release = [], threading.Event(), threading.Event()
+
+    def use():
+        forget_connections()
+        connection.ensure_connection()
+        connection.health_check_enabled = True
+        connection.health_check_done = True
+        entered.set()
+        assert release.wait(PATIENCE)
+        seen.append(connection.health_check_done)
+
+    def look():
+        seen.append(connection.health_check_done)
+        connection.health_check_enabled = False
+
+    channel = serve("unary_unary", answer)
+    on_sync_thread(open_old_connection)
+    call(channel, "unary_unary")  # now it is known whose connections these are
+    busy = SyncToAsync.single_thread_executor.submit(use)
+    try:
+        assert entered.wait(PATIENCE)
+        for _ in range(3):
+            assert call(channel, "unary_unary") == [b"answer"]
+    finally:
+        release.set()
+    busy.result(PATIENCE)
+    on_sync_thread(look)
+    assert seen == [True, False]
+
+
 def test_only_async_receivers_cost_no_thread(serve):
     seen, release = [], threading.Event()
 
