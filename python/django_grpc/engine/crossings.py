@@ -222,6 +222,8 @@ class Crossing:
             del message
 
     def _begin(self, job: _Message) -> None:
+        if self._is_abandoned:  # its peer has gone, or its time, while it was queued
+            return
         surroundings = self._surroundings
         if surroundings is not None:
             _call_logged(surroundings.enter)

@@ -6,7 +6,9 @@ import asyncio
 import concurrent.futures
 import contextvars
 import itertools
+import queue
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -218,6 +220,38 @@ def test_call_that_ends_while_its_thread_works_does_not_go_on(serve):
     gate.set()
     assert done.wait(PATIENCE)
     assert went_on == []
+
+
+def test_call_that_ends_while_it_waits_for_a_thread_never_runs(serve):
+    ran, gate = queue.SimpleQueue(), Gate()
+
+    class Busy(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, handler_call_details):
+            ran.put(handler_call_details.method.rpartition("/")[2])
+            gate.pass_through()
+            return continuation(handler_call_details)
+
+    class Queued(Async):
+        async def intercept_service(self, continuation, handler_call_details):
+            if handler_call_details.method.endswith("Trail"):
+                asyncio.get_running_loop().call_soon(queued.set)
+            return await super().intercept_service(continuation, handler_call_details)
+
+    queued = threading.Event()
+    served = serve(METHODS, interceptors=[Queued(), Busy()])
+    method = served.method("unary_unary", "Plain")
+    calls = [method.future(b"x", timeout=PATIENCE) for _ in range(4)]  # as many as threads
+    assert [ran.get(timeout=PATIENCE) for _ in calls] == ["Plain"] * 4
+    waiting = served.method("unary_unary", "Trail").future(b"x", timeout=PATIENCE)
+    assert queued.wait(PATIENCE)
+    waiting.cancel()
+    while served.server.statistics()["calls_on_loop"] > 4:
+        time.sleep(0.001)
+    gate.set()
+    assert [call.result() for call in calls] == [b"x"] * 4
+    assert served.unary("Plain", b"x") == b"x"
+    assert [ran.get(timeout=PATIENCE)] == ["Plain"]
+    assert ran.empty()
 
 
 def test_thread_that_cannot_start_costs_the_call_of_that_moment(serve, monkeypatch, caplog):
