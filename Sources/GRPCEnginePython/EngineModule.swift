@@ -77,6 +77,9 @@ package enum EngineModule {
         guard let object,
           let context = EngineTypes.current?.servicerContext.checkedPayload(object)
         else { return nil }
+        let surroundings = context.server.surroundings
+        surroundings?.perform(.enter)
+        defer { surroundings?.perform(.leave) }
         CallRunner(context: context, object: object).run()
         return Python.newNone()
       },

@@ -22,6 +22,10 @@ final class PythonServer {
   private var isResolverAsync = false
   /// Called without arguments when the server's health has changed.
   var healthListener: PythonHandle?
+  /// Where grpcio's two servers differ, contexts are as grpc.aio's.
+  var followsAsyncio = false
+  /// What is put around everything that runs for a call.
+  var surroundings: CallSurroundings?
   let server: Server
   private var methods: [BoundMethodCell] = []
   /// What renews credentials, by the index that jobs of the control thread have.
@@ -65,7 +69,7 @@ final class PythonServer {
   deinit {
     // The engine may drop its handlers later and elsewhere, where no Python object may die.
     for method in self.methods { method.empty() }
-    self.bridge.detach()
+    self.bridge.close()
     Python.detached {
       self.server.drain {}
       self.server.cancelAllCalls()
@@ -328,10 +332,12 @@ final class PythonServer {
           if let error = PythonError.fetch() {
             self.bindings.log("Cannot start the asyncio thread", error)
           }
-          self.bridge.detach()
+          self.bridge.failed()
         }
       case .call(let callback):
         let callback = callback.take()
+        self.surroundings?.perform(.enter)
+        defer { self.surroundings?.perform(.leave) }
         if let result = py_call0(callback.pointer) {
           py_decref(result)
         } else if let error = PythonError.fetch() {

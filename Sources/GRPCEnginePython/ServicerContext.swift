@@ -36,6 +36,9 @@ class ServicerContext {
     self.worker = worker
   }
 
+  /// Where grpcio's two servers differ, whether this is as grpc.aio's.
+  var followsAsyncio: Bool { self.server.followsAsyncio }
+
   // MARK: Status
 
   /// The status to end with, where `fallback` is what an outcome alone would say.

@@ -18,7 +18,7 @@ from typing import Any, final
 
 import grpc
 
-from django_grpc.engine.types import MethodHandler
+from django_grpc.engine.types import MethodHandler, Surroundings
 
 # As `django_grpc.engine.call_log.CallRecord` and `django_grpc.engine.watchdog.OverdueCall` name
 # them.
@@ -220,6 +220,9 @@ class AsyncServicerContext:
     def _count_query(self, nanoseconds: int, /) -> None:
         """Count a query to a database, for the access log."""
 
+    def _begin(self) -> None:
+        """Say that the task runs; may be called more than once."""
+
     def _request(self) -> Any:
         """Return what the method gets: a request, an iterator of them, or PENDING."""
 
@@ -400,6 +403,9 @@ class Server:
     def set_health_listener(self, listener: Callable[[], object], /) -> None:
         """Have a callable called, on the control thread, when that changes."""
 
+    def surround_calls(self, surroundings: Surroundings, /) -> None:
+        """Have something called before and after everything that runs for a call."""
+
     def run_worker(self) -> None:
         """Be a worker thread, until `stop_threads`."""
 
@@ -410,8 +416,8 @@ class Server:
 
         Args:
             spawn_worker: Starts a thread whose body is `run_worker`.
-            spawn_loop: Starts a thread with a loop, which calls `attach_loop`; called when the
-                first call of an async method comes and no loop has been attached.
+            spawn_loop: Starts a thread with a loop, which calls `attach_loop` or `lose_loop`;
+                called when a call of an async method comes and there is no loop.
         """
 
     def stop_threads(self) -> None:
@@ -439,14 +445,28 @@ class Server:
     def overdue_calls(self, seconds: float, /) -> list[_OverdueCall]:
         """Return calls whose servicer runs, or has run, for so long, each of them once."""
 
-    def events_descriptor(self) -> int:
-        """Return the file descriptor that is readable when `run_events` has something to do.
+    def follow_grpc_aio(self) -> None:
+        """Have ordinary methods find what they would find on grpc.aio's server."""
 
-        There is one from `attach_loop` on.
+    def attach_loop(
+        self, create_task: Callable[[Coroutine[Any, Any, None]], Any], descriptor: int
+    ) -> bool:
+        """Take calls for the running loop.
+
+        Args:
+            create_task: The loop's.
+            descriptor: An eventfd that does not block: readable when `run_events` has something to
+                do. The server's now, who closes it in `lose_loop` and `detach_loop`.
+
+        Returns:
+            Whether a loop is wanted; none is where there is one, and after `detach_loop`.
         """
 
-    def attach_loop(self, create_task: Callable[[Coroutine[Any, Any, None]], Any], /) -> None:
-        """Take calls for the running loop, whose `create_task` is given."""
+    def lose_loop(self) -> None:
+        """End the calls of the loop that was asked for or is attached, as it takes none any more.
+
+        The next call asks for a loop again.
+        """
 
     def run_events(self) -> None:
         """Start, wake and cancel calls. Called on the loop."""
@@ -455,7 +475,7 @@ class Server:
         """Return the tasks of the calls on the loop."""
 
     def detach_loop(self) -> None:
-        """Take no more calls for the loop."""
+        """Take no more calls for any loop."""
 
     def statistics(self) -> dict[str, int]:
         """Return figures of calls, connections and workers."""

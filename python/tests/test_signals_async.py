@@ -5,7 +5,7 @@ import threading
 
 import grpc
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import SyncToAsync, sync_to_async
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from harness import PATIENCE
@@ -150,34 +150,174 @@ def forget_connections():
         BaseDatabaseWrapper.close(each)
 
 
-def test_only_async_receivers_cost_no_thread(serve, monkeypatch):
-    # Not one that an earlier test has left on the thread of `sync_to_async`.
-    asyncio.run(sync_to_async(forget_connections)())
-    hops = []
-    real = hygiene.run_async
-    monkeypatch.setattr(hygiene, "run_async", lambda it: hops.append(it) or real(it))
-    seen = []
+def on_sync_thread(work):
+    """Run on the thread of `sync_to_async`, after what waits there."""
+    return SyncToAsync.single_thread_executor.submit(work).result(PATIENCE)
+
+
+@pytest.fixture
+def database_in_a_file(tmp_path, monkeypatch):
+    """One whose connections can be closed, on the thread of `sync_to_async`."""
+    monkeypatch.setitem(connections.settings["default"], "NAME", str(tmp_path / "database"))
+    monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", 0)
+
+    def renew():
+        forget_connections()
+        if hasattr(connections._connections, "default"):
+            del connections["default"]
+
+    on_sync_thread(renew)
+    yield
+    on_sync_thread(renew)
+
+
+def open_old_connection():
+    """What a call leaves behind, and what asks to be closed at the end of every other."""
+    forget_connections()
+    connection.ensure_connection()
+    connection.close_at = 0
+    connection.errors_occurred = True
+
+
+async def answer(request, context):
+    return b"answer"
+
+
+async def answer_stream(request, context):
+    yield b"answer"
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("unary_unary", answer), ("unary_stream", answer_stream)]
+)
+@pytest.mark.parametrize("left", ["nothing", "connection", "unknown"])
+def test_method_without_the_orm_never_waits_for_the_others(serve, kind, method, left):
+    """The thread of the ORM is busy for as long as these calls run."""
+    on_sync_thread(open_old_connection if left == "connection" else forget_connections)
+    if left == "unknown":
+        hygiene._remember_connections(connection)  # as from a thread that nobody knows
+    entered, release = threading.Event(), threading.Event()
+
+    def occupy():
+        entered.set()
+        assert release.wait(PATIENCE)
+
+    busy = SyncToAsync.single_thread_executor.submit(occupy)
+    assert entered.wait(PATIENCE)
+    try:
+        channel = serve(kind, method)
+        for _ in range(20):
+            assert call(channel, kind) == [b"answer"]
+        assert not busy.done()
+    finally:
+        release.set()
+    on_sync_thread(lambda: None)
+    if left == "connection":
+        assert on_sync_thread(lambda: connection.errors_occurred) is False
+
+
+def test_connection_is_changed_on_its_own_thread_only(serve):
+    """It may be in the middle of opening: a call that begins meanwhile waits for its turn."""
+    seen, entered, release = [], threading.Event(), threading.Event()
+
+    def use():
+        forget_connections()
+        connection.ensure_connection()
+        connection.health_check_enabled = True
+        connection.health_check_done = True
+        entered.set()
+        assert release.wait(PATIENCE)
+        seen.append(connection.health_check_done)
+
+    def look():
+        seen.append(connection.health_check_done)
+        connection.health_check_enabled = False
+
+    channel = serve("unary_unary", answer)
+    on_sync_thread(open_old_connection)
+    call(channel, "unary_unary")  # now it is known whose connections these are
+    busy = SyncToAsync.single_thread_executor.submit(use)
+    try:
+        assert entered.wait(PATIENCE)
+        for _ in range(3):
+            assert call(channel, "unary_unary") == [b"answer"]
+    finally:
+        release.set()
+    busy.result(PATIENCE)
+    on_sync_thread(look)
+    assert seen == [True, False]
+
+
+def test_only_async_receivers_cost_no_thread(serve):
+    seen, release = [], threading.Event()
 
     async def asynchronous(**kwargs):
         seen.append(asyncio.current_task() is not None)
 
-    async def answer(request, context):
-        return b""
-
+    busy = SyncToAsync.single_thread_executor.submit(release.wait, PATIENCE)
     grpc_request_finished.connect(asynchronous)
     try:
         channel = serve("unary_unary", answer)
-        # The first since a connection was opened looks for its thread, and a readiness check may
-        # open one at any time.
-        for _ in range(5):
-            hops.clear()
-            call(channel, "unary_unary")
-            if not hops:
-                break
+        call(channel, "unary_unary")
+        assert not busy.done()
     finally:
+        release.set()
         grpc_request_finished.disconnect(asynchronous)
-    assert set(seen) == {True}
-    assert hops == []
+    assert seen == [True]
+
+
+@pytest.mark.usefixtures("database_in_a_file")
+def test_old_connection_is_closed_before_the_queries_of_the_next_call(serve):
+    seen = []
+
+    async def method(request, context):
+        await sync_to_async(look)()
+        return b""
+
+    def look():
+        seen.append(connection.connection is None or connection.close_at != 0)
+
+    channel = serve("unary_unary", method)
+    on_sync_thread(open_old_connection)
+    call(channel, "unary_unary")
+    assert seen == [True]
+
+
+@pytest.mark.usefixtures("database_in_a_file")
+def test_rows_of_a_long_call_outlive_the_ends_of_others(serve):
+    """A connection with CONN_MAX_AGE=0 is closed when the last that uses it has ended."""
+    others, closed = [], []
+    between, go_on = threading.Event(), threading.Event()
+
+    def count():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 UNION SELECT 2")
+            return len(cursor.fetchall())
+
+    async def method(request, context):
+        if request == b"other":
+            return str(await sync_to_async(count)()).encode()
+        cursor = await sync_to_async(begin)()
+        between.set()
+        await asyncio.to_thread(go_on.wait, PATIENCE)
+        return str(len(await sync_to_async(cursor.fetchall)())).encode()
+
+    def begin():
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1 UNION SELECT 2")
+        return cursor
+
+    channel = serve("unary_unary", method)
+    long = channel.unary_unary(f"/{SERVICE}/Method").future(b"long", timeout=PATIENCE)
+    assert between.wait(PATIENCE)
+    for _ in range(3):
+        others.append(call(channel, "unary_unary", b"other"))
+    closed.append(on_sync_thread(lambda: connection.connection is None))
+    go_on.set()
+    assert long.result() == b"2"
+    closed.append(on_sync_thread(lambda: connection.connection is None))
+    assert others == [[b"2"]] * 3
+    assert closed == [False, True]
 
 
 def test_receiver_that_raises(serve, signal_log):

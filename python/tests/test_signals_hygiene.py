@@ -137,6 +137,44 @@ def test_connection_of_another_thread_is_left_alone():
     assert in_thread(work) is True
 
 
+def test_dead_connection_has_those_of_other_threads_asked(monkeypatch):
+    """One that the database has dropped is a reason to doubt the others, once for each thread."""
+    asked, dead = [], set()
+
+    def is_usable(self):
+        asked.append(threading.get_ident())
+        return self not in dead
+
+    monkeypatch.setattr(DatabaseWrapper, "is_usable", is_usable)
+
+    def die():
+        connection.ensure_connection()
+        connection.close = lambda: setattr(connection, "connection", None)
+        dead.add(connections["default"])
+        connection.errors_occurred = True
+        hygiene.CALL_HYGIENE.leave()
+        return connection.connection
+
+    def work():
+        connection.ensure_connection()
+        hygiene.CALL_HYGIENE.enter()
+        asked.clear()
+        hygiene.CALL_HYGIENE.leave()
+        before = len(asked)
+        assert in_thread(die) is None
+        asked.clear()
+        for _ in range(3):
+            hygiene.CALL_HYGIENE.enter()
+            hygiene.CALL_HYGIENE.leave()
+        return before, asked, connection.connection is None, connection.errors_occurred
+
+    before, after, is_closed, is_suspect = in_thread(work)
+    assert before == 0
+    assert len(after) == 1
+    assert not is_closed
+    assert not is_suspect
+
+
 def test_connection_that_a_test_shares_keeps_its_transaction():
     """The thread of a test server uses the test's connection, and is not the one to close it."""
 

@@ -13,6 +13,8 @@ internal import PythonInterop
 final class AsyncServicerContext: ServicerContext {
   let id: Int
   let bridge: AsyncioBridge
+  /// `nil` when the call is no longer the loop's: who keeps the context keeps no loop.
+  private var loop: AsyncioLoop?
   /// The context as Python has it, and the task that runs the servicer. Both refer back to this:
   /// `returned` undoes that.
   var object: PythonHandle?
@@ -25,9 +27,11 @@ final class AsyncServicerContext: ServicerContext {
   var isReported = false
   /// The task has been told that the call has ended.
   private(set) var isCancelled = false
+  private var hasBegun = false
   private var hasReturned = false
-  private var reader: PythonHandle?
-  private var writer: PythonHandle?
+  // Futures. Tasks of the servicer's own may wait beside its call's.
+  private var readers: [PythonHandle] = []
+  private var writers: [PythonHandle] = []
   private var sendsSinceTurn = 0
 
   /// A generator whose peer keeps up would never give the loop to anybody else.
@@ -38,12 +42,16 @@ final class AsyncServicerContext: ServicerContext {
     method: BoundMethod?,
     server: PythonServer,
     bridge: AsyncioBridge,
+    loop: AsyncioLoop,
     id: Int
   ) {
     self.id = id
     self.bridge = bridge
+    self.loop = loop
     super.init(call: call, method: method, server: server, worker: nil)
   }
+
+  override var followsAsyncio: Bool { true }
 
   // MARK: Life
 
@@ -56,6 +64,13 @@ final class AsyncServicerContext: ServicerContext {
     return PythonReference(
       owning: py_call2(run.function(of: method).pointer, object, method.behavior.pointer)
     )
+  }
+
+  /// The task runs. May be called more than once.
+  func begin() {
+    guard !self.hasBegun else { return }
+    self.hasBegun = true
+    self.server.surroundings?.perform(.begin)
   }
 
   /// Ends a call that could not even be begun.
@@ -84,10 +99,26 @@ final class AsyncServicerContext: ServicerContext {
   func returned() {
     guard !self.hasReturned else { return }
     self.hasReturned = true
+    self.end()
     self.call.handlerReturned()
     self.server.watchdog.ended(self.call, wasReported: self.isReported)
-    self.bridge.remove(self.id)
+    self.loop?.remove(self)
+    // Tasks of the servicer's own that wait still hear that there is nothing to wait for.
+    let waiting = self.readers + self.writers
     self.forget()
+    for future in waiting { self.wake(future) }
+  }
+
+  /// Ends the call of a loop that has ended. The task is cancelled, should somebody run it still.
+  func loopEnded(_ status: Status) {
+    guard !self.hasReturned else { return }
+    self.call.finish(status)
+    self.cancelTask()
+    // Nobody may ever run it again, so that nobody would undo these.
+    self.object = nil
+    self.task = nil
+    self.readers = []
+    self.writers = []
   }
 
   /// Gives the call to the workers, as its handler turned out to be an ordinary function.
@@ -100,17 +131,23 @@ final class AsyncServicerContext: ServicerContext {
       destination: .workers(self.server.pool)
     )
     self.hasReturned = true
-    self.bridge.remove(self.id)
+    self.end()
+    self.loop?.remove(self)
     self.server.pool.submit(PythonJob(call: self.call, handler: handler))
     self.forget()
   }
 
+  private func end() {
+    if self.hasBegun { self.server.surroundings?.perform(.end) }
+  }
+
   /// Drops what refers back to this.
   func forget() {
+    self.loop = nil
     self.object = nil
     self.task = nil
-    self.reader = nil
-    self.writer = nil
+    self.readers = []
+    self.writers = []
     self.doneCallbacks = nil
     self.abortError = nil
   }
@@ -273,34 +310,50 @@ final class AsyncServicerContext: ServicerContext {
 
   /// Has `future` set when there is something to read.
   func setReader(_ future: PythonPointer) {
-    self.reader = PythonHandle(retaining: future)
-    let (bridge, id) = (self.bridge, self.id)
+    guard self.mayWait(future) else { return }
+    self.readers.append(PythonHandle(retaining: future))
     // Of a call that has ended the task is about to hear: it waits for that.
     guard self.call.isActive else { return }
+    let (bridge, id) = (self.bridge, self.id)
     self.call.whenReadable { bridge.post(.readable(id)) }
   }
 
   /// Has `future` set when a response is welcome.
   func setWriter(_ future: PythonPointer) {
-    self.writer = PythonHandle(retaining: future)
-    let (bridge, id) = (self.bridge, self.id)
+    guard self.mayWait(future) else { return }
+    self.writers.append(PythonHandle(retaining: future))
     guard self.call.isActive else { return }
+    let (bridge, id) = (self.bridge, self.id)
     self.call.whenWritable { bridge.post(.writable(id)) }
   }
 
-  func wakeReader() {
-    if let future = self.reader { self.wake(future) }
-    self.reader = nil
+  func wakeReaders() {
+    guard self.mayWake else { return }
+    let waiting = self.readers
+    self.readers = []
+    for future in waiting { self.wake(future) }
   }
 
-  func wakeWriter() {
-    if let future = self.writer { self.wake(future) }
-    self.writer = nil
+  func wakeWriters() {
+    guard self.mayWake else { return }
+    let waiting = self.writers
+    self.writers = []
+    for future in waiting { self.wake(future) }
+  }
+
+  /// Whether there will be news. When not, `future` is set, and whoever waits for it sees why.
+  private func mayWait(_ future: PythonPointer) -> Bool {
+    if self.hasReturned { self.wake(PythonHandle(retaining: future)) }
+    return !self.hasReturned
+  }
+
+  /// A call that has ended wakes its waiters too; they hear of that by being cancelled.
+  private var mayWake: Bool {
+    guard let termination = self.call.termination else { return true }
+    return termination == .answered
   }
 
   private func wake(_ future: PythonHandle) {
-    // A call that has ended wakes its waiters too; they hear of that by being cancelled.
-    if let termination = self.call.termination, termination != .answered { return }
     if let result = py_call1(self.bindings.coroutines.wake.pointer, future.pointer) {
       py_decref(result)
     } else if let error = PythonError.fetch() {

@@ -13,9 +13,12 @@ internal import Synchronization
 /// whatever happens to calls goes into one inbox, and the asyncio loop is woken, by a pipe
 /// that it watches, only when the inbox was empty. So a loop that is busy takes all that came in
 /// meanwhile in one turn.
+///
+/// There may be one loop after another: one that ends, or cannot begin, costs the calls of that moment
+/// UNAVAILABLE, and the next call asks for a new one.
 final class AsyncioBridge: @unchecked Sendable {
-  // Safe to share: the inbox is behind its mutex, the descriptor never changes, and everything
-  // else is touched with the GIL held only.
+  // Safe to share: the inbox and its descriptor are behind the mutex, and everything else is
+  // touched with the GIL held only.
 
   enum Event: Sendable {
     /// A call that no Python has seen yet.
@@ -26,29 +29,39 @@ final class AsyncioBridge: @unchecked Sendable {
     case writable(Int)
     /// The call has ended, and not by its servicer's status.
     case ended(Int)
+
+    var subject: LoopInbox<Event>.Subject {
+      switch self {
+      case .start, .handOver: .newCall
+      case .readable, .writable, .ended: .knownCall
+      }
+    }
   }
 
-  /// What a server without async methods never asks for: a thread with a loop.
-  private enum Loop { case missing, asked, attached, closed }
-
   private struct State {
-    var inbox: [Event] = []
-    /// Since when there is something in the inbox, when there is.
-    var waitingSince = NIODeadline.uptimeNanoseconds(0)
-    var loop = Loop.missing
-    /// A pair of sockets, made when a loop is attached: a process may fork before that, and two that shared one
-    /// would take each other's wake-ups.
+    var inbox = LoopInbox<Event>()
+    /// An eventfd(2) of the loop that is attached; -1 without one. Written to and closed under the
+    /// mutex, so that nobody writes to a descriptor that is somebody else's by then.
     var descriptor: CInt = -1
-    var wakeEnd: CInt = -1
+
+    func wake() {
+      var one: UInt64 = 1
+      _ = write(self.descriptor, &one, MemoryLayout.size(ofValue: one))
+    }
+
+    mutating func closeDescriptor() {
+      if self.descriptor >= 0 { Glibc.close(self.descriptor) }
+      self.descriptor = -1
+    }
   }
 
   private let state = Mutex(State())
   private let control: ControlThread
   private let slot: StatisticsSlot
 
-  // With the GIL held only.
-  private var createTask: PythonHandle?
-  private var running: [Int: AsyncServicerContext] = [:]
+  /// The loop that is attached. With the GIL held only, as those of it are who ask for figures.
+  private var loop: AsyncioLoop?
+  /// No two calls have the same, on whatever loops. With the GIL held only.
   private var lastID = 0
 
   init(control: ControlThread, slot: StatisticsSlot) {
@@ -57,138 +70,157 @@ final class AsyncioBridge: @unchecked Sendable {
   }
 
   deinit {
-    let ends = self.state.withLock { [$0.descriptor, $0.wakeEnd] }
-    for end in ends where end >= 0 { close(end) }
+    self.state.withLock { $0.closeDescriptor() }
   }
 
   // MARK: Any thread
 
   /// Puts an event into the inbox. Never takes the GIL.
   func post(_ event: Event) {
-    var mustAsk = false
-    var wakeEnd: CInt?
-    let isClosed = self.state.withLock { state in
-      if state.loop == .closed { return true }
-      mustAsk = state.loop == .missing
-      if mustAsk { state.loop = .asked }
-      state.inbox.append(event)
-      guard state.inbox.count == 1 else { return false }
-      state.waitingSince = .now()
-      if state.loop == .attached { wakeEnd = state.wakeEnd }
-      return false
+    let (posted, isClosed) = self.state.withLock { state in
+      let posted = state.inbox.post(event, about: event.subject, now: .now())
+      if posted == .wake { state.wake() }
+      return (posted, state.inbox.isClosed)
     }
-    if isClosed { return Self.refuse(event) }
-    if mustAsk { self.control.submit(.spawnLoop) }
-    if let wakeEnd { Self.wake(wakeEnd) }
-  }
-
-  private static func wake(_ end: CInt) {
-    var byte: UInt8 = 0
-    // A pipe that is full wakes as well.
-    _ = write(end, &byte, 1)
-  }
-
-  private func takeWakeUps() {
-    let descriptor = self.descriptor
-    withUnsafeTemporaryAllocation(byteCount: 64, alignment: 1) { buffer in
-      while read(descriptor, buffer.baseAddress, buffer.count) == buffer.count {}
+    switch posted {
+    case .waits, .wake: break
+    case .ask: self.control.submit(.spawnLoop)
+    case .refused: Self.end(event, isClosed ? Self.shuttingDown : Self.withoutLoop)
     }
   }
 
-  private static func refuse(_ event: Event) {
+  private static let shuttingDown = Status(code: .unavailable, details: "Server shutting down")
+  private static let withoutLoop = Status(
+    code: .unavailable,
+    details: "The asyncio loop of the server has ended"
+  )
+  private static let unstarted = Status(
+    code: .unavailable,
+    details: "The asyncio loop of the server cannot begin"
+  )
+
+  private static func end(_ event: Event, _ status: Status) {
     switch event {
     case .start(let job), .handOver(let job):
-      job.call.finish(Status(code: .unavailable, details: "Server shutting down"), isLast: true)
+      job.call.finish(status, isLast: true)
     case .readable, .writable, .ended:
       break
     }
   }
 
   /// Since when the loop has taken nothing of what waits for it; `nil` when nothing waits.
-  var oldestWaiting: NIODeadline? {
-    self.state.withLock { $0.inbox.isEmpty ? nil : $0.waitingSince }
+  var oldestWaiting: NIODeadline? { self.state.withLock { $0.inbox.oldest } }
+
+  // MARK: With the GIL held
+
+  /// Takes calls from now on; the caller then watches the descriptor and calls `run`.
+  ///
+  /// - Parameter descriptor: an eventfd(2) that does not block; the bridge's from now on.
+  /// - Returns: false when no loop is wanted; the descriptor is closed then.
+  func attach(createTask: PythonPointer, descriptor: CInt) -> Bool {
+    let isWanted = self.state.withLock { state in
+      guard let mustWake = state.inbox.attach() else {
+        Glibc.close(descriptor)
+        return false
+      }
+      state.descriptor = descriptor
+      if mustWake { state.wake() }
+      return true
+    }
+    guard isWanted else { return false }
+    self.loop = AsyncioLoop(createTask: PythonHandle(retaining: createTask), slot: self.slot)
+    return true
   }
 
-  // MARK: The asyncio loop's thread, with the GIL held
-
-  /// Readable while the inbox has something; -1 before `attach`.
-  var descriptor: CInt { self.state.withLock { $0.descriptor } }
-
-  /// Takes calls from now on; the caller then watches `descriptor` and calls `run`.
-  func attach(createTask: PythonPointer) {
-    self.createTask = PythonHandle(retaining: createTask)
-    var ends: [CInt] = [-1, -1]
-    // In one step, as another thread may start a program: what pipe2(2) does, which Swift lacks.
-    let flags = SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue
-    if socketpair(AF_UNIX, CInt(flags), 0, &ends) != 0 { ends = [-1, -1] }
-    let hasWaited = self.state.withLock { state in
-      state.descriptor = ends[0]
-      state.wakeEnd = ends[1]
-      state.loop = .attached
-      return !state.inbox.isEmpty
-    }
-    if hasWaited { Self.wake(ends[1]) }
+  /// The loop that was asked for does not come.
+  func failed() {
+    let left = self.state.withLock { $0.inbox.failed() }
+    self.refuse(left, Self.unstarted)
   }
 
-  /// The loop takes no more calls.
-  func detach() {
-    let left = self.state.withLock { state -> [Event] in
-      state.loop = .closed
-      defer { state.inbox = [] }
-      return state.inbox
+  /// The loop has ended without being asked to. Its calls end; the tasks are cancelled, should
+  /// anything of it still run.
+  func lost() {
+    let left = self.state.withLock { state in
+      state.closeDescriptor()
+      return state.inbox.lost()
     }
-    for event in left { Self.refuse(event) }
-    let running = self.running
-    self.running = [:]
-    self.slot[.loopCalls].subtract(running.count)
-    for context in running.values { context.forget() }
-    self.createTask = nil
+    self.refuse(left, Self.withoutLoop)
+    let loop = self.loop
+    self.loop = nil
+    for context in loop?.removeAll() ?? [] { context.loopEnded(Self.withoutLoop) }
+  }
+
+  /// No loop takes calls any more.
+  func close() {
+    let left = self.state.withLock { state in
+      state.closeDescriptor()
+      return state.inbox.close()
+    }
+    self.refuse(left, Self.shuttingDown)
+    let loop = self.loop
+    self.loop = nil
+    for context in loop?.removeAll() ?? [] { context.forget() }
+  }
+
+  private func refuse(_ events: [Event], _ status: Status) {
+    for event in events {
+      if case .handOver(let job) = event { job.handler.method.empty() }
+      Self.end(event, status)
+    }
   }
 
   /// Calls that run on the loop.
-  var runningCount: Int { self.running.count }
+  var runningCount: Int { self.contexts.count }
 
   /// The tasks of those calls, as a list.
   func makeTasks() -> PythonPointer? {
     guard let list = PythonReference(owning: PyList_New(0)) else { return nil }
-    for case let task? in self.running.values.map(\.task) {
+    for case let task? in self.contexts.map(\.task) {
       guard PyList_Append(list.pointer, task.pointer) == 0 else { return nil }
     }
     return list.take()
   }
 
   /// The calls that run on the loop.
-  var contexts: some Sequence<AsyncServicerContext> { self.running.values }
+  var contexts: [AsyncServicerContext] { self.loop.map { Array($0.contexts) } ?? [] }
+
+  // MARK: The asyncio loop's thread, with the GIL held
 
   /// Takes whatever is in the inbox.
   func run(_ server: PythonServer) {
-    // First: what is posted after this wakes the loop again.
-    self.takeWakeUps()
-    var batch: [Event] = []
-    self.state.withLock { state in
-      swap(&batch, &state.inbox)
-      state.inbox.reserveCapacity(min(batch.count, 256))
+    guard let loop = self.loop else { return }
+    let batch = self.state.withLock { state in
+      // What is posted after this wakes the loop again.
+      var count: UInt64 = 0
+      _ = read(state.descriptor, &count, MemoryLayout.size(ofValue: count))
+      return state.inbox.take()
     }
     for event in batch {
       switch event {
       case .start(let job):
-        self.start(job.call, job.handler.method.value, server)
+        self.start(job.call, job.handler.method.value, server, loop)
       case .handOver(let job):
         let method = job.handler.method.value
         // Emptied here, where the GIL is held: an event loop may release the rest.
         job.handler.method.empty()
-        self.start(job.call, method, server)
+        self.start(job.call, method, server, loop)
       case .readable(let id):
-        self.running[id]?.wakeReader()
+        loop[id]?.wakeReaders()
       case .writable(let id):
-        self.running[id]?.wakeWriter()
+        loop[id]?.wakeWriters()
       case .ended(let id):
-        self.running[id]?.cancelTask()
+        loop[id]?.cancelTask()
       }
     }
   }
 
-  private func start(_ call: Call, _ method: BoundMethod?, _ server: PythonServer) {
+  private func start(
+    _ call: Call,
+    _ method: BoundMethod?,
+    _ server: PythonServer,
+    _ loop: AsyncioLoop
+  ) {
     self.lastID += 1
     let id = self.lastID
     let context = AsyncServicerContext(
@@ -196,15 +228,15 @@ final class AsyncioBridge: @unchecked Sendable {
       method: method,
       server: server,
       bridge: self,
+      loop: loop,
       id: id
     )
     // Its peer has gone, or its time, while it was queued: it never runs.
     let isRegistered = call.onTermination { [self] termination in
       if termination != .answered { self.post(.ended(id)) }
     }
-    guard isRegistered, let createTask = self.createTask else { return call.handlerReturned() }
-    self.running[id] = context
-    self.slot[.loopCalls].add()
+    guard isRegistered else { return call.handlerReturned() }
+    loop.insert(context)
     call.handlerStarted()
     guard
       let object = PythonReference(
@@ -213,13 +245,8 @@ final class AsyncioBridge: @unchecked Sendable {
     else { return context.failToStart() }
     context.object = PythonHandle(retaining: object.pointer)
     guard let coroutine = context.makeCoroutine(object.pointer),
-      let task = PythonReference(owning: py_call1(createTask.pointer, coroutine.pointer))
+      let task = loop.makeTask(coroutine.pointer)
     else { return context.failToStart() }
     context.task = PythonHandle(task)
-  }
-
-  /// A call's task has nothing left to do.
-  func remove(_ id: Int) {
-    if self.running.removeValue(forKey: id) != nil { self.slot[.loopCalls].subtract() }
   }
 }

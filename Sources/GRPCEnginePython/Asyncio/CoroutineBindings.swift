@@ -24,6 +24,8 @@ final class CoroutineBindings: Sendable {
   let abort: PythonHandle
   let abortWithStatus: PythonHandle
   let sendInitialMetadata: PythonHandle
+  /// `trailing_metadata(given)`: a tuple of it.
+  let trailingMetadata: PythonHandle
   /// `grpc.aio.EOF`, and what stands for "nothing yet".
   let eof: PythonHandle
   let pending: PythonHandle
@@ -45,7 +47,9 @@ final class CoroutineBindings: Sendable {
       let nextRequest = value("next_request"), let read = value("read"),
       let write = value("write"), let abort = value("abort"),
       let abortWithStatus = value("abort_with_status"),
-      let sendInitialMetadata = value("send_initial_metadata"), let eof = value("eof"),
+      let sendInitialMetadata = value("send_initial_metadata"),
+      let trailingMetadata = value("trailing_metadata"),
+      let eof = value("eof"),
       let pending = value("pending"), let usageError = value("usage_error"),
       let internalError = value("internal_error")
     else { return nil }
@@ -62,6 +66,7 @@ final class CoroutineBindings: Sendable {
     self.abort = abort
     self.abortWithStatus = abortWithStatus
     self.sendInitialMetadata = sendInitialMetadata
+    self.trailingMetadata = trailingMetadata
     self.eof = eof
     self.pending = pending
     self.usageError = usageError

@@ -39,7 +39,10 @@ final class AsyncRequestIterator {
     case .raised:
       return nil
     case .pending:
-      guard let object = self.context.object else { return Python.newNone() }
+      guard let object = self.context.object else {
+        self.context.raiseEnded()
+        return nil
+      }
       return py_call1(self.context.bindings.coroutines.nextRequest.pointer, object.pointer)
     }
   }

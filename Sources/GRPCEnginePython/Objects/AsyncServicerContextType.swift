@@ -27,7 +27,7 @@ enum AsyncServicerContextType {
 
   private static func isReplaced(_ method: PyMethodDef) -> Bool {
     let name = String(cString: method.ml_name)
-    return ["send_initial_metadata", "trailing_metadata", "set_compression"].contains(name)
+    return ["send_initial_metadata", "set_compression"].contains(name)
   }
 
   // MARK: Coroutines, written in Python
@@ -91,14 +91,6 @@ enum AsyncServicerContextType {
       PythonMethod.noArguments("details", "The details that were set.") { object, _ in
         guard let context = Self.context(object) else { return nil }
         return PythonString.make(context.status(.ok).details)
-      },
-      PythonMethod.noArguments(
-        "trailing_metadata",
-        "The metadata that was set to go out with the status."
-      ) { object, _ in
-        guard let context = Self.context(object) else { return nil }
-        if context.trailingMetadata == nil { return PythonCollections.tuple(count: 0) { _ in nil } }
-        return ServicerContextType.newReference(context.trailingMetadata)
       },
       PythonMethod.keywords(
         "set_compression",
@@ -253,6 +245,13 @@ enum AsyncServicerContextType {
 
   private static var lifeMethods: [PyMethodDef] {
     [
+      PythonMethod.noArguments("_begin", "The task has begun. May be called more than once.") {
+        object,
+        _ in
+        guard let context = Self.context(object) else { return nil }
+        context.begin()
+        return Python.newNone()
+      },
       PythonMethod.noArguments("_finish", "End the call with the status that was set.") {
         object,
         _ in

@@ -171,6 +171,16 @@ extension PythonServer {
         server.drain(whenStopped)
         return Python.newNone()
       },
+      PythonMethod.oneArgument(
+        "surround_calls",
+        "Have something called before and after everything that runs for a call."
+      ) { object, surroundings in
+        guard let server = PythonServer.server(object), let surroundings,
+          let surroundings = CallSurroundings(surroundings, bindings: server.bindings)
+        else { return nil }
+        server.surroundings = surroundings
+        return Python.newNone()
+      },
       PythonMethod.noArguments("cancel_all_calls", "End every call and connection.") {
         object,
         _ in
@@ -257,23 +267,40 @@ extension PythonServer {
   private static var loopMethods: [PyMethodDef] {
     [
       PythonMethod.noArguments(
-        "events_descriptor",
-        "The file descriptor that is readable when run_events has work."
+        "follow_grpc_aio",
+        "Have ordinary methods find what they would find on grpc.aio's server."
       ) { object, _ in
         guard let server = PythonServer.server(object) else { return nil }
-        return PythonNumber.make(Int(server.bridge.descriptor))
-      },
-      PythonMethod.oneArgument(
-        "attach_loop",
-        "Take calls for the loop whose create_task is given."
-      ) { object, createTask in
-        guard let server = PythonServer.server(object), let createTask else { return nil }
-        server.bridge.attach(createTask: createTask)
+        server.followsAsyncio = true
         return Python.newNone()
       },
-      PythonMethod.noArguments("detach_loop", "Take no more calls for the loop.") { object, _ in
+      PythonMethod.keywords(
+        "attach_loop",
+        "Take calls for the loop whose create_task is given; False when none is wanted."
+      ) { object, arguments, keywords in
+        let given = PythonArguments(arguments, keywords, "create_task", "descriptor")
+        guard let server = PythonServer.server(object), let createTask = given[0],
+          let descriptor = PythonServer.number(given, 1)
+        else { return nil }
+        guard let descriptor = CInt(exactly: descriptor), descriptor >= 0 else {
+          PythonError.raiseValueError("a file descriptor must be 0 or more")
+          return nil
+        }
+        let isWanted = server.bridge.attach(createTask: createTask, descriptor: descriptor)
+        return Python.newBool(isWanted)
+      },
+      PythonMethod.noArguments(
+        "lose_loop",
+        "The loop that was asked for, or is attached, takes no calls; the next may."
+      ) { object, _ in
         guard let server = PythonServer.server(object) else { return nil }
-        server.bridge.detach()
+        server.bridge.failed()
+        server.bridge.lost()
+        return Python.newNone()
+      },
+      PythonMethod.noArguments("detach_loop", "Take no more calls for any loop.") { object, _ in
+        guard let server = PythonServer.server(object) else { return nil }
+        server.bridge.close()
         return Python.newNone()
       },
       PythonMethod.noArguments("tasks", "The tasks of the calls on the loop.") { object, _ in

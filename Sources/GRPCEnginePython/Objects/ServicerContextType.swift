@@ -20,6 +20,16 @@ enum ServicerContextType {
     HeapType<ServicerContext>.payload(object)
   }
 
+  /// What is kept of trailing metadata: as it was given, or a tuple that grpc.aio would take.
+  private static func trailing(
+    _ given: PythonPointer,
+    _ context: ServicerContext
+  ) -> PythonReference? {
+    guard context.followsAsyncio else { return PythonReference(retaining: given) }
+    let check = context.bindings.coroutines.trailingMetadata
+    return PythonReference(owning: py_call1(check.pointer, given))
+  }
+
   // MARK: State of the call
 
   private static var stateMethods: [PyMethodDef] {
@@ -30,9 +40,10 @@ enum ServicerContextType {
       },
       PythonMethod.noArguments(
         "time_remaining",
-        "Seconds until the deadline; infinite without one."
+        "Seconds until the deadline; infinite without one, on an asyncio server None."
       ) { object, _ in
         guard let context = Self.context(object) else { return nil }
+        if context.followsAsyncio, context.call.deadline == nil { return Python.newNone() }
         return PythonNumber.make(context.timeRemaining)
       },
       PythonMethod.noArguments("cancel", "End the call with CANCELLED.") { object, _ in
@@ -83,10 +94,11 @@ enum ServicerContextType {
         "Set the metadata that goes out with the status."
       ) { object, arguments, keywords in
         guard let context = Self.context(object),
-          let value = PythonArguments(arguments, keywords, "trailing_metadata")[0],
-          let metadata = PythonMetadata.parse(value)
+          let given = PythonArguments(arguments, keywords, "trailing_metadata")[0],
+          let value = Self.trailing(given, context),
+          let metadata = PythonMetadata.parse(value.pointer)
         else { return nil }
-        context.trailingMetadata = PythonHandle(retaining: value)
+        context.trailingMetadata = PythonHandle(value)
         context.wireTrailingMetadata = metadata.entries.isEmpty ? nil : metadata
         return Python.newNone()
       },
@@ -95,6 +107,7 @@ enum ServicerContextType {
         "The metadata that was set to go out with the status."
       ) { object, _ in
         guard let context = Self.context(object) else { return nil }
+        if context.trailingMetadata == nil { return PythonCollections.tuple(count: 0) { _ in nil } }
         return Self.newReference(context.trailingMetadata)
       },
       PythonMethod.keywords(

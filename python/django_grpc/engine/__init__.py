@@ -60,7 +60,7 @@ def server(
         thread_pool: Says by its size how many servicers may run at the same time. The engine runs
             them on threads of its own, which keep their thread-locals (Django's database
             connections) from call to call; the pool's threads are not used. `None` means the size
-            that `ThreadPoolExecutor()` would have.
+            that `ThreadPoolExecutor()` would have, and so does a pool that does not tell its size.
         handlers: Generic handlers, asked in order for methods that are not registered.
         interceptors: Called for each call, the first one outermost.
         options: `grpc.*` channel arguments; see `django_grpc.engine.options`. One that has no

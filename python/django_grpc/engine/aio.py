@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from django_grpc.engine import loops
+from django_grpc.engine.greenlets import refuse_patched_threads
 from django_grpc.engine.options import ChannelArgument, configuration
 from django_grpc.engine.pools import pool_size
 from django_grpc.engine.sync import Server as ThreadedServer
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from django_grpc.engine.call_log import CallRecord
     from django_grpc.engine.credentials import ServerCredentials
     from django_grpc.engine.health import Monitor
-    from django_grpc.engine.types import GenericHandler, MethodHandler
+    from django_grpc.engine.types import GenericHandler, MethodHandler, Surroundings
 
 __all__ = ["Server", "server"]
 
@@ -40,7 +40,7 @@ class Server(grpc.aio.Server):
         interceptors: Sequence[Any],
     ) -> None:
         """Create a server; `django_grpc.engine.aio.server` is the public way."""
-        self._inner = ThreadedServer(settings, handlers, interceptors)
+        self._inner = ThreadedServer(settings, handlers, interceptors, is_aio=True)
         self.health = self._inner.health
         self._loop: asyncio.AbstractEventLoop | None = None
         # Set on the loop when the last connection has gone and the last task has ended.
@@ -110,6 +110,10 @@ class Server(grpc.aio.Server):
         """Have calls written down; see `django_grpc.engine.sync.Server.log_calls`."""
         self._inner.log_calls(write, sample=sample, slow=slow)
 
+    def surround_calls(self, surroundings: Surroundings) -> None:
+        """Have something called around calls; see `django_grpc.engine.sync.Server`."""
+        self._inner.surround_calls(surroundings)
+
     def watch_calls(self, seconds: float) -> None:
         """Log calls that run for long; see `django_grpc.engine.sync.Server.watch_calls`."""
         self._inner.watch_calls(seconds)
@@ -125,13 +129,16 @@ class Server(grpc.aio.Server):
 
         Raises:
             grpc.aio.UsageError: The server has been stopped.
+            RuntimeError: gevent or eventlet has patched the process's threads.
         """
+        refuse_patched_threads()
         if self._inner.has_stopped():
             raise grpc.aio.UsageError("Server not in ready state")
         if self._loop is not None:
             return
-        self._loop = asyncio.get_running_loop()
-        self._inner.start_on(self._loop, self._on_stopped)
+        loop = asyncio.get_running_loop()
+        self._inner.start_on(loop, self._on_stopped)
+        self._loop = loop
 
     async def stop(self, grace: float | None = None) -> None:
         """Refuse new calls at once, and return when those in flight have ended.
@@ -178,8 +185,11 @@ class Server(grpc.aio.Server):
 
     def _on_stopped(self) -> None:
         # On the control thread; the loop may have been closed under a server that nobody stopped.
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wind_up)
+        if self._loop is not None:
+            try:
+                self._loop.call_soon_threadsafe(self._wind_up)
+            except RuntimeError:
+                self._inner.native.detach_loop()
 
     def _wind_up(self) -> None:
         if self._loop is not None and self._winding_up is None:
@@ -187,7 +197,7 @@ class Server(grpc.aio.Server):
 
     async def _leave(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            await loops.detach(self._inner.native, loop)
+            await self._inner.leave(loop)
         finally:
             self._stopped.set()
 

@@ -12,10 +12,15 @@ import enum
 import functools
 import inspect
 import logging
+import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from asgiref.sync import iscoroutinefunction
+
+from django_grpc.engine.crossings import NoThreadError
+from django_grpc.engine.loops import log_seldom
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -61,6 +66,7 @@ def colour(behavior: Any) -> Colour:
 
 async def run_unary(context: AsyncServicerContext, behavior: Callable[..., Any]) -> None:
     """Run a method that returns its only response."""
+    context._begin()
     try:
         request = context._request()
         if request is PENDING:
@@ -73,6 +79,7 @@ async def run_unary(context: AsyncServicerContext, behavior: Callable[..., Any])
 
 async def run_writer(context: AsyncServicerContext, behavior: Callable[..., Any]) -> None:
     """Run a method that sends its responses by `context.write`."""
+    context._begin()
     try:
         request = context._request()
         if request is PENDING:
@@ -86,6 +93,7 @@ async def run_writer(context: AsyncServicerContext, behavior: Callable[..., Any]
 
 async def run_generator(context: AsyncServicerContext, behavior: Callable[..., Any]) -> None:
     """Run a method that yields its responses."""
+    context._begin()
     try:
         request = context._request()
         if request is PENDING:
@@ -109,6 +117,7 @@ async def run_generator(context: AsyncServicerContext, behavior: Callable[..., A
 
 async def run_resolved(context: AsyncServicerContext) -> None:
     """Run a call whose handler the server's resolver gives, which is a coroutine function."""
+    context._begin()
     try:
         handler = await context._resolver()(context._path(), context.invocation_metadata())
         if handler is None:
@@ -140,6 +149,15 @@ def _failed(context: AsyncServicerContext, error: BaseException) -> None:
             context.set_code(grpc.StatusCode.CANCELLED)
             context._fail("The servicer was cancelled.")
         return
+    if isinstance(error, NoThreadError):
+        context.set_code(grpc.StatusCode.UNAVAILABLE)
+        context._fail(str(error))
+        log_seldom("Cannot run interceptors", error)
+        return
+    if isinstance(error, GeneratorExit):  # nobody runs the loop any more
+        context.set_code(grpc.StatusCode.UNAVAILABLE)
+        context._fail("The asyncio loop of the server has ended")
+        return
     if isinstance(error, grpc.aio.InternalError) and context.done():
         # By which the engine says that there is nothing to go on with.
         if context._is_cancelled():
@@ -157,9 +175,14 @@ def _failed(context: AsyncServicerContext, error: BaseException) -> None:
         exc_info=error,
     )
     context._fail(details)
-    if isinstance(error, KeyboardInterrupt | SystemExit):
+    if isinstance(error, KeyboardInterrupt | SystemExit) and _is_main_thread():
+        # As grpc.aio: it ends the process. On another thread it would end nothing but the loop.
         _done(context)
         raise error
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _done(context: AsyncServicerContext) -> None:
@@ -245,6 +268,7 @@ async def abort(
     trailing_metadata: Any = (),
 ) -> None:
     """Be `ServicerContext.abort`."""
+    trailing_metadata = as_trailing_metadata(() if trailing_metadata is None else trailing_metadata)
     error = grpc.aio.AbortError("Locally aborted.")
     context._abort(error, code, details, trailing_metadata)
     raise error
@@ -253,6 +277,22 @@ async def abort(
 def abort_with_status(context: AsyncServicerContext, status: Any) -> Awaitable[None]:
     """Be `ServicerContext.abort_with_status`."""
     return abort(context, status.code, status.details, status.trailing_metadata)
+
+
+def as_trailing_metadata(metadata: Any) -> tuple[tuple[str, str | bytes], ...]:
+    """Return trailing metadata as grpc.aio keeps it.
+
+    Raises:
+        TypeError: It is none; a dictionary is none either, as grpc.aio has it.
+    """
+    if isinstance(metadata, Iterable) and not isinstance(metadata, dict):
+        items = tuple(metadata)
+        if all(isinstance(item, tuple) for item in items):
+            return items
+    raise TypeError(
+        "Invalid trailing metadata type, expected Tuple[Tuple[str, Union[str, bytes]]...]: "
+        f"{metadata}"
+    )
 
 
 BINDINGS: dict[str, Any] = {
@@ -269,6 +309,7 @@ BINDINGS: dict[str, Any] = {
     "abort": abort,
     "abort_with_status": abort_with_status,
     "send_initial_metadata": send_initial_metadata,
+    "trailing_metadata": as_trailing_metadata,
     "eof": _EOF,
     "pending": PENDING,
     "usage_error": grpc.aio.UsageError,

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import grpc
+import grpc.aio
 from asgiref.sync import iscoroutinefunction
 
+from django_grpc.engine.crossings import Crossing, CrossingThreads
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from django_grpc import _engine
-    from django_grpc.engine.types import GenericHandler, Interceptor, MethodHandler
+    from django_grpc.engine.types import (
+        GenericHandler,
+        Interceptor,
+        MethodHandler,
+        Surroundings,
+    )
 
 #: What generated code makes; it answers by path alone, so it can be looked through in advance.
 _DictionaryHandler = type(grpc.method_handlers_generic_handler("", {}))
@@ -36,10 +43,30 @@ class HandlerTable:
     What does not change from call to call is looked up once, when the server starts: a method
     whose handler is known runs without any Python of ours. Only interceptors, and generic handlers
     that have to be asked, cost a look-up for each call.
+
+    Attributes:
+        surroundings: What is put around whatever the table runs on threads of its own.
     """
 
-    def __init__(self, interceptors: Sequence[Interceptor]) -> None:
+    surroundings: Surroundings | None = None
+
+    def __init__(
+        self,
+        interceptors: Sequence[Interceptor],
+        *,
+        max_threads: int,
+        exit_callbacks: list[Callable[[], object]],
+        asks_on_loop: bool = False,
+    ) -> None:
         """Create an empty table.
+
+        Args:
+            interceptors: Ordinary and async ones, the outermost first.
+            max_threads: How many calls may be in ordinary interceptors at the same time, where
+                there are async ones beside them.
+            exit_callbacks: What the threads of these call before they end.
+            asks_on_loop: Generic handlers are asked on the loop, as grpc.aio does, and not on a
+                thread.
 
         Raises:
             ValueError: Something among the interceptors is none.
@@ -48,9 +75,12 @@ class HandlerTable:
             if not hasattr(interceptor, "intercept_service"):
                 raise ValueError(f"{interceptor!r} is no grpc.ServerInterceptor.")
         self._interceptors = tuple(interceptors)
-        self._is_async = any(map(_is_async, self._interceptors))
+        self._are_async = tuple(map(_is_async, self._interceptors))
+        self._asks_on_loop = asks_on_loop
+        self._threads = CrossingThreads(max_threads, exit_callbacks)
         self._registered: dict[str, MethodHandler] = {}
         self._generic: list[GenericHandler] = []
+        self._must_ask = False
 
     def add_generic(self, handlers: Iterable[GenericHandler]) -> None:
         """Add generic handlers.
@@ -66,6 +96,7 @@ class HandlerTable:
                     f'"service" method!'
                 )
         self._generic.extend(handlers)
+        self._must_ask = not all(map(_is_dictionary, self._generic))
 
     def add_registered(self, service_name: str, handlers: Mapping[str, MethodHandler]) -> None:
         """Register handlers by method name."""
@@ -95,28 +126,55 @@ class HandlerTable:
         return self._interceptors[index].intercept_service(continuation, details)
 
     async def resolve_async(self, path: str, metadata: tuple[Any, ...]) -> MethodHandler | None:
-        """Find the handler of one call, through interceptors of which some are async."""
-        return await self._continue_async(0, HandlerCallDetails(path, metadata))
+        """Find the handler of one call, of which something is to run on the loop."""
+        crossing = Crossing(self._threads, self.surroundings)
+        return await self._continue_on_loop(0, HandlerCallDetails(path, metadata), crossing)
 
-    async def _continue_async(self, index: int, details: Any) -> MethodHandler | None:
-        if index == len(self._interceptors):
-            return self._look_up(details)
-        interceptor: Any = self._interceptors[index]
-        proceed = functools.partial(self._continue_async, index + 1)
+    async def _continue_on_loop(
+        self, index: int, details: Any, crossing: Crossing
+    ) -> MethodHandler | None:
         found: Any
-        if _is_async(interceptor):
-            found = await interceptor.intercept_service(proceed, details)
-            return cast("MethodHandler | None", found)
-        # An ordinary one may block, or ask the ORM.
-        loop = asyncio.get_running_loop()
-        found = await asyncio.to_thread(
-            interceptor.intercept_service,
-            lambda next_details: asyncio.run_coroutine_threadsafe(
-                proceed(next_details), loop
-            ).result(),
-            details,
-        )
-        return cast("MethodHandler | None", await found if inspect.isawaitable(found) else found)
+        if not self._runs_on_loop(index):
+            found = await crossing.on_thread(
+                functools.partial(self._continue_on_thread, index, details, crossing)
+            )
+        elif index == len(self._interceptors):
+            found = self._look_up(details)
+        else:
+
+            async def continuation(next_details: Any) -> MethodHandler | None:
+                return await self._continue_on_loop(index + 1, next_details, crossing)
+
+            interceptor: Any = self._interceptors[index]
+            found = interceptor.intercept_service(continuation, details)
+            if inspect.isawaitable(found):
+                found = await found
+        return cast("MethodHandler | None", found)
+
+    def _continue_on_thread(
+        self, index: int, details: Any, crossing: Crossing
+    ) -> MethodHandler | None:
+        found: Any
+        if self._runs_on_loop(index):
+            found = crossing.on_loop(
+                functools.partial(self._continue_on_loop, index, details, crossing)
+            )
+        elif index == len(self._interceptors):
+            found = self._look_up(details)
+        else:
+
+            def continuation(next_details: Any) -> MethodHandler | None:
+                return self._continue_on_thread(index + 1, next_details, crossing)
+
+            found = self._interceptors[index].intercept_service(continuation, details)
+        return cast("MethodHandler | None", found)
+
+    def _runs_on_loop(self, index: int) -> bool:
+        """Whether an interceptor, or the look-up after the last one, is for the loop."""
+        if index < len(self._interceptors):
+            return self._are_async[index]
+        # A handler that has to be asked is the user's code; the others only read a dictionary.
+        return self._asks_on_loop or not self._must_ask
 
     def _look_up(self, details: Any) -> MethodHandler | None:
         handler = self._registered.get(details.method)
@@ -128,19 +186,23 @@ class HandlerTable:
                 return handler
         return None
 
+    def close(self) -> None:
+        """End the threads, when no call will come any more."""
+        self._threads.close()
+
     def install(self, native: _engine.Server) -> None:
         """Tell the engine what it has to know."""
-        must_ask = any(not _is_dictionary(handler) for handler in self._generic)
+        is_async = any(self._are_async) or (self._must_ask and self._asks_on_loop)
         # With a generic handler of the user's before it, a dictionary does not speak first.
         asked_first: set[str] = set()
         known = self.known()
-        if must_ask:
+        if self._must_ask:
             asked_first = known.keys() - self._registered.keys()
         # grpcio's interceptors see calls of unknown methods too.
         native.set_resolver(
-            self.resolve_async if self._is_async else self.resolve,
-            must_ask or bool(self._interceptors),
-            self._is_async,
+            self.resolve_async if is_async else self.resolve,
+            self._must_ask or bool(self._interceptors),
+            is_async,
         )
         for path, handler in known.items():
             if self._interceptors or path in asked_first:
@@ -152,7 +214,10 @@ class HandlerTable:
 
 
 def _is_async(interceptor: Any) -> bool:
-    return iscoroutinefunction(interceptor.intercept_service)
+    # A function that is not marked as a coroutine function may return an awaitable all the same.
+    return isinstance(interceptor, grpc.aio.ServerInterceptor) or iscoroutinefunction(
+        interceptor.intercept_service
+    )
 
 
 def _is_dictionary(handler: GenericHandler) -> bool:

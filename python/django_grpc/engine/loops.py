@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
+import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from django_grpc.engine.options import UVLOOP
@@ -43,13 +46,24 @@ def loop_factory(
     return factory
 
 
-def attach(native: _engine.Server, loop: asyncio.AbstractEventLoop) -> None:
-    """Have a loop run a server's async calls. Called on the loop."""
-    native.attach_loop(loop.create_task)
-    loop.add_reader(native.events_descriptor(), native.run_events)
+def attach(native: _engine.Server, loop: asyncio.AbstractEventLoop) -> int:
+    """Have a loop run a server's async calls. Called on the loop.
+
+    Returns:
+        The descriptor that the loop watches, for `detach` and `lose`.
+
+    Raises:
+        OSError: There is no descriptor left.
+        RuntimeError: The server has a loop, or has stopped.
+    """
+    descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    if not native.attach_loop(loop.create_task, descriptor):
+        raise RuntimeError("The server wants no loop: it has one, or has stopped.")
+    loop.add_reader(descriptor, native.run_events)
+    return descriptor
 
 
-async def detach(native: _engine.Server, loop: asyncio.AbstractEventLoop) -> None:
+async def detach(native: _engine.Server, loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
     """Take a server that has stopped off its loop, when its last task has ended."""
     # Whatever the calls' ends have left in the inbox: the cancellations.
     native.run_events()
@@ -57,46 +71,100 @@ async def detach(native: _engine.Server, loop: asyncio.AbstractEventLoop) -> Non
         _, pending = await asyncio.wait(tasks, timeout=CANCELLATION_TIMEOUT)
         for task in pending:
             logger.error("A servicer goes on although its call was cancelled: %r", task)
-    loop.remove_reader(native.events_descriptor())
+    loop.remove_reader(descriptor)
     native.detach_loop()
 
 
 class LoopThread:
-    """A thread with an asyncio loop, for a server that has no loop around it."""
+    """A thread with an asyncio loop, for a server that has no loop around it.
+
+    What runs on the loop may end it, and there may be no descriptors for one. Then the calls of
+    that moment end with UNAVAILABLE, and the next one asks for another thread.
+    """
 
     def __init__(
         self,
         native: _engine.Server,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
-        """Start the thread; it is a daemon, as all threads of a server."""
+        """Start the thread; it is a daemon, as all threads of a server.
+
+        Raises:
+            RuntimeError: No thread can be started.
+        """
         self._native = native
         self._loop_factory = loop_factory
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._descriptor = -1
         self._stopping: asyncio.Event | None = None
-        self._is_running = threading.Event()
+        # Set when the loop runs, or never will.
+        self._has_begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="grpc-asyncio", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=self._loop_factory) as runner:
+        runner = asyncio.Runner(loop_factory=self._loop_factory)
+        try:
+            runner.get_loop()  # before there is a coroutine that nobody would await
             runner.run(self._serve())
+        except BaseException as error:
+            log_seldom("The asyncio loop of the server has ended, or cannot begin", error)
+        finally:
+            if self._loop is not None and self._descriptor >= 0:
+                self._loop.remove_reader(self._descriptor)
+            # Before the loop's tasks are cancelled: of their calls it is not the servicers that
+            # failed.
+            self._native.lose_loop()
+            self._has_begun.set()
+            try:
+                runner.close()
+            except BaseException as error:
+                log_seldom("The asyncio loop of the server cannot be closed", error)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        attach(self._native, self._loop)
-        self._is_running.set()
+        self._descriptor = attach(self._native, self._loop)
+        self._has_begun.set()
         await self._stopping.wait()
-        await detach(self._native, self._loop)
+        descriptor, self._descriptor = self._descriptor, -1
+        await detach(self._native, self._loop, descriptor)
 
     def stop(self) -> None:
         """End the loop when the calls on it have ended; may be called on any thread."""
-        self._is_running.wait(CANCELLATION_TIMEOUT)
-        if self._loop is not None and self._stopping is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stopping.set)
+        self._has_begun.wait(CANCELLATION_TIMEOUT)
+        if self._loop is not None and self._stopping is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(self._stopping.set)
+
+    def has_ended(self) -> bool:
+        """Whether nothing runs on it any more."""
+        return not self._thread.is_alive()
 
     def join(self, timeout: float) -> None:
         """Wait for the end of the thread."""
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
+
+
+class _Seldom:
+    """A log that gets one line a second at most."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = 0.0
+        self._unsaid = 0
+
+    def __call__(self, message: str, error: BaseException) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next:
+                self._unsaid += 1
+                return
+            self._next = now + 1.0
+            unsaid, self._unsaid = self._unsaid, 0
+        more = f" ({unsaid} such lines were left out)" if unsaid else ""
+        logger.error("%s: %s%s", message, error, more, exc_info=error)
+
+
+log_seldom = _Seldom()

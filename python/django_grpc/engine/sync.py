@@ -16,6 +16,7 @@ from django_grpc import _engine
 from django_grpc.engine import loops
 from django_grpc.engine.call_log import CallLogThread, CallRecord
 from django_grpc.engine.credentials import ServerCredentials
+from django_grpc.engine.greenlets import refuse_patched_threads
 from django_grpc.engine.handlers import HandlerTable
 from django_grpc.engine.health import Health
 from django_grpc.engine.watchdog import Watchdog
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from django_grpc.engine.health import Monitor
-    from django_grpc.engine.types import GenericHandler, Interceptor, MethodHandler
+    from django_grpc.engine.types import GenericHandler, Interceptor, MethodHandler, Surroundings
 
 logger = logging.getLogger("django_grpc")
 
@@ -49,20 +50,40 @@ class Server(grpc.Server):
         handlers: Sequence[GenericHandler],
         interceptors: Sequence[Interceptor],
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+        *,
+        is_aio: bool = False,
     ) -> None:
-        """Create a server; `django_grpc.engine.server` is the public way."""
+        """Create a server; `django_grpc.engine.server` is the public way.
+
+        Args:
+            settings: What `django_grpc.engine.options` makes of options.
+            handlers: Generic handlers.
+            interceptors: The outermost first.
+            loop_factory: What makes the loop of async methods; None is asyncio's.
+            is_aio: What differs between grpcio's two servers is as in grpc.aio.
+        """
+        exit_callbacks: list[Callable[[], object]] = []
         # Before the native server: what it raises must leave nothing behind.
-        self._handlers = HandlerTable(interceptors)
+        self._handlers = HandlerTable(
+            interceptors,
+            max_threads=settings["max_workers"],
+            exit_callbacks=exit_callbacks,
+            asks_on_loop=is_aio,
+        )
         self.native = _engine.make_server(settings)
+        if is_aio:
+            self.native.follow_grpc_aio()
         # First: `__del__` asks for them, also where what follows raises.
         self._stopped = threading.Event()
         self._observers: list[CallLogThread | Watchdog] = []
         self.health = Health(self.native, self._handlers.known)
-        self._threads = _Threads(self.native, loop_factory)
+        self._threads = _Threads(self.native, loop_factory, exit_callbacks)
         self._lock = threading.Lock()
         self._is_started = False
         self._is_stopping = False
         self._on_end: Callable[[], None] = _nothing
+        # That of a loop of somebody else's; None when async methods run on one of ours.
+        self._loop_descriptor: int | None = None
         if handlers:
             self.add_generic_rpc_handlers(handlers)
 
@@ -212,6 +233,15 @@ class Server(grpc.Server):
         self.native.enable_call_log(sample, slow)
         self._observers.append(CallLogThread(self.native, write))
 
+    def surround_calls(self, surroundings: Surroundings) -> None:
+        """Have something called before and after everything that runs for a call; before `start`.
+
+        Interceptors, methods and their generators, callbacks: on each thread that runs some of it,
+        and in the task of a call on a loop. A second call replaces what the first one gave.
+        """
+        self._handlers.surroundings = surroundings
+        self.native.surround_calls(surroundings)
+
     def watch_calls(self, seconds: float) -> None:
         """Log calls whose servicer runs for so long, once each, with their stacks; before `start`.
 
@@ -244,7 +274,9 @@ class Server(grpc.Server):
 
         Raises:
             ValueError: The server has been started before.
+            RuntimeError: gevent or eventlet has patched the process's threads.
         """
+        refuse_patched_threads()
         with self._lock:
             if self._is_started:
                 raise ValueError("Cannot start already-started server!")
@@ -296,12 +328,23 @@ class Server(grpc.Server):
         """Start serving with async methods on a loop, which runs on this thread.
 
         Args:
-            loop: The running loop; whoever gives it calls `loops.detach` at the end.
+            loop: The running loop; whoever gives it calls `leave` at the end.
             on_end: Called on the control thread when the last connection is gone.
         """
         self._on_end = on_end
-        loops.attach(self.native, loop)
-        self.start()
+        self._loop_descriptor = loops.attach(self.native, loop)
+        try:
+            self.start()
+        except BaseException:
+            loop.remove_reader(self._loop_descriptor)
+            self._loop_descriptor = None
+            self.native.lose_loop()
+            raise
+
+    async def leave(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take the server, which has stopped, off the loop that `start_on` was given."""
+        if self._loop_descriptor is not None:
+            await loops.detach(self.native, loop, self._loop_descriptor)
 
     def has_stopped(self) -> bool:
         """Whether the server stops or has stopped."""
@@ -327,13 +370,15 @@ class Server(grpc.Server):
         return self.native.statistics()
 
     def _on_stopped(self) -> None:
-        self._threads.stop_loop(loops.CANCELLATION_TIMEOUT)
+        if self._loop_descriptor is None:
+            self._threads.stop_loop(loops.CANCELLATION_TIMEOUT)
         for observer in self._observers:
             observer.close()
             observer.join(_LOG_TIMEOUT)
         self._stopped.set()
         self._on_end()
         self.native.stop_threads()
+        self._handlers.close()
         _running.discard(self)
 
     def __del__(self) -> None:
@@ -345,7 +390,9 @@ class Server(grpc.Server):
                 observer.close()
             native.drain(native.stop_threads)
             native.cancel_all_calls()
-            self._threads.stop_loop()
+            if self._loop_descriptor is None:
+                self._threads.stop_loop()
+            self._handlers.close()
 
     def _stop_at_exit(self) -> None:
         """Join the threads before the interpreter goes away under them."""
@@ -368,12 +415,13 @@ class _Threads:
         self,
         native: _engine.Server,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None,
+        exit_callbacks: list[Callable[[], object]],
     ) -> None:
         self._native = native
         self._loop_factory = loop_factory
         self._threads: list[threading.Thread] = []
         self._spawned = itertools.count()
-        self.exit_callbacks: list[Callable[[], object]] = []
+        self.exit_callbacks = exit_callbacks
         self._loop: loops.LoopThread | None = None
 
     def start(self) -> None:
@@ -390,12 +438,18 @@ class _Threads:
             callback()
 
     def _spawn_loop(self) -> None:
-        self._loop = loops.LoopThread(self._native, self._loop_factory)
+        try:
+            self._loop = loops.LoopThread(self._native, self._loop_factory)
+        except RuntimeError as error:
+            self._native.lose_loop()
+            loops.log_seldom("Cannot start the asyncio thread", error)
 
     def stop_loop(self, timeout: float = 0) -> None:
         if self._loop is not None:
             self._loop.stop()
             self._loop.join(timeout)
+        if self._loop is None or self._loop.has_ended():
+            self._native.detach_loop()  # so that no other begins
 
     def _start(self, name: str, target: Any, *arguments: Any) -> None:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)

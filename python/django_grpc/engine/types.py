@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 import grpc.aio
@@ -20,10 +20,31 @@ else:
     Interceptor = grpc.ServerInterceptor
     AsyncServicerContext = grpc.aio.ServicerContext
 
+
+class Surroundings(Protocol):
+    """What is to be done before and after everything that runs for a call.
+
+    None of these may raise, and none may wait for a peer: the code of a call waits for them.
+    """
+
+    def enter(self) -> None:
+        """Be called on a thread that is about to run code of a call."""
+
+    def leave(self) -> None:
+        """Be called on that thread when it has run the code, the last thing."""
+
+    def begin(self) -> None:
+        """Be called in the task of a call on a loop, the first thing."""
+
+    def end(self) -> None:
+        """Be called in that task, the last thing; elsewhere when it was cancelled too early."""
+
+
 __all__ = [
     "AsyncServicerContext",
     "GenericHandler",
     "Interceptor",
     "MethodHandler",
     "ServiceHandler",
+    "Surroundings",
 ]

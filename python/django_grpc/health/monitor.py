@@ -118,14 +118,13 @@ class ReadinessMonitor:
         """Run a check; return the reason of its failure in one line."""
         self._current = (name, time.monotonic())
         try:
-            check()
-        except NotReady as error:
-            return _in_one_line(error)
-        except Exception as error:
-            return f"{type(error).__name__}: {_in_one_line(error)}"
+            failure = _attempt(check)
+            if failure is not None and _close_dead_connections():
+                # A connection that the database has dropped says nothing of the database.
+                failure = _attempt(check)
+            return failure
         finally:
             self._current = None
-        return None
 
     def _log(self, name: str, failure: str | None) -> None:
         before = self._failing.pop(name, None)
@@ -135,6 +134,32 @@ class ReadinessMonitor:
                 logger.warning("The readiness check %s failed: %s", name, failure)
         elif before is not None:
             logger.info("The readiness check %s passes again", name)
+
+
+def _attempt(check: Callable[[], object]) -> str | None:
+    try:
+        check()
+    except NotReady as error:
+        return _in_one_line(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {_in_one_line(error)}"
+    return None
+
+
+def _close_dead_connections() -> bool:
+    """Close the connections of this thread that are of no use any more.
+
+    Returns:
+        Whether there were any.
+    """
+    are_closed = False
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is None or not connection.errors_occurred:
+            continue
+        with contextlib.suppress(Exception):  # of closing what is dead
+            connection.close_if_unusable_or_obsolete()
+        are_closed = are_closed or connection.connection is None
+    return are_closed
 
 
 def _in_one_line(error: Exception) -> str:

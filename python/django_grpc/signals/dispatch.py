@@ -72,8 +72,7 @@ class CallSignal(Signal):
         """
         plan = self._current_plan()
         if plan.stock is not None:
-            if hygiene.has_async_work(plan.stock):
-                await hygiene.run_async(plan.stock)
+            await hygiene.run_async(plan.stock)
             return list(plan.stock_responses)
         live = [(_receiver(it), run) for it, run in plan.steps]
         if sender is not None:
@@ -92,8 +91,7 @@ class CallSignal(Signal):
 
             await sync_to_async(call)()
         else:
-            if hygiene.has_async_work(stock):
-                await hygiene.run_async(stock)
+            await hygiene.run_async(stock)
             responses.extend((receiver, None) for receiver, _ in plain)
         asynchronous = [it for it, _ in live if it is not None and iscoroutinefunction(it)]
         if asynchronous:

@@ -3,14 +3,19 @@
 ``reset_queries``, ``close_old_connections`` and ``close_caches`` walk every configured alias each
 time, through ``asgiref.local.Local``: 5 to 7 µs for each receiver with one alias. The functions
 here do the same work for what the thread really holds.
+
+The signals run them around servicers' methods. `CallHygiene` is put around everything else that
+runs for a call: interceptors, handlers that they make, callbacks.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import Any
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import SyncToAsync, sync_to_async
 from django.core.cache import caches, close_caches
 from django.core.cache.backends.base import BaseCache
 from django.db import connections
@@ -18,11 +23,22 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.utils.module_loading import import_string
 
+logger = logging.getLogger("django_grpc")
+
+
+# How many connections, of any thread, turned out to be dead. A database that drops one mostly drops
+# all: the others are asked then, so that a restart does not cost a failed call for each of them.
+_deaths = 0
+
 
 class _Shared:
     """The connections of one thread, for another one to look at."""
 
     connections: tuple[BaseDatabaseWrapper, ...] = ()
+
+    def __init__(self) -> None:
+        #: The number of deaths when the connections were looked at last.
+        self.deaths = _deaths
 
 
 class _ThreadConnections(threading.local):
@@ -32,6 +48,10 @@ class _ThreadConnections(threading.local):
     ``connection_created`` on the thread that opened it: the tuple is taken then, and when a thread
     asks for the first time.
     """
+
+    #: Whether calls run on the thread from their first line to their last, so that their ends are
+    #: the times to look after its connections.
+    is_calls = False
 
     def __init__(self) -> None:
         self.shared = _Shared()
@@ -50,17 +70,18 @@ class _ThreadConnections(threading.local):
 
 _thread = _ThreadConnections()
 
-# What the thread has on which `sync_to_async` runs thread-sensitive code, and with it the ORM of
-# async methods; None when that has to be asked.
-_sync_thread: _Shared | None = _Shared()
 
-
-def _remember_connections(**kwargs: Any) -> None:
+def _remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
     global _sync_thread
     _thread.refresh()
+    if _thread.is_calls:
+        return
+    if _execute not in connection.execute_wrappers:
+        # At the beginning: who leaves a `with connection.execute_wrapper(...)` takes the last away.
+        connection.execute_wrappers.insert(0, _execute)
+    _note_use()
     if _thread.shared is not _sync_thread:
-        # Perhaps this is the thread of sync_to_async: who sends signals on a loop looks again.
-        _sync_thread = None
+        _sync_thread = None  # perhaps this is the thread of sync_to_async
 
 
 connection_created.connect(
@@ -78,22 +99,47 @@ _stock_rule = BaseDatabaseWrapper.close_if_unusable_or_obsolete
 
 
 def close_old_connections() -> None:
-    """Do what ``django.db.close_old_connections`` does."""
+    """Do what ``django.db.close_old_connections`` does, and ask those that may have died too."""
+    if _thread.all:
+        _look_after(is_used=False)
+
+
+def _look_after(*, is_used: bool) -> None:
+    """Apply Django's rule to this thread's connections, but for the age of those in use."""
+    global _deaths
+    shared = _thread.shared
+    is_doubtful = shared.deaths != _deaths
+    shared.deaths = _deaths
     for connection in _thread.all:
         if connection.connection is None:
             continue
+        had_errors = connection.errors_occurred
+        if is_doubtful:
+            connection.errors_occurred = True  # Django's rule asks whether it is usable then
         # The conditions of close_if_unusable_or_obsolete(), asked beforehand because the method
-        # costs three times as much. It decides whenever one of them fails, and always for a
-        # backend that has a rule of its own.
-        if (
-            not connection.errors_occurred
-            and connection.autocommit == connection.settings_dict["AUTOCOMMIT"]
-            and (connection.close_at is None or time.monotonic() < connection.close_at)
-            and type(connection).close_if_unusable_or_obsolete is _stock_rule
-        ):
-            connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
-        else:
+        # costs three times as much. It decides whenever one of them fails.
+        if _is_suspect(connection) or (not is_used and _is_obsolete(connection)):
             connection.close_if_unusable_or_obsolete()
+            if had_errors and connection.connection is None:
+                _deaths += 1  # or it was too old, too: then the others are asked for nothing
+        else:
+            connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
+
+
+def _is_suspect(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the rule of an open connection has to be asked, whatever its age.
+
+    Always for a backend that has a rule of its own.
+    """
+    return (
+        connection.errors_occurred
+        or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
+        or type(connection).close_if_unusable_or_obsolete is not _stock_rule
+    )
+
+
+def _is_obsolete(connection: BaseDatabaseWrapper) -> bool:
+    return connection.close_at is not None and time.monotonic() >= connection.close_at
 
 
 # The CACHES setting that was looked at last, and whether a backend of it does something when it is
@@ -122,53 +168,162 @@ def _look_at_caches() -> bool:
     return has_work
 
 
-# On an asyncio loop: connections belong to the thread of `sync_to_async`, and a hop to it costs
-# more than a call does. So the loop looks at them itself, and hops when there is something
-# to do.
+# On an asyncio loop. The ORM of async methods runs on the thread of `sync_to_async`, for all calls
+# in turn, and a connection there is used by many calls at once. So
+#
+# - a call that uses none never waits for that thread, whatever the others do there: what has to be
+#   done is put into its queue, before what the call may put there itself;
+# - a connection that has become too old is closed when the last call that uses it has ended, lest
+#   it be closed between two pages of another call's rows.
 
 
-def has_async_work(functions: Iterable[Callable[[], None]]) -> bool:
-    """Whether some of the functions of this module would do something for code on a loop."""
+class _LoopCall:
+    """A call that runs on a loop."""
+
+    __slots__ = ("has_ended", "uses_database")
+
+    def __init__(self) -> None:
+        self.has_ended = False
+        self.uses_database = False
+
+
+# The call that the code which runs now belongs to. `sync_to_async` takes it along to its thread.
+_call: ContextVar[_LoopCall | None] = ContextVar("django_grpc.signals.hygiene.call", default=None)
+
+# Those that have used a connection and not ended. Added to on the threads of the queries, and
+# otherwise changed on the loop; each change is one operation of a set.
+_users: set[_LoopCall] = set()
+
+# What the thread has on which `sync_to_async` runs thread-sensitive code; None when that has to be
+# asked.
+_sync_thread: _Shared | None = _Shared()
+
+# Whether `_tidy` waits in the queue of that thread.
+_is_tidying = False
+
+
+def _execute(
+    execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]
+) -> Any:
+    """Note which call uses the connection; a wrapper of Django's, on threads of no call's own."""
+    _note_use()
+    return execute(sql, params, many, context)
+
+
+def _note_use() -> None:
+    call = _call.get()
+    if call is not None and not call.uses_database and not call.has_ended:
+        call.uses_database = True
+        _users.add(call)
+
+
+def _look(*, at_begin: bool) -> None:
+    """Have the thread of `sync_to_async` looked after, if it needs to be, and do not wait.
+
+    Nothing of its connections is changed here: it may be in the middle of opening one.
+    """
     thread = _sync_thread
-    if thread is None:
-        return True
-    for function in functions:
-        if function is close_used_caches:
-            settings, has_work = _cache_knowledge
-            if settings is not caches.settings:
-                has_work = _look_at_caches()
-            if has_work:
-                return True
-        elif function is close_old_connections:
-            if any(map(_wants_attention, thread.connections)):
-                return True
-        else:
-            for connection in thread.connections:
-                connection.queries_log.clear()
-    return False
+    if thread is None or (thread.connections and thread.deaths != _deaths):
+        return _tidy_soon()
+    for connection in thread.connections:
+        # Inside of a transaction nothing is done, and one that is under way is none of this call's.
+        if connection.connection is None or connection.in_atomic_block:
+            continue
+        if (
+            _is_suspect(connection)
+            or (_is_obsolete(connection) and not _users)
+            or (at_begin and connection.health_check_enabled and connection.health_check_done)
+        ):
+            return _tidy_soon()
 
 
-def _wants_attention(connection: BaseDatabaseWrapper) -> bool:
-    """Whether `close_if_unusable_or_obsolete` might close a connection of another thread."""
-    # Inside of a transaction it does nothing, and one that is under way is none of this call's.
-    if connection.connection is None or connection.in_atomic_block:
-        return False
-    connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
-    return (
-        connection.errors_occurred
-        or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
-        or (connection.close_at is not None and time.monotonic() >= connection.close_at)
-        or type(connection).close_if_unusable_or_obsolete is not _stock_rule
-    )
+def _tidy_soon() -> None:
+    global _is_tidying
+    if not _is_tidying:
+        _is_tidying = True
+        try:
+            SyncToAsync.single_thread_executor.submit(_tidy)
+        except RuntimeError:  # no thread can be started, or the interpreter ends
+            _is_tidying = False
+
+
+def _tidy() -> None:
+    global _is_tidying, _sync_thread
+    _is_tidying = False
+    _sync_thread = _thread.shared
+    try:
+        _close_unused_connections()
+    except Exception:
+        logger.exception("Cannot close a database connection")
+
+
+def _close_unused_connections() -> None:
+    """Do what `close_old_connections` does, and leave to other calls what they use."""
+    for call in tuple(_users):
+        if call.has_ended:  # between the two last lines of `_note_use`
+            _users.discard(call)
+    _look_after(is_used=bool(_users))
 
 
 async def run_async(functions: Iterable[Callable[[], None]]) -> None:
-    """Run functions of this module for code on a loop, on the thread of `sync_to_async`."""
-    global _sync_thread
-    _sync_thread = await sync_to_async(_run_here)(functions)
+    """Do what functions of this module do for a call on a loop."""
+    call = _call.get()
+    if call is None:  # not one of a server's
+        await sync_to_async(_run_all)(functions)
+        return
+    if call.uses_database:
+        call.uses_database = False
+        _users.discard(call)
+        # Waited for: whoever has the answer finds the connection closed, if it is to be.
+        await sync_to_async(_close_unused_connections)()
+    if close_used_caches in functions and _are_caches_used():
+        await sync_to_async(close_used_caches)()
 
 
-def _run_here(functions: Iterable[Callable[[], None]]) -> _Shared:
+def _are_caches_used() -> bool:
+    settings, has_work = _cache_knowledge
+    if settings is not caches.settings:
+        has_work = _look_at_caches()
+    return has_work and any(True for _ in caches.all(initialized_only=True))
+
+
+def _run_all(functions: Iterable[Callable[[], None]]) -> None:
     for function in functions:
         function()
-    return _thread.shared
+
+
+class CallHygiene:
+    """What is put around everything that runs for a call; `django_grpc.engine.types.Surroundings`.
+
+    None of it waits for anything but the database whose connection is in doubt.
+    """
+
+    def enter(self) -> None:
+        """See to the connections of a thread that is about to run code of a call."""
+        _thread.is_calls = True
+        close_old_connections()
+
+    def leave(self) -> None:
+        """See to what that code has left behind."""
+        close_old_connections()
+        close_used_caches()
+
+    def begin(self) -> None:
+        """See to the connections that a call on a loop may come to use."""
+        _call.set(_LoopCall())
+        thread = _sync_thread
+        if thread is not None:
+            for connection in thread.connections:
+                connection.queries_log.clear()
+        _look(at_begin=True)
+
+    def end(self) -> None:
+        """See to what the call has left behind."""
+        call = _call.get()
+        if call is not None:
+            call.has_ended = True
+            _users.discard(call)
+        _look(at_begin=False)
+
+
+CALL_HYGIENE = CallHygiene()

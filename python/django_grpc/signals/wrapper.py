@@ -20,7 +20,7 @@ from django_grpc.signals import (
     grpc_request_finished,
     grpc_request_started,
 )
-from django_grpc.signals.hygiene import close_old_connections
+from django_grpc.signals.hygiene import CALL_HYGIENE, close_old_connections
 from django_grpc.signals.shapes import Behavior, Instrument, Shape, shape_of
 
 # A handler that is made anew for every call (a proxy's, say) is wrapped anew; the cache that spares
@@ -54,6 +54,9 @@ class SignalWrapper:
                 last one is the outermost.
         """
         self.server = server
+        # Another server of gRPC's has nothing of the kind.
+        if hasattr(server, "surround_calls"):
+            server.surround_calls(CALL_HYGIENE)
         self._instruments = tuple(instruments)
         # Generated code registers one handler in both ways: it is wrapped once.
         self._wrap = functools.lru_cache(maxsize=_WRAPPED_HANDLERS)(self._wrap_anew)

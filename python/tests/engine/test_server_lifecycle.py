@@ -6,6 +6,7 @@ import gc
 import os
 import pathlib
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -266,6 +267,86 @@ def test_thread_pool_may_be_left_out():
         assert answers(f"127.0.0.1:{port}")
     finally:
         server.stop(None)
+
+
+class BackingPool(futures.ThreadPoolExecutor):
+    """Tells nothing of its size, which is one of its inner pool's."""
+
+    def __init__(self, inner):
+        self._backing_pool = inner
+
+    def __getattr__(self, name):
+        raise AttributeError(name)
+
+    def shutdown(self, *arguments, **keywords):
+        pass
+
+
+class SilentPool(futures.Executor):
+    """Tells nothing."""
+
+
+@ours_only("grpcio runs calls on the pool")
+def test_pool_that_does_not_tell_its_size(caplog):
+    from django_grpc.engine.pools import pool_size
+
+    default = pool_size(None)
+    assert pool_size(BackingPool(futures.ThreadPoolExecutor(3))) == 3
+    assert not caplog.records
+    assert pool_size(SilentPool()) == default
+    assert "does not tell its size" in caplog.text
+    server = create_server(SilentPool(), handlers=echo_handlers())
+    try:
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        assert answers(f"127.0.0.1:{port}")
+    finally:
+        server.stop(None)
+
+
+PATCHED = """
+import asyncio
+from gevent import monkey
+monkey.patch_all({options})
+from concurrent.futures import ThreadPoolExecutor
+from django_grpc import engine
+from django_grpc.engine import aio
+async def main():
+    server = aio.server(ThreadPoolExecutor(1))
+    server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    await server.stop(None)
+server = engine.server(ThreadPoolExecutor(1))
+server.add_insecure_port("127.0.0.1:0")
+for start in (server.start, lambda: asyncio.run(main())):
+    try:
+        start()
+        print("started")
+    except RuntimeError as error:
+        print(error)
+import os, sys
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@ours_only("grpcio has support for gevent of its own")
+@pytest.mark.parametrize("options", ["", "thread=False, queue=False"])
+def test_process_whose_threads_gevent_has_patched(options):
+    pytest.importorskip("gevent")
+    completed = subprocess.run(
+        [sys.executable, "-c", PATCHED.format(options=options)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    lines = completed.stdout.splitlines()
+    if options:
+        assert lines == ["started", "started"]
+    else:
+        assert len(lines) == 2
+        assert all("gevent has replaced the threads of this process" in line for line in lines)
 
 
 # Stop

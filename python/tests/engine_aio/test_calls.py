@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from .support import KINDS, OURS, SERVICE, handler, ours_only
+from .support import KINDS, OURS, PATIENCE, SERVICE, handler, ours_only
 
 
 async def echo(request, context):
@@ -213,6 +213,61 @@ def test_no_deadline_is_none(serve):
 
     served = serve({"Remaining": handler("unary_unary", remaining)})
     assert served.unary("Remaining", timeout=None) == b"None"
+
+
+def test_no_deadline_is_none_in_ordinary_methods_too(serve_aio):
+    def remaining(request, context):
+        return repr(context.time_remaining()).encode()
+
+    served = serve_aio({"Remaining": handler("unary_unary", remaining)})
+    assert served.unary("Remaining", timeout=None) == b"None"
+    assert 0 < float(served.unary("Remaining")) < 2 * PATIENCE
+
+
+@ours_only("grpc.aio has no such server")
+def test_no_deadline_is_infinite_in_ordinary_methods_of_an_ordinary_server(serve_threaded):
+    def remaining(request, context):
+        return repr(context.time_remaining()).encode()
+
+    served = serve_threaded({"Remaining": handler("unary_unary", remaining)})
+    assert served.unary("Remaining", timeout=None) == b"inf"
+
+
+@pytest.mark.parametrize("metadata", [{}, {"a": "b"}, None, 5, "ab", [["a", "b"]], [5]])
+def test_trailing_metadata_of_a_wrong_type(serve_aio, metadata):
+    async def method(request, context):
+        context.set_trailing_metadata((("before", "1"),))
+        with pytest.raises(TypeError, match="Invalid trailing metadata type"):
+            context.set_trailing_metadata(metadata)
+        return b"refused"
+
+    def plain(request, context):
+        with pytest.raises(TypeError, match="Invalid trailing metadata type"):
+            context.set_trailing_metadata(metadata)
+        return b"refused"
+
+    served = serve_aio(
+        {"Method": handler("unary_unary", method), "Plain": handler("unary_unary", plain)}
+    )
+    call = served.call("unary_unary", "Method")
+    assert call.result() == b"refused"
+    assert ("before", "1") in call.trailing_metadata()
+    assert served.unary("Plain") == b"refused"
+
+
+@pytest.mark.parametrize("metadata", [(), [], [("a", "b")], grpc.aio.Metadata(("a", "b"))])
+def test_trailing_metadata_is_kept_as_a_tuple(serve_aio, metadata):
+    kept = []
+
+    async def method(request, context):
+        kept.append(context.trailing_metadata())
+        context.set_trailing_metadata(metadata)
+        kept.append(context.trailing_metadata())
+        return b""
+
+    served = serve_aio({"Method": handler("unary_unary", method)})
+    served.unary("Method")
+    assert kept == [(), tuple(metadata)]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 
 import grpc
 import grpc.aio
 import pytest
 
-from .support import KINDS, OURS, Gate, handler, ours_only
+from .support import KINDS, OURS, PATIENCE, Gate, handler, ours_only
 
 
 def blocking(kind, entered, ended, seen):
@@ -137,6 +139,62 @@ def test_servicer_that_swallows_its_cancellation_is_logged(serve, caplog):
     ended.pass_through()
     assert seen == [grpc.aio.InternalError]
     assert "should let asyncio.CancelledError pass" in caplog.text
+
+
+@ours_only("grpc.aio lets nobody read but the method")
+@pytest.mark.parametrize("end", ["return", "cancel"])
+def test_tasks_of_a_servicer_that_still_read_hear_of_the_end(serve, end):
+    """Several may read at once, and none waits for ever."""
+    outcomes, reading = queue.SimpleQueue(), threading.Event()
+
+    async def method(request_iterator, context):
+        async def read():
+            try:
+                outcomes.put(await context.read())
+            except Exception as error:
+                outcomes.put(type(error))
+
+        tasks.extend(asyncio.create_task(read()) for _ in range(3))
+        await asyncio.sleep(0)
+        reading.set()
+        if end == "cancel":
+            await asyncio.sleep(3600)
+        await context.write(b"x")
+
+    def requests():
+        assert ended.wait(PATIENCE)
+        yield b"late"
+
+    tasks, ended = [], threading.Event()
+    served = serve({"Method": handler("stream_stream", method)})
+    call = served.method("stream_stream", "Method")(requests(), timeout=PATIENCE)
+    assert reading.wait(PATIENCE)
+    if end == "cancel":
+        call.cancel()
+    else:
+        assert list(call) == [b"x"]
+    kinds = {outcomes.get(timeout=PATIENCE) for _ in range(3)}
+    ended.set()
+    assert kinds <= {grpc.aio.UsageError, grpc.aio.InternalError}
+
+
+@ours_only("grpc.aio tells some of the tasks that there is nothing more")
+def test_every_task_that_reads_gets_a_request(serve):
+    reading = threading.Event()
+
+    def requests():
+        assert reading.wait(PATIENCE)
+        yield from (b"1", b"2", b"3")
+
+    async def method(request_iterator, context):
+        tasks = [asyncio.create_task(context.read()) for _ in range(3)]
+        await asyncio.sleep(0)
+        reading.set()
+        return b"".join(sorted(await asyncio.gather(*tasks)))
+
+    served = serve({"Method": handler("stream_unary", method)})
+    call = served.method("stream_unary", "Method").future(requests(), timeout=PATIENCE)
+    assert call.result() == b"123"
 
 
 @ours_only("grpc.aio leaves such a call open")

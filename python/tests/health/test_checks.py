@@ -8,6 +8,7 @@ import threading
 
 import pytest
 from django.db import DatabaseError, connection, connections
+from django.db.backends.sqlite3.base import Database, DatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 from harness import PATIENCE
 
@@ -154,8 +155,33 @@ def test_every_check_is_run_and_each_failure_told(serve):
     assert server.health.problem == ("checks", expected)
 
 
-def test_check_that_hangs_fails_after_its_time(checked, caplog):
-    caplog.set_level("INFO", "django_grpc.health")
+class Lines(logging.Handler):
+    """What is logged, for a test to wait for: a line is written by whichever thread, some time."""
+
+    def __init__(self):
+        super().__init__()
+        self._records = queue.SimpleQueue()
+
+    def emit(self, record):
+        self._records.put(record)
+
+    def next(self):
+        return self._records.get(timeout=PATIENCE).getMessage()
+
+
+@pytest.fixture
+def lines():
+    handler = Lines()
+    logger = logging.getLogger("django_grpc.health")
+    level = logger.level
+    logger.setLevel("INFO")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def test_check_that_hangs_fails_after_its_time(checked, lines):
     server, check, probe = checked(timeout=0.5)
     probe.wait_for(SERVING)
     watch = probe.watch()
@@ -163,33 +189,21 @@ def test_check_that_hangs_fails_after_its_time(checked, caplog):
     check.release.clear()
     assert watch.next() == NOT_SERVING
     assert server.health.problem.cause == "lease"
+    hanging = "The server is not ready: the check mine has not ended after "
+    assert lines.next().startswith(hanging)
     check.release.set()
     assert watch.next() == SERVING
-    server.stop(0).wait(PATIENCE)
-    [hanging, well] = [record.getMessage() for record in caplog.records]
-    assert hanging.startswith("The server is not ready: the check mine has not ended after ")
-    assert well == "The server is ready again"
+    assert lines.next() == "The server is ready again"
     watch.cancel()
 
 
-def test_first_check_that_hangs_is_logged(checked, serve, caplog):
+def test_first_check_that_hangs_is_logged(checked, serve, lines):
     check = Check()
     check.release.clear()
-    logged = threading.Event()
-
-    class Handler(logging.Handler):
-        def emit(self, record):
-            logged.set()
-
-    handler = Handler()
-    logger = logging.getLogger("django_grpc.health")
-    logger.addHandler(handler)
     monitor = ReadinessMonitor({"mine": check}, interval=0.05, timeout=0.2)
     server, _, _ = serve(health={"monitor": monitor})
-    assert logged.wait(PATIENCE)
-    logger.removeHandler(handler)
-    [message] = [record.getMessage() for record in caplog.records]
-    assert message.startswith("The server is not ready: the check mine has not ended after 0.")
+    hanging = "The server is not ready: the check mine has not ended after "
+    assert lines.next().startswith(hanging)
     assert server.health.problem.cause == "checks"
     check.release.set()
 
@@ -261,3 +275,76 @@ def test_server_that_is_thrown_away_ends_its_thread(engine_server):
     gc.collect()
     threads[0].join(PATIENCE)
     assert not threads[0].is_alive()
+
+
+class _Connection:
+    """Stands for the driver's: one that the database may drop."""
+
+    def __init__(self, inner):
+        self._inner = inner
+        self.is_dropped = False
+
+    def cursor(self, *arguments, **keywords):
+        if self.is_dropped:
+            raise Database.OperationalError("the server has closed the connection")
+        return self._inner.cursor(*arguments, **keywords)
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+
+@pytest.fixture
+def droppable(monkeypatch):
+    """The connections of the driver that are made, the last one last."""
+    made = []
+    real = DatabaseWrapper.get_new_connection
+
+    def connect(self, parameters):
+        if made and made[0] is None:
+            raise Database.OperationalError("connection refused")
+        made.append(_Connection(real(self, parameters)))
+        return made[-1]
+
+    monkeypatch.setattr(DatabaseWrapper, "get_new_connection", connect)
+    monkeypatch.setattr(DatabaseWrapper, "init_connection_state", lambda self: None)
+    monkeypatch.setattr(DatabaseWrapper, "is_in_memory_db", lambda self: False)
+    monkeypatch.setattr(DatabaseWrapper, "is_usable", lambda self: not self.connection.is_dropped)
+    monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", None)
+    return made
+
+
+@pytest.mark.usefixtures("databases_allowed")
+def test_check_whose_connection_was_dropped_tries_a_new_one(droppable, serve):
+    rounds = queue.SimpleQueue()
+    go_on = threading.Semaphore(0)
+
+    def look():
+        assert go_on.acquire(timeout=PATIENCE)
+        rounds.put(len(droppable))
+        checks.databases()
+
+    monitor = ReadinessMonitor({"db": look}, interval=0.01, timeout=PATIENCE)
+    server, _, probe = serve(health={"monitor": monitor})
+    watch = probe.watch()
+    assert watch.next() == NOT_SERVING  # no round has passed
+    go_on.release()
+    assert watch.next() == SERVING
+    seen = rounds.get(timeout=PATIENCE)
+    droppable[-1].is_dropped = True
+    go_on.release()  # the round that finds the dropped one,
+    go_on.release()  # and tries again
+    assert rounds.get(timeout=PATIENCE) == seen + 1
+    assert rounds.get(timeout=PATIENCE) == seen + 1
+    go_on.release()
+    assert rounds.get(timeout=PATIENCE) == seen + 2
+    assert server.health.problem is None
+    # A database that is not there is told at once.
+    droppable[-1].is_dropped = True
+    droppable.insert(0, None)
+    for _ in range(3):
+        go_on.release()
+    assert watch.next() == NOT_SERVING
+    assert "connection refused" in server.health.problem.text
+    watch.cancel()
+    for _ in range(100):
+        go_on.release()

@@ -1,0 +1,342 @@
+"""Interceptors of both kinds, any mix of them, any number of calls at once."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import itertools
+import queue
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import grpc.aio
+import pytest
+
+from .support import OURS, PATIENCE, Gate, handler, ours_only
+
+pytestmark = pytest.mark.skipif(not OURS, reason="grpc.aio refuses ordinary interceptors")
+
+trail: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("trail", default=())
+
+
+class Async(grpc.aio.ServerInterceptor):
+    async def intercept_service(self, continuation, handler_call_details):
+        trail.set((*trail.get(), "async"))
+        await asyncio.sleep(0)
+        return await continuation(handler_call_details)
+
+
+class Plain(grpc.ServerInterceptor):
+    def intercept_service(self, continuation, handler_call_details):
+        trail.set((*trail.get(), "plain"))
+        return continuation(handler_call_details)
+
+
+NAMES = {Async: "async", Plain: "plain"}
+
+
+async def tell_trail(request, context):
+    return " ".join(trail.get()).encode()
+
+
+def echo(request, context):
+    return request
+
+
+METHODS = {"Trail": handler("unary_unary", tell_trail), "Plain": handler("unary_unary", echo)}
+
+
+@pytest.mark.parametrize(
+    "kinds", [mix for n in (2, 3, 4) for mix in itertools.product(NAMES, repeat=n)]
+)
+def test_any_mix_for_many_calls_at_once(serve, kinds):
+    served = serve(METHODS, interceptors=[kind() for kind in kinds])
+    calls = [
+        served.method("unary_unary", name).future(b"x", timeout=PATIENCE)
+        for _ in range(20)
+        for name in METHODS
+    ]
+    answers = {call.result() for call in calls}
+    if Async in kinds:
+        # What each has set, those inside see, and the method.
+        assert answers == {b"x", " ".join(NAMES[kind] for kind in kinds).encode()}
+    assert b"x" in answers
+
+
+def test_calls_that_are_all_between_two_interceptors_at_once(serve):
+    """None passes the async one before all are there, each with an ordinary one around it."""
+    count = 50
+    arrived = []
+
+    class Meeting(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, continuation, handler_call_details):
+            arrived.append(None)
+            while len(arrived) < count:
+                await asyncio.sleep(0.001)
+            return await continuation(handler_call_details)
+
+    served = serve(METHODS, interceptors=[Plain(), Meeting(), Plain(), Async(), Plain()])
+    method = served.method("unary_unary", "Plain")
+    calls = [method.future(b"x", timeout=PATIENCE) for _ in range(count)]
+    assert [call.result() for call in calls] == [b"x"] * count
+
+
+def test_consecutive_ordinary_ones_share_a_thread_with_those_that_wait(serve):
+    threads = []
+
+    class Where(Plain):
+        def intercept_service(self, continuation, handler_call_details):
+            threads.append(threading.current_thread())
+            return super().intercept_service(continuation, handler_call_details)
+
+    served = serve(METHODS, interceptors=[Where(), Where(), Async(), Where(), Async(), Where()])
+    assert served.unary("Plain", b"x") == b"x"
+    assert len(threads) == 4
+    assert len(set(threads)) == 1
+    assert threads[0].name == "grpc-interceptor"
+
+
+def test_default_executor_of_the_loop_is_left_alone(serve_aio):
+    executor = ThreadPoolExecutor(1)
+    gate = Gate()
+
+    async def occupy():
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(executor)
+        return loop.run_in_executor(None, gate.pass_through)
+
+    occupied = serve_aio.loop.run(occupy())
+    try:
+        served = serve_aio(METHODS, interceptors=[Async(), Plain(), Async(), Plain()])
+        assert served.unary("Plain", b"x") == b"x"
+        assert not occupied.done()
+    finally:
+        gate.set()
+    executor.shutdown()
+
+
+def test_error_passes_through_both_kinds(serve):
+    seen = []
+
+    class Watching(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, handler_call_details):
+            try:
+                return continuation(handler_call_details)
+            except ValueError as error:
+                seen.append(str(error))
+                raise
+
+    class Broken(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, continuation, handler_call_details):
+            raise ValueError("broken")
+
+    served = serve(METHODS, interceptors=[Watching(), Async(), Watching(), Broken()])
+    error = served.failure("unary_unary", "Plain")
+    assert error.code() is grpc.StatusCode.UNKNOWN
+    assert "broken" in error.details()
+    assert seen == ["broken", "broken"]
+
+
+def test_ordinary_one_may_recover_from_what_is_inside(serve):
+    class Recovering(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, handler_call_details):
+            try:
+                return continuation(handler_call_details)
+            except ValueError:
+                return METHODS["Plain"]
+
+    class Broken(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, continuation, handler_call_details):
+            raise ValueError("broken")
+
+    served = serve(METHODS, interceptors=[Async(), Recovering(), Broken()])
+    assert served.unary("Trail", b"x") == b"x"
+
+
+def test_call_that_ends_while_its_thread_waits_sets_the_thread_free(serve):
+    """More such calls than there are threads: each gives its own back."""
+    raised = []
+    inside = threading.Semaphore(0)
+
+    class Waiting(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, handler_call_details):
+            try:
+                return continuation(handler_call_details)
+            except concurrent.futures.CancelledError:
+                raised.append(threading.current_thread())
+                raise
+
+    class Stuck(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, continuation, handler_call_details):
+            if handler_call_details.method.endswith("Plain"):
+                return await continuation(handler_call_details)
+            inside.release()
+            await asyncio.get_running_loop().create_future()
+
+    served = serve(METHODS, interceptors=[Waiting(), Stuck(), Waiting()])
+    for _ in range(3):
+        calls = [served.method("unary_unary", "Trail").future(b"") for _ in range(8)]
+        for _ in calls:
+            assert inside.acquire(timeout=PATIENCE)
+        for call in calls:
+            call.cancel()
+        assert served.unary("Plain", b"x") == b"x"
+    served.stop()
+    deadline = threading.Event()
+    for _ in range(1000):
+        if len(raised) == 24:
+            break
+        deadline.wait(PATIENCE / 1000)
+    assert len(raised) == 24
+
+
+def test_call_that_ends_while_its_thread_works_does_not_go_on(serve):
+    entered, gate, went_on = threading.Event(), Gate(), []
+    done = threading.Event()
+
+    class Working(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, handler_call_details):
+            entered.set()
+            gate.pass_through()
+            try:
+                return continuation(handler_call_details)
+            except concurrent.futures.CancelledError:
+                done.set()
+                raise
+
+    class Noting(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, continuation, handler_call_details):
+            went_on.append(handler_call_details.method)
+            return await continuation(handler_call_details)
+
+    served = serve(METHODS, interceptors=[Working(), Noting()])
+    call = served.method("unary_unary", "Trail").future(b"")
+    assert entered.wait(PATIENCE)
+    call.cancel()
+    served.stop()  # the task has been told when this returns
+    gate.set()
+    assert done.wait(PATIENCE)
+    assert went_on == []
+
+
+def test_call_that_ends_while_it_waits_for_a_thread_never_runs(serve):
+    ran, gate = queue.SimpleQueue(), Gate()
+
+    class Busy(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, handler_call_details):
+            ran.put(handler_call_details.method.rpartition("/")[2])
+            gate.pass_through()
+            return continuation(handler_call_details)
+
+    class Queued(Async):
+        async def intercept_service(self, continuation, handler_call_details):
+            if handler_call_details.method.endswith("Trail"):
+                asyncio.get_running_loop().call_soon(queued.set)
+            return await super().intercept_service(continuation, handler_call_details)
+
+    queued = threading.Event()
+    served = serve(METHODS, interceptors=[Queued(), Busy()])
+    method = served.method("unary_unary", "Plain")
+    calls = [method.future(b"x", timeout=PATIENCE) for _ in range(4)]  # as many as threads
+    assert [ran.get(timeout=PATIENCE) for _ in calls] == ["Plain"] * 4
+    waiting = served.method("unary_unary", "Trail").future(b"x", timeout=PATIENCE)
+    assert queued.wait(PATIENCE)
+    waiting.cancel()
+    while served.server.statistics()["calls_on_loop"] > 4:
+        time.sleep(0.001)
+    gate.set()
+    assert [call.result() for call in calls] == [b"x"] * 4
+    assert served.unary("Plain", b"x") == b"x"
+    assert [ran.get(timeout=PATIENCE)] == ["Plain"]
+    assert ran.empty()
+
+
+def test_thread_that_cannot_start_costs_the_call_of_that_moment(serve, monkeypatch, caplog):
+    real = threading.Thread.start
+
+    def start(thread):
+        if thread.name == "grpc-interceptor":
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    served = serve(METHODS, interceptors=[Async(), Plain()])
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for _ in range(3):
+            error = served.failure("unary_unary", "Plain")
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert error.details() == "The server has no thread for its interceptors"
+    assert served.unary("Plain", b"x") == b"x"
+
+
+def test_function_that_returns_an_awaitable_is_async(serve):
+    """An interceptor of grpc.aio's need not be marked as a coroutine function."""
+
+    class Unmarked(grpc.aio.ServerInterceptor):
+        def intercept_service(self, continuation, handler_call_details):
+            return continuation(handler_call_details)
+
+    served = serve(METHODS, interceptors=[Unmarked(), Plain(), Unmarked()])
+    assert served.unary("Plain", b"x") == b"x"
+
+
+class Asked(grpc.GenericRpcHandler):
+    """Makes its handler call by call, of what is around it."""
+
+    def __init__(self):
+        self.seen = []
+
+    def service(self, handler_call_details):
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        self.seen.append((threading.current_thread().name, loop))
+        return METHODS["Trail"] if handler_call_details.method.endswith("Asked") else None
+
+
+@pytest.mark.parametrize("interceptors", [[], [Plain()], [Async()], [Async(), Plain()]])
+def test_generic_handler_is_asked_on_the_loop_of_an_asyncio_server(serve_aio, interceptors):
+    asked = Asked()
+
+    async def start():
+        served.server.add_generic_rpc_handlers((asked,))
+
+    served = serve_aio(METHODS, interceptors=interceptors)
+    serve_aio.loop.run(start())
+    assert served.unary("Asked") is not None
+    assert asked.seen == [(asked.seen[0][0], serve_aio.loop.loop)]
+    assert served.unary("Plain", b"x") == b"x"
+    unknown = served.failure("unary_unary", "None")
+    assert unknown.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@ours_only("grpcio's server has no async interceptors")
+@pytest.mark.parametrize("interceptors", [[], [Plain()], [Async()], [Async(), Plain()]])
+def test_generic_handler_is_asked_on_a_thread_of_an_ordinary_server(serve_threaded, interceptors):
+    asked = Asked()
+    served = serve_threaded(METHODS, interceptors=interceptors)
+    served.server.add_generic_rpc_handlers((asked,))
+    assert served.unary("Asked") is not None
+    assert [loop for _, loop in asked.seen] == [None]
+
+
+def test_threads_end_with_their_server(serve):
+    def names():
+        return [it for it in threading.enumerate() if it.name == "grpc-interceptor"]
+
+    before = names()
+    ended = []
+    served = serve(METHODS, interceptors=[Async(), Plain()])
+    served.server.on_worker_exit(lambda: ended.append(threading.current_thread().name))
+    assert served.unary("Plain", b"x") == b"x"
+    threads = [it for it in names() if it not in before]
+    assert threads
+    served.stop()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert "grpc-interceptor" in ended

@@ -1,0 +1,212 @@
+"""What a server is given to call before and after everything that runs for a call."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+
+import grpc
+import grpc.aio
+import pytest
+
+from .support import OURS, PATIENCE, handler
+
+pytestmark = pytest.mark.skipif(not OURS, reason="the engine's own")
+
+
+class Notes:
+    """Surroundings, and what runs inside: each note with the thread or task that made it."""
+
+    def __init__(self):
+        self._notes = queue.SimpleQueue()
+
+    def note(self, what):
+        try:
+            place = asyncio.current_task()
+        except RuntimeError:
+            place = threading.current_thread()
+        self._notes.put((what, place))
+
+    def enter(self):
+        self.note("enter")
+
+    def leave(self):
+        self.note("leave")
+
+    def begin(self):
+        self.note("begin")
+
+    def end(self):
+        self.note("end")
+
+    def until(self, last, times=1):
+        """All notes until one has come so many times, by their place in the order of these."""
+        places = {}
+        while times:
+            what, place = self._notes.get(timeout=PATIENCE)
+            places.setdefault(place, []).append(what)
+            times -= what == last
+        return list(places.values())
+
+
+@pytest.fixture
+def notes():
+    return Notes()
+
+
+def make_interceptor(notes, *, is_async):
+    if is_async:
+
+        class Async(grpc.aio.ServerInterceptor):
+            async def intercept_service(self, continuation, handler_call_details):
+                notes.note("async")
+                return await continuation(handler_call_details)
+
+        return Async()
+
+    class Plain(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, handler_call_details):
+            notes.note("plain")
+            return continuation(handler_call_details)
+
+    return Plain()
+
+
+def methods(notes):
+    def unary(request, context):
+        notes.note("method")
+        return request
+
+    def stream(request, context):
+        try:
+            notes.note("method")
+            yield request
+        finally:
+            notes.note("closed")
+
+    async def coroutine(request, context):
+        notes.note("method")
+        return request
+
+    async def generator(request, context):
+        try:
+            notes.note("method")
+            yield request
+        finally:
+            notes.note("closed")
+
+    return {
+        "Unary": handler("unary_unary", unary),
+        "Stream": handler("unary_stream", stream),
+        "Coroutine": handler("unary_unary", coroutine),
+        "Generator": handler("unary_stream", generator),
+    }
+
+
+@pytest.fixture
+def surrounded(serve_threaded, notes):
+    """Serve those methods inside of the notes, through interceptors that are given as letters."""
+
+    def start(kinds="", **more):
+        interceptors = [make_interceptor(notes, is_async=kind == "a") for kind in kinds]
+        served = serve_threaded({**methods(notes), **more}, interceptors=interceptors)
+        served.server.surround_calls(notes)
+        return served
+
+    return start
+
+
+@pytest.mark.parametrize("name", ["Unary", "Stream"])
+@pytest.mark.parametrize("kinds", ["", "p", "pp"])
+def test_ordinary_call_is_inside_on_one_thread(surrounded, notes, kinds, name):
+    kind = "unary_unary" if name == "Unary" else "unary_stream"
+    served = surrounded(kinds)
+    assert served.messages(kind, name, b"x") == [b"x"]
+    inside = ["plain"] * len(kinds) + ["method"] + ["closed"] * (name == "Stream")
+    assert notes.until("leave") == [["enter", *inside, "leave"]]
+
+
+@pytest.mark.parametrize("name", ["Coroutine", "Generator"])
+def test_async_call_is_inside_its_task(surrounded, notes, name):
+    kind = "unary_unary" if name == "Coroutine" else "unary_stream"
+    served = surrounded("aa")
+    assert served.messages(kind, name, b"x") == [b"x"]
+    inside = ["async", "async", "method"] + ["closed"] * (name == "Generator")
+    assert notes.until("end") == [["begin", *inside, "end"]]
+
+
+def test_mixed_interceptors_are_inside_on_their_thread_and_in_the_task(surrounded, notes):
+    served = surrounded("papa")
+    assert served.unary("Coroutine", b"x") == b"x"
+    assert notes.until("end") == [
+        ["begin", "async", "async", "method", "end"],
+        ["enter", "plain", "plain", "leave"],
+    ]
+
+
+def test_call_that_goes_from_the_loop_to_a_worker(surrounded, notes):
+    served = surrounded("a")
+    assert served.unary("Unary", b"x") == b"x"
+    assert notes.until("leave") == [["begin", "async", "end"], ["enter", "method", "leave"]]
+
+
+def test_call_that_goes_from_a_worker_to_the_loop(surrounded, notes):
+    served = surrounded("p")
+    assert served.unary("Coroutine", b"x") == b"x"
+    found = notes.until("end")
+    assert ["begin", "method", "end"] in found
+    assert next(it for it in found if it[0] == "enter")[:2] == ["enter", "plain"]
+
+
+def test_cancelled_call_ends_in_its_task(surrounded, notes):
+    async def wait(request, context):
+        notes.note("method")
+        await asyncio.sleep(3600)
+
+    entered = threading.Event()
+
+    async def told(request, context):
+        entered.set()
+        await wait(request, context)
+
+    served = surrounded("", Wait=handler("unary_unary", told))
+    call = served.call("unary_unary", "Wait")
+    assert entered.wait(PATIENCE)
+    call.cancel()
+    assert notes.until("end") == [["begin", "method", "end"]]
+
+
+def test_callback_is_inside_on_the_thread_that_calls_it(surrounded, notes):
+    def method(request, context):
+        context.add_callback(lambda: notes.note("callback"))
+        return b""
+
+    served = surrounded("", Callback=handler("unary_unary", method))
+    served.unary("Callback")
+    assert sorted(notes.until("leave", times=2)) == [
+        ["enter", "callback", "leave"],
+        ["enter", "leave"],
+    ]
+
+
+def test_surroundings_that_raise_are_logged_and_the_call_is_served(surrounded, notes, caplog):
+    class Broken:
+        def raise_error(self):
+            raise ValueError("a surrounding's")
+
+        enter = leave = begin = end = raise_error
+
+    served = surrounded("pap")
+    served.server.surround_calls(Broken())
+    assert served.unary("Unary", b"x") == b"x"
+    assert served.unary("Coroutine", b"x") == b"x"
+    served.stop()
+    assert "a surrounding's" in caplog.text
+
+
+def test_server_on_a_loop_has_surroundings_too(serve_aio, notes):
+    served = serve_aio(methods(notes), interceptors=[make_interceptor(notes, is_async=True)])
+    served.server.surround_calls(notes)
+    assert served.unary("Coroutine", b"x") == b"x"
+    assert notes.until("end") == [["begin", "async", "method", "end"]]
