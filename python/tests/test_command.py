@@ -3,10 +3,13 @@
 import signal
 import socket
 import textwrap
+import time
 
 import grpc
 import pytest
 from harness import LISTENING, PATIENCE, begin_sleep, listening, say_hello
+
+from django_grpc.management.shutdown import TOGETHER
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -116,6 +119,7 @@ def test_second_signal_ends_the_server_at_once(start):
         begin_sleep(channel, 100)
         process.send(signal.SIGTERM)
         process.wait_for("Received SIGTERM")
+        time.sleep(TOGETHER)
         process.send(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM
     assert "Graceful shutdown completed" not in process.output
