@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO, cast
 
-from django.core.management.base import OutputWrapper
+from django.core.management.base import BaseCommand, OutputWrapper
 
 _STANDARD = (0, 1, 2)
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
@@ -45,6 +45,22 @@ class TolerantOutput(OutputWrapper):
             super().flush()
         except _ERRORS:
             replace_lost_descriptors()
+
+
+def make_output_tolerant(command: BaseCommand) -> None:
+    """Have what a command, and the project, prints stop nothing.
+
+    Args:
+        command: Its `stdout` and `stderr` are replaced.
+    """
+    replace_lost_descriptors()
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        output = getattr(command, name)
+        if getattr(sys, name) is None:  # Python found its descriptor closed
+            stream = open(descriptor, "w", errors="backslashreplace", closefd=False)
+            setattr(sys, name, stream)
+            output = OutputWrapper(stream)
+        setattr(command, name, TolerantOutput(output))
 
 
 def replace_lost_descriptors() -> None:

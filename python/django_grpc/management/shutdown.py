@@ -1,5 +1,6 @@
 """How the process that serves is told to stop."""
 
+import atexit
 import os
 import signal
 import threading
@@ -127,6 +128,30 @@ class _Waker:
                     signal.pthread_kill(main, _WAKE_UP)
                     time.sleep(_PAUSE)
         os.close(self._reader)
+
+
+def end_in_peace() -> None:
+    """Have signals to stop disturb the end of a process that has been told to stop no more.
+
+    One that belongs together with the one that has stopped it would change its exit status. A later
+    one still ends it at once, until threads that are no daemons have ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    ended_at = time.monotonic()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - ended_at >= TOGETHER:
+            write_last_words(b"Ended at once.\n")
+            os._exit(128 + number)
+
+    def ignore() -> None:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    for number in _SIGNALS:
+        signal.signal(number, handle)
+    atexit.register(ignore)  # Python's own end gives handlers up
 
 
 def end_process_soon(status: int, seconds: float = 1.0) -> None:

@@ -339,6 +339,12 @@ class Fleet:
             self._log(logging.INFO, f"{member} drains: something in it stopped its server.")
             self._drain(member, now)
 
+    def hung_up(self, worker: int, now: float) -> None:
+        """Hear that a worker says nothing more: it has ended, or ought to."""
+        member = self._members[worker]
+        if member.kill_at is None:
+            member.kill_at = now + MARGIN
+
     def looked(self, worker: int, pulse: int, elapsed: float) -> None:
         """Note a worker's heartbeat, so many seconds after the last look.
 

@@ -89,6 +89,7 @@ class Supervisor:
         self._accept_again_at = 0.0
         self._waiting: socket.socket | None = None  # a connection that no worker took yet
         self._sampled_at = time.monotonic()
+        self._has_dead = False
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, and until the workers have drained.
@@ -135,7 +136,9 @@ class Supervisor:
         for number in self._signals.take():
             self._signalled(number, now)
         # Not sooner: other events of this turn may be of the same worker.
-        self._reap(now)
+        if self._has_dead or now - self._sampled_at >= _PERIOD:
+            self._has_dead = False
+            self._reap(now)
         self._give_waiting()
         if now - self._sampled_at >= _PERIOD:
             self._sample(now)
@@ -145,6 +148,8 @@ class Supervisor:
     def _signalled(self, number: signal.Signals, now: float) -> None:
         if number in _STOP:
             self._fleet.stop(number, now)
+        elif number == signal.SIGCHLD:
+            self._has_dead = True
         elif number == signal.SIGHUP:
             self._fleet.reload()
         elif number == signal.SIGTTIN:
@@ -160,11 +165,11 @@ class Supervisor:
         except (OSError, ValueError) as error:
             _log(logging.ERROR, f"Worker process {worker.pid} said something strange: {error}.")
             return
-        if message is None:  # it has ended, or is about to: it is reaped then
-            self._selector.unregister(worker.control)
-            return
         now = time.monotonic()
-        if message["event"] == messages.READY:
+        if message is None:
+            self._selector.unregister(worker.control)
+            self._fleet.hung_up(worker.key, now)
+        elif message["event"] == messages.READY:
             plan = self._fleet.plan.told(message.get("plan", {}))
             self._fleet.listens(worker.key, plan, now)
         elif message["event"] == messages.LEAVING:

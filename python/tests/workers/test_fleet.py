@@ -403,6 +403,16 @@ def test_failures_are_forgotten():
     assert world.fleet.failure is None
 
 
+def test_worker_that_hangs_up_and_does_not_end_is_ended_and_replaced():
+    world = World(plan()).up()
+    silent = world.serving[0]
+    world.fleet.hung_up(silent, world.now)
+    assert orders(world.run(fleet.MARGIN - 1), Task.KILL) == []
+    assert orders(world.run(1.5), Task.KILL) == [silent]
+    world.run(2)
+    assert len(world.serving) == 2
+
+
 # Hanging
 
 
@@ -582,6 +592,8 @@ class Storm(World):
             case 7 if member is not None:
                 self.leavers.add(member.key)
                 self.fleet.drains_itself(member.key, self.now)
+            case 11 if member is not None:
+                self.fleet.hung_up(member.key, self.now)
             case 8 if serving:
                 self.fleet.replace(self.random.choice(serving).key, "age")
             case 9 if member is not None:

@@ -83,10 +83,11 @@ def test_second_signal_ends_all_processes_at_once(serve):
     with connect(server.wait_up()) as channel:
         pids = server.pids
         ask(channel)
-        begin_sleep(channel, 100)
+        call = begin_sleep(channel, 100)
         server.process.send(signal.SIGTERM)
         server.process.wait_for("Received SIGTERM")
         time.sleep(TOGETHER)
+        assert not call.done()
         server.process.send(signal.SIGTERM)
         assert server.process.wait() == 128 + signal.SIGTERM
         wait_until(lambda: all(is_gone(pid) for pid in pids), "the workers' end")

@@ -11,8 +11,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django_grpc import conf
 from django_grpc.addresses import format_address, is_unix, parse_addrport
 from django_grpc.management import complaints, reloading
-from django_grpc.management.output import TolerantOutput, flush_or_lose, replace_lost_descriptors
-from django_grpc.management.shutdown import ShutdownRequest, end_process_soon
+from django_grpc.management.output import flush_or_lose, make_output_tolerant
+from django_grpc.management.shutdown import ShutdownRequest, end_in_peace, end_process_soon
 from django_grpc.signals import grpc_shutdown
 from django_grpc.workers import listeners, systemd
 from django_grpc.workers.messages import Inheritance, Plan
@@ -161,14 +161,14 @@ class Command(BaseCommand):
             status = leaving.code
             raise
         finally:
+            end_in_peace()
             flush_or_lose()
             if self.has_cut_calls:
                 end_process_soon(status if isinstance(status, int) else 1)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Serve: as a worker, with the reloader, with workers, or alone."""
-        replace_lost_descriptors()
-        self.stdout, self.stderr = TolerantOutput(self.stdout), TolerantOutput(self.stderr)
+        make_output_tolerant(self)
         self._inheritance = Inheritance.take()
         if self._inheritance is not None:
             self._serve_as_worker(self._inheritance, **options)
