@@ -11,7 +11,7 @@ SWIFT_FLAGS = -Xcc -I$(PYTHON_INCLUDE) --explicit-target-dependency-import-check
 SOURCES := $(shell find Sources -type f) Package.swift engine.exports setup.py pyproject.toml \
 	$(shell find python/django_grpc python/django_grpc_testtools -name '*.py*' -not -name '*.pyc')
 
-.PHONY: help demo serve test check swift-test python-test compat-test wheel bench bench-async bench-health bench-observability bench-querysets bench-workers soak fuzz sanitize format clean
+.PHONY: help demo serve test check swift-test python-test compat-test wheel bench bench-async bench-health bench-observability bench-querysets bench-workers soak chaos fuzz sanitize format clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -93,6 +93,9 @@ bench-workers: wheel ## Measure worker processes: the spread of connections, and
 
 soak: wheel ## A million calls: references and memory stay flat
 	$(PYTHON) benchmarks/soak.py
+
+chaos: $(VENV)/.installed ## Kill, stop, hang and reload worker processes under load, ten rounds
+	DJANGO_GRPC_CHAOS=10 $(BIN)/python -m pytest python/tests/workers/test_chaos.py
 
 fuzz: ## Fuzz the wire layer and the transport, two minutes each
 	dev/fuzz.sh

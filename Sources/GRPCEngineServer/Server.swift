@@ -227,6 +227,7 @@ package final class Server: Sendable {
     let publisher = StatisticsPublisher(
       statistics: self.statistics,
       connections: self.connections,
+      health: self.health,
       workers: figures
     )
     publisher.start(on: group.next())

@@ -28,6 +28,8 @@ package final class StatisticsBoard: @unchecked Sendable {
     case restartsAfterAge
     case restartsAfterMemory
     case restartsAfterReload
+    case restartsAfterHang
+    case restartsAfterSignal
     /// Until when, in milliseconds of CLOCK_MONOTONIC, somebody watches the calls that run.
     case watchedUntil = 16
   }

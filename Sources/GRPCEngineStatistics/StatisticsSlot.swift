@@ -26,6 +26,11 @@ package struct StatisticsSlot: @unchecked Sendable {
     case started
     /// Streams that are open.
     case streams
+    /// When Python last ran in a worker process, in milliseconds of CLOCK_MONOTONIC; 0 when nobody
+    /// writes it. A thread of Python's writes it twice a second.
+    case pulse
+    /// 1 when the parent has said that the whole server is about to stop.
+    case leaving
     /// Bytes that peers make the process hold: what came and was not taken, and what did not leave.
     case heldBytes
     /// Raised before and after the table of running calls is written.

@@ -3,10 +3,13 @@
 import signal
 import socket
 import textwrap
+import time
 
 import grpc
 import pytest
 from harness import LISTENING, PATIENCE, begin_sleep, listening, say_hello
+
+from django_grpc.management.shutdown import TOGETHER
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -115,9 +118,11 @@ def test_call_that_outlives_the_grace_is_cut(by, start):
 def test_second_signal_ends_the_server_at_once(start):
     process = start("--port", "0")
     with listening(process) as channel:
-        begin_sleep(channel, 100)
+        call = begin_sleep(channel, 100)
         process.send(signal.SIGTERM)
         process.wait_for("Received SIGTERM")
+        time.sleep(TOGETHER)
+        assert not call.done()
         process.send(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM
     assert "Graceful shutdown completed" not in process.output

@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from django_grpc.management.shutdown import ShutdownRequest
+from django_grpc.management.shutdown import TOGETHER, ShutdownRequest
 
 # Threads that start threads look for signals each time, and take one that was meant for the main
 # thread: some two of five, without a remedy.
@@ -69,11 +70,31 @@ def test_a_second_signal_that_another_thread_took_ends_the_process() -> None:
         assert process.stdout is not None
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "SIGTERM\n"
+        time.sleep(TOGETHER)
         process.send_signal(signal.SIGINT)
         try:
             assert process.wait(timeout=10) == 128 + signal.SIGINT
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_two_signals_that_come_together_are_one(second: signal.Signals) -> None:
+    """``timeout`` and wrappers signal a process and its group; a later one counts."""
+    process = start("sync", "again")
+    assert process.stdout is not None
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(second)
+    begun = time.monotonic()
+    assert process.stdout.readline() in ("SIGTERM\n", "SIGINT\n")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=TOGETHER + 0.2)
+    assert time.monotonic() - begun >= TOGETHER
+    process.send_signal(second)
+    try:
+        assert process.wait(timeout=10) == 128 + second
+    finally:
+        process.kill()
 
 
 def test_one_signal_is_one_request() -> None:

@@ -232,6 +232,7 @@ struct PrometheusText {
   private static let restarts: [(String, StatisticsBoard.Header)] = [
     ("crash", .restartsAfterCrash), ("calls", .restartsAfterCalls), ("age", .restartsAfterAge),
     ("memory", .restartsAfterMemory), ("reload", .restartsAfterReload),
+    ("hang", .restartsAfterHang), ("signal", .restartsAfterSignal),
   ]
 
   // MARK: Format

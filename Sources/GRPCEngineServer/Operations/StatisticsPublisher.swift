@@ -1,5 +1,6 @@
 internal import GRPCEngineStatistics
 internal import GRPCEngineTransport
+internal import Glibc
 internal import NIOCore
 internal import Synchronization
 
@@ -19,12 +20,15 @@ package struct WorkerFigures: Sendable {
 }
 
 /// Writes, some times a second, what others read of this process: that it lives, how its threads
-/// fare, and, while somebody watches, the calls that run.
+/// fare, and, while somebody watches, the calls that run. And reads what its parent has written, since
+/// Python may not get to hear its messages.
 final class StatisticsPublisher: Sendable {
   private static let period = TimeAmount.milliseconds(250)
 
   private let statistics: ServerStatistics
   private let connections: ConnectionRegistry
+  private let health: HealthBoard
+  private let orphanWatch = Mutex(OrphanWatch(parent: getppid()))
   private let workers: @Sendable () -> WorkerFigures?
   private let task = Mutex<RepeatedTask?>(nil)
 
@@ -32,10 +36,12 @@ final class StatisticsPublisher: Sendable {
   init(
     statistics: ServerStatistics,
     connections: ConnectionRegistry,
+    health: HealthBoard,
     workers: @escaping @Sendable () -> WorkerFigures?
   ) {
     self.statistics = statistics
     self.connections = connections
+    self.health = health
     self.workers = workers
   }
 
@@ -59,7 +65,16 @@ final class StatisticsPublisher: Sendable {
       slot[.idleThreads].set(UInt64(workers.idle))
       slot[.heldThreads].set(UInt64(workers.held))
     }
+    self.hearParent(slot)
     if self.statistics.board[.watchedUntil].value > ServerStatistics.now { self.publishCalls() }
+  }
+
+  private func hearParent(_ slot: StatisticsSlot) {
+    if slot[.leaving].value != 0 { self.health.announceShutdown() }
+    let mustEnd = self.orphanWatch.withLock {
+      $0.look(parent: getppid(), pulse: slot[.pulse].value, now: ServerStatistics.now)
+    }
+    if mustEnd { kill(getpid(), SIGKILL) }
   }
 
   private func publishCalls() {

@@ -478,7 +478,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   // MARK: Life cycle
 
   private func established() {
-    guard self.lifecycle.established() else { return }
+    guard self.lifecycle.established(now: self.eventLoop.now) else { return }
     let increment = self.memory.window - self.connectionWindow
     if increment > 0 { self.sendWindowUpdate(.rootStream, increment: increment) }
     self.scheduleTimer()

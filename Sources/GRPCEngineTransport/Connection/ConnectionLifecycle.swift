@@ -28,6 +28,12 @@ package struct ConnectionLifecycle {
   /// core waits for 20 s.
   private static let drainPingTimeout = TimeAmount.seconds(5)
 
+  /// How long a connection that has only just greeted is served before the first GOAWAY. One that
+  /// comes with the SETTINGS finds a client with calls that wait for the connection; grpcio's client
+  /// (1.85) tries those again, on a connection that it takes for a good one, until they run out of
+  /// time.
+  package static let welcome = TimeAmount.milliseconds(500)
+
   private enum State { case open, draining, drained, closed }
 
   private let configuration: TransportConfiguration
@@ -35,12 +41,15 @@ package struct ConnectionLifecycle {
   private var openStreams = 0
 
   private var handshakeDeadline: NIODeadline
-  private var isEstablished = false
-  /// Whether to drain as soon as the peer has greeted.
+  private var establishedAt: NIODeadline?
+  private var isEstablished: Bool { self.establishedAt != nil }
+  private var hasOpenedStreams = false
+  /// Whether to drain as soon as the peer has greeted, and has been served for a moment.
   package private(set) var isDrainPending = false
   private let ageDeadline: NIODeadline?
   private var graceDeadline: NIODeadline?
   private var drainDeadline: NIODeadline?
+  private var welcomeDeadline: NIODeadline?
   private var idleSince: NIODeadline
   private var lastRead: NIODeadline
   private var pingSent: NIODeadline?
@@ -68,9 +77,10 @@ package struct ConnectionLifecycle {
   /// The peer's SETTINGS came.
   ///
   /// - Returns: whether they are its first, which complete the handshake.
-  package mutating func established() -> Bool {
-    defer { self.isEstablished = true }
-    return !self.isEstablished
+  package mutating func established(now: NIODeadline) -> Bool {
+    guard !self.isEstablished else { return false }
+    self.establishedAt = now
+    return true
   }
 
   package mutating func read(now: NIODeadline) {
@@ -83,7 +93,10 @@ package struct ConnectionLifecycle {
   /// comes, long after one large answer was handed over.
   package mutating func sent() { self.sentSinceLastPeerPing = true }
 
-  package mutating func streamOpened() { self.openStreams += 1 }
+  package mutating func streamOpened() {
+    self.openStreams += 1
+    self.hasOpenedStreams = true
+  }
 
   package mutating func streamClosed(now: NIODeadline) -> Action {
     self.openStreams -= 1
@@ -99,15 +112,22 @@ package struct ConnectionLifecycle {
   /// Drains the connection: calls in flight go on, new ones go elsewhere.
   ///
   /// A peer that has not greeted yet may do so for 3 s more, and is told then: its first calls may
-  /// be on their way, and to lose the connection now would fail them.
+  /// be on their way, and to lose the connection now would fail them. One that has only just greeted
+  /// and has not made a call is told after a moment (`welcome`).
   package mutating func drain(now: NIODeadline) -> Action {
     guard self.state == .open else { return .none }
-    guard self.isEstablished else {
+    guard let establishedAt = self.establishedAt else {
       self.isDrainPending = true
       self.handshakeDeadline = min(self.handshakeDeadline, now + .seconds(3))
       return .none
     }
+    if !self.hasOpenedStreams, now < establishedAt + Self.welcome {
+      self.isDrainPending = true
+      self.welcomeDeadline = establishedAt + Self.welcome
+      return .none
+    }
     self.isDrainPending = false
+    self.welcomeDeadline = nil
     self.state = .draining
     // A peer that never answers the ping must not keep the drain from ending.
     self.drainDeadline = now + Self.drainPingTimeout
@@ -160,6 +180,7 @@ package struct ConnectionLifecycle {
     guard self.state != .closed else { return nil }
     if !self.isEstablished { consider(self.handshakeDeadline) }
     consider(self.drainDeadline)
+    consider(self.welcomeDeadline)
     consider(self.graceDeadline)
     if self.state == .open, !self.isDrainPending {
       consider(self.ageDeadline)
@@ -186,6 +207,7 @@ package struct ConnectionLifecycle {
       break
     }
     if !self.isEstablished, now >= self.handshakeDeadline { return self.close() }
+    if let deadline = self.welcomeDeadline, now >= deadline { return self.drain(now: now) }
     if let deadline = self.drainDeadline, now >= deadline { return self.drainPingAnswered() }
     if let deadline = self.graceDeadline, now >= deadline { return self.close() }
     if self.state == .open, !self.isDrainPending {

@@ -4,8 +4,9 @@ import Testing
 
 struct ConnectionLifecycleTests {
   private static let start = NIODeadline.uptimeNanoseconds(1_000_000_000_000)
+  private static let welcome = ConnectionLifecycle.welcome
 
-  /// A life cycle whose peer has greeted, unless said otherwise.
+  /// A life cycle whose peer has greeted a second ago, unless said otherwise.
   private func make(
     isEstablished: Bool = true,
     ageSpread: Double = 0,
@@ -19,7 +20,7 @@ struct ConnectionLifecycleTests {
       now: Self.start,
       ageSpread: ageSpread
     )
-    if isEstablished { _ = lifecycle.established() }
+    if isEstablished { _ = lifecycle.established(now: Self.start - .seconds(1)) }
     return lifecycle
   }
 
@@ -30,7 +31,7 @@ struct ConnectionLifecycleTests {
   @Test("Only the first settings of a peer complete the handshake")
   func established() {
     var lifecycle = self.make(isEstablished: false)
-    for isFirst in [true, false] { #expect(lifecycle.established() == isFirst) }
+    for isFirst in [true, false] { #expect(lifecycle.established(now: Self.start) == isFirst) }
   }
 
   @Test("A peer that does not greet in time is closed")
@@ -122,10 +123,52 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.nextDeadline == self.after(3))
     #expect(lifecycle.drain(now: self.after(1)) == .none)
     #expect(lifecycle.nextDeadline == self.after(3))
-    _ = lifecycle.established()
-    #expect(lifecycle.drain(now: self.after(2)) == .beginDrain)
+    _ = lifecycle.established(now: self.after(2))
+    #expect(lifecycle.drain(now: self.after(2)) == .none)
+    #expect(lifecycle.isDrainPending)
+    #expect(lifecycle.nextDeadline == self.after(2) + Self.welcome)
+    #expect(lifecycle.timerFired(now: self.after(2) + Self.welcome) == .beginDrain)
     #expect(!lifecycle.isDrainPending)
     #expect(lifecycle.acceptsStreams)
+  }
+
+  @Test("A connection that has just greeted is served for a moment before it is sent away")
+  func drainRightAfterHandshake() {
+    var lifecycle = self.make(isEstablished: false) {
+      $0.maxConnectionAge = .milliseconds(600)
+      $0.maxConnectionIdle = .milliseconds(100)
+    }
+    _ = lifecycle.established(now: Self.start)
+    #expect(lifecycle.drain(now: Self.start + .milliseconds(10)) == .none)
+    #expect(lifecycle.nextDeadline == Self.start + Self.welcome, "not its idle time")
+    let moment = Self.start + Self.welcome - .nanoseconds(1)
+    #expect(lifecycle.timerFired(now: moment) == .none)
+    lifecycle.streamOpened()
+    #expect(lifecycle.acceptsStreams)
+    #expect(lifecycle.timerFired(now: Self.start + Self.welcome) == .beginDrain)
+    #expect(lifecycle.drain(now: Self.start + Self.welcome) == .none)
+    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.streamClosed(now: self.after(1)) == .closeWhenWritten)
+    #expect(lifecycle.nextDeadline == nil)
+  }
+
+  @Test("A connection that has made a call need not be welcomed")
+  func drainAfterFirstCall() {
+    var lifecycle = self.make(isEstablished: false)
+    _ = lifecycle.established(now: Self.start)
+    lifecycle.streamOpened()
+    #expect(lifecycle.streamClosed(now: Self.start) == .none)
+    #expect(lifecycle.drain(now: Self.start) == .beginDrain)
+  }
+
+  @Test("A connection that greeted a welcome ago is drained at once")
+  func drainAfterWelcome() {
+    for isOver in [false, true] {
+      var lifecycle = self.make(isEstablished: false)
+      _ = lifecycle.established(now: Self.start)
+      let moment = Self.start + Self.welcome - (isOver ? .zero : .nanoseconds(1))
+      #expect(lifecycle.drain(now: moment) == (isOver ? .beginDrain : .none))
+    }
   }
 
   @Test("A connection that is drained before it has greeted, and does not, is closed")

@@ -150,6 +150,11 @@ class ServerConfig:
             ``worker_max_calls``.
         worker_max_age: Seconds after which a worker process is replaced. Default: never.
         worker_max_memory: MiB of resident memory at which one is replaced. Default: never.
+        worker_timeout: Seconds for which Python may not run in a worker process, as when a C
+            extension keeps the GIL, before it is ended and replaced; None: it may for ever.
+            Default: 60.
+        worker_start_timeout: Seconds that a worker process may take until it can serve; None: any
+            number. Default: 120.
         health: How readiness is found out; None: there is no health service. Default: `Health()`.
         metrics: Where metrics are served over HTTP: ``address:port`` or ``unix:PATH``. Default:
             nowhere.
@@ -179,6 +184,8 @@ class ServerConfig:
     worker_max_calls_jitter: int | None = None
     worker_max_age: float | None = None
     worker_max_memory: int | None = None
+    worker_timeout: float | None = 60.0
+    worker_start_timeout: float | None = 120.0
     health: Health | None = Health()
     metrics: str | None = None
     access_log: AccessLog | None = None

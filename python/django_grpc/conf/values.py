@@ -380,6 +380,11 @@ def read_number(text: str) -> Any:
     return text
 
 
+def read_seconds(text: str) -> Any:
+    """Read a number of seconds, or ``none`` for no limit."""
+    return None if text.lower() == "none" else read_number(text)
+
+
 def read_bool(text: str) -> Any:
     """Read a bool; what is none is left for the parser, which may take it."""
     return _BOOLS.get(text.lower(), text)

@@ -93,6 +93,8 @@ class _Parent:
             self._child = subprocess.Popen(  # noqa: S603 - our own command line
                 arguments, env=environment, close_fds=False
             )
+            if self._is_stopping:  # it was told while the child was made, which has not heard
+                self._child.terminate()
             status = self._child.wait()
             if self._is_stopping and status in (_RELOAD_STATUS, -signal.SIGTERM, -signal.SIGINT):
                 return 0  # it was told before it could listen

@@ -26,8 +26,8 @@ from django_grpc.workers.listeners import address_of
 if TYPE_CHECKING:
     from django_grpc.management.commands.grpcserver import Command
 
-# What ends the wait when the server was stopped by something else than this command.
-_STOPPED: Final = "stopped"
+#: What ends the wait when the server was stopped by something else than this command.
+STOPPED: Final = "stopped"
 
 # The seconds that a changed file waits for calls in flight.
 _RELOAD_GRACE: Final = 1.0
@@ -193,7 +193,7 @@ class _Serving:
 
         def follow_server() -> None:  # in case that a servicer stops it
             self._server.wait_for_termination()
-            self._shutdown.request(_STOPPED)
+            self._shutdown.request(STOPPED)
 
         threading.Thread(target=follow_server, name="grpcserver-follow", daemon=True).start()
         grace = self._wait()
@@ -232,7 +232,7 @@ class _Serving:
         self._place.stopping(reason)
         if reason == reloading.RELOAD:
             return min(grace, _RELOAD_GRACE)
-        if reason != _STOPPED and not self._place.is_worker:
+        if reason != STOPPED and not self._place.is_worker:
             self._command.say_stopping(reason, grace)
             if self._config.drain_delay:
                 announce_shutdown(self._server)

@@ -1,13 +1,19 @@
 """How the process that serves is told to stop."""
 
+import atexit
 import os
 import signal
-import sys
 import threading
 import time
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
+
+from django_grpc.management.output import flush_or_lose, write_last_words
+
+#: Signals to stop within so many seconds are one: ``timeout``, a wrapper and a terminal signal the
+#: process and its group, and it gets what was meant once twice.
+TOGETHER: Final = 0.5
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -24,16 +30,16 @@ class ShutdownRequest:
     """A place to wait until SIGTERM or SIGINT comes, or something else asks to stop.
 
     Entered on the main thread it handles both signals until it is left; on another thread, where
-    Python can't handle signals, only `request` ends the wait. A signal that comes when a stop has
-    been requested ends the process at once, with the status that a shell gives a process which the
-    signal killed.
+    Python can't handle signals, only `request` ends the wait. A signal that comes `TOGETHER`
+    seconds after a stop has been requested, or later, ends the process at once, with the status
+    that a shell gives a process which the signal killed.
     """
 
     def __init__(self) -> None:
         # A signal handler runs on the main thread between any two steps of what that does, so what
         # it calls must be reentrant. SimpleQueue.put is, Event.set is not.
         self._reasons: SimpleQueue[str] = SimpleQueue()
-        self._is_requested = False
+        self._requested_at: float | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._waker: _Waker | None = None
 
@@ -58,15 +64,17 @@ class ShutdownRequest:
             self._waker = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._is_requested:
+        if self._requested_at is None:
+            self.request(signal.Signals(number).name)
+        elif time.monotonic() - self._requested_at >= TOGETHER:
             # SIG_DFL would do nothing in a container, whose first process the kernel spares.
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"Ended at once.\n")
+            write_last_words(b"Ended at once.\n")
             os._exit(128 + number)
-        self.request(signal.Signals(number).name)
 
     def request(self, reason: str) -> None:
         """End the wait. Callable from any thread, and more than once."""
-        self._is_requested = True
+        if self._requested_at is None:
+            self._requested_at = time.monotonic()
         self._reasons.put(reason)
 
     def wait(self) -> str:
@@ -76,6 +84,17 @@ class ShutdownRequest:
             The reason that was given: the name of the signal, if it was one.
         """
         return self._reasons.get()
+
+    def wait_again(self, seconds: float) -> str | None:
+        """Block until a stop is requested once more, for so many seconds at most.
+
+        Returns:
+            The reason that was given then; None: there was none.
+        """
+        try:
+            return self._reasons.get(timeout=seconds)
+        except Empty:
+            return None
 
 
 class _Waker:
@@ -111,6 +130,30 @@ class _Waker:
         os.close(self._reader)
 
 
+def end_in_peace() -> None:
+    """Have signals to stop disturb the end of a process that has been told to stop no more.
+
+    One that belongs together with the one that has stopped it would change its exit status. A later
+    one still ends it at once, until threads that are no daemons have ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    ended_at = time.monotonic()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - ended_at >= TOGETHER:
+            write_last_words(b"Ended at once.\n")
+            os._exit(128 + number)
+
+    def ignore() -> None:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    for number in _SIGNALS:
+        signal.signal(number, handle)
+    atexit.register(ignore)  # Python's own end gives handlers up
+
+
 def end_process_soon(status: int, seconds: float = 1.0) -> None:
     """End the process even if threads of it don't end.
 
@@ -120,8 +163,7 @@ def end_process_soon(status: int, seconds: float = 1.0) -> None:
 
     def end() -> None:
         threading.Event().wait(seconds)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_or_lose()
         os._exit(status)
 
     threading.Thread(target=end, name="grpcserver-end", daemon=True).start()

@@ -4,7 +4,7 @@ import socket
 from collections.abc import Collection, Iterator
 
 from django_grpc.workers.board import Board
-from django_grpc.workers.process import State, WorkerProcess
+from django_grpc.workers.process import WorkerProcess
 
 #: Calls a second, over all workers, below which they weigh less and less: one call is no load.
 _FEW_CALLS = 20.0
@@ -27,6 +27,10 @@ class Balancer:
     def give(self, connection: socket.socket, workers: Collection[WorkerProcess]) -> bool:
         """Give a connection to one of the workers.
 
+        Args:
+            connection: The connection.
+            workers: Those that serve.
+
         Returns:
             Whether one took it; the connection is closed here then. If not, each of them has as
             many waiting as its socket holds, or has ended.
@@ -42,8 +46,7 @@ class Balancer:
             return True
         return False
 
-    def _by_load(self, workers: Collection[WorkerProcess]) -> Iterator[WorkerProcess]:
-        serving = [it for it in workers if it.state is State.SERVING]
+    def _by_load(self, serving: Collection[WorkerProcess]) -> Iterator[WorkerProcess]:
         connections = sum(it.open for it in serving) or 1
         known = sum(it.load.known for it in serving) or 1
         average = sum(it.load.calls for it in serving) / known

@@ -16,12 +16,17 @@ from django_grpc import conf
 _VARIABLE = "DJANGO_GRPC_WORKER"
 _LARGEST = 65_536
 
+# Python's own variable, and the value by which we know that it is ours to take away.
+_FAULTHANDLER = "PYTHONFAULTHANDLER"
+_OURS = "django_grpc"
+
 # What the parent says.
 ANNOUNCE = "announce"  # be NOT_SERVING to health checks; calls are served as ever
 DRAIN = "drain"
 
 # What a worker says.
 READY = "ready"
+LEAVING = "leaving"  # it was told to end by others, and serves until the parent says so
 DRAINING = "draining"
 
 
@@ -55,8 +60,12 @@ class Inheritance:
         return [self.control, self.intake, self.released, self.board, *self.metrics]
 
     def variables(self) -> dict[str, str]:
-        """Return the environment variable to add."""
-        return {_VARIABLE: json.dumps(dataclasses.asdict(self))}
+        """Return the environment variables to add."""
+        variables = {_VARIABLE: json.dumps(dataclasses.asdict(self))}
+        if _FAULTHANDLER not in os.environ:
+            # From its first line on it writes down where it is when the parent aborts it.
+            variables[_FAULTHANDLER] = _OURS
+        return variables
 
     @classmethod
     def take(cls) -> Self | None:
@@ -67,7 +76,9 @@ class Inheritance:
         text = os.environ.pop(_VARIABLE, None)
         if text is None:
             return None
-        inheritance = cls(**json.loads(text))
+        if os.environ.get(_FAULTHANDLER) == _OURS:
+            del os.environ[_FAULTHANDLER]
+        inheritance = cls(**_known(cls, json.loads(text)))
         for descriptor in inheritance.descriptors():
             os.set_inheritable(descriptor, False)
         return inheritance
@@ -89,12 +100,23 @@ class Plan:
     worker_max_calls_jitter: int | None
     worker_max_age: float | None
     worker_max_memory: int | None
+    worker_timeout: float | None
+    worker_start_timeout: float | None
 
     @classmethod
     def of(cls, config: conf.ServerConfig) -> Self:
         """Take the parent's part of the settings."""
         plan = cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
         return dataclasses.replace(plan, workers=config.worker_count)
+
+    def told(self, plan: dict[str, Any]) -> Self:
+        """Return it with what a worker has said, which may run another version of this package."""
+        return dataclasses.replace(self, **_known(type(self), plan))
+
+
+def _known(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def send(control: socket.socket, event: str, **details: Any) -> None:
@@ -111,10 +133,15 @@ def receive(control: socket.socket) -> dict[str, Any] | None:
 
     Raises:
         BlockingIOError: The socket does not block, and there is none.
+        ValueError: It is none: something else has written into the socket.
     """
     try:
         text = control.recv(_LARGEST)
     except ConnectionError:
         return None
-    message: dict[str, Any] | None = json.loads(text) if text else None
+    if not text:
+        return None
+    message = json.loads(text)
+    if not isinstance(message, dict) or "event" not in message:
+        raise ValueError(f"{message!r} is no message")
     return message

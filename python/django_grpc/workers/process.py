@@ -1,7 +1,6 @@
 """A worker process, as its parent sees it."""
 
 import contextlib
-import enum
 import os
 import signal
 import socket
@@ -10,7 +9,8 @@ import sys
 import time
 from typing import Any
 
-from django_grpc.workers import messages, systemd
+from django_grpc.management.output import replace_lost_descriptors
+from django_grpc.workers import messages, prctl, systemd
 from django_grpc.workers.board import Board
 from django_grpc.workers.load import Load
 from django_grpc.workers.messages import Inheritance
@@ -18,30 +18,18 @@ from django_grpc.workers.messages import Inheritance
 _PAGES_PER_MIB = 1024 * 1024 // os.sysconf("SC_PAGE_SIZE")
 
 
-class State(enum.Enum):
-    """What a worker is at."""
-
-    STARTING = enum.auto()
-    SERVING = enum.auto()
-    DRAINING = enum.auto()
-
-
 class WorkerProcess:
-    """A worker process and the parent's ends of what they share.
+    """A worker process and the parent's ends of what they share; what it is at is `Fleet`'s.
 
     Attributes:
-        state: What it is at.
-        generation: Which of the parent's loads of the code it runs.
+        key: Its name in `Fleet`.
         slot: Its place in the shared memory.
         control: The socket for messages, which does not block.
         released: The eventfd that the worker raises when a connection has gone.
         open: Connections that it was given and has not released.
         load: What is known of the calls on them.
-        replaced_for: Why it is to be replaced; None: it is not.
-        started_at: When it was started, by `time.monotonic`.
-        listens_at: When it said that it can take connections; None: it has not.
-        ready_at: When it was first given any.
-        kill_at: When it is killed, if it has not ended; None: never.
+        ready_at: When it was first given any, by `time.monotonic`.
+        max_calls: Calls after which it is to be replaced; None: it is not.
     """
 
     def __init__(
@@ -49,7 +37,7 @@ class WorkerProcess:
         board: Board,
         slot: int,
         *,
-        generation: int,
+        key: int,
         metrics: list[int],
         address: str,
         is_first: bool,
@@ -59,20 +47,15 @@ class WorkerProcess:
         Raises:
             OSError: The system does not let it.
         """
-        self.state = State.STARTING
-        self.generation = generation
+        self.key = key
         self.slot = slot
         self.open = 0
         self.load = Load()
-        self.replaced_for: str | None = None
         self.calls_before = self._calls_seen = board.calls_ended(slot)
         self.high_memory_samples = 0
         self.last_given = 0
         self.max_calls: int | None = None
-        self.started_at = time.monotonic()
-        self.listens_at: float | None = None
         self.ready_at = 0.0
-        self.kill_at: float | None = None
         with contextlib.ExitStack() as on_error:
             self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._intake, intake = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -88,12 +71,14 @@ class WorkerProcess:
                 address=address,
                 is_first=is_first,
             )
+            replace_lost_descriptors()
             with control, intake:
                 self._process = subprocess.Popen(  # noqa: S603 - our own command line
                     [sys.executable, *sys.orig_argv[1:]],
                     env={**systemd.environment_for_workers(), **inheritance.variables()},
                     pass_fds=inheritance.descriptors(),
                     stdin=subprocess.DEVNULL,
+                    preexec_fn=prctl.ending_with_parent(),
                     # What a terminal sends for ^C is the parent's: workers hear of it from there.
                     process_group=0,
                 )
@@ -112,7 +97,6 @@ class WorkerProcess:
         Args:
             max_calls: Calls after which it is to be replaced.
         """
-        self.state = State.SERVING
         self.ready_at = time.monotonic()
         self.max_calls = max_calls
 
@@ -151,30 +135,38 @@ class WorkerProcess:
         with contextlib.suppress(OSError):
             messages.send(self.control, messages.ANNOUNCE)
 
-    def drain(self, seconds: float) -> None:
+    def drain(self) -> None:
         """Have it end its calls, and itself.
 
         It still takes in what it has been given, and sends that away.
-
-        Args:
-            seconds: After these it is killed.
         """
-        if self.state is State.DRAINING:
-            return
-        is_up = self.listens_at is not None
-        self.state = State.DRAINING
-        self.kill_at = time.monotonic() + seconds
+        self._give_no_more()
+        with contextlib.suppress(OSError):
+            messages.send(self.control, messages.DRAIN)
+
+    def _give_no_more(self) -> None:
         with contextlib.suppress(OSError):
             self._intake.shutdown(socket.SHUT_WR)
-            messages.send(self.control, messages.DRAIN)
-        if not is_up:
-            self._process.terminate()  # it has no calls, and does not listen yet
 
     # Its life
 
     def poll(self) -> int | None:
         """Return its exit status, negative for a signal; None: it lives."""
         return self._process.poll()
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        self._process.wait()
+
+    def terminate(self) -> None:
+        """End it; it does not listen yet, or has just begun to."""
+        self.drain()
+        self._process.terminate()
+
+    def abort(self) -> None:
+        """Have it write its stacks to its standard error, by faulthandler, and end."""
+        self._give_no_more()
+        self._process.send_signal(signal.SIGABRT)
 
     def kill(self) -> None:
         """End it at once."""
@@ -210,12 +202,3 @@ class WorkerProcess:
                 return int(file.read().split()[1]) / _PAGES_PER_MIB
         except (OSError, IndexError, ValueError):
             return 0.0
-
-    def describe_end(self, status: int) -> str:
-        """Say how it ended, as the end of a sentence that begins with the worker."""
-        if status >= 0:
-            return f"ended with status {status}"
-        try:
-            return f"was ended by {signal.Signals(-status).name}"
-        except ValueError:
-            return f"was ended by signal {-status}"

@@ -1,9 +1,10 @@
 """Signals as events of a selector."""
 
+import contextlib
 import signal
 import socket
 from collections.abc import Iterable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 
@@ -16,6 +17,7 @@ class SignalQueue:
     def __init__(self, numbers: Iterable[signal.Signals]) -> None:
         """Name the signals."""
         self._numbers = tuple(numbers)
+        self._pending: list[signal.Signals] = []
         self._previous: dict[signal.Signals, Any] = {}
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
@@ -28,9 +30,12 @@ class SignalQueue:
 
     def __enter__(self) -> Self:
         """Take the signals over."""
-        self._previous_descriptor = signal.set_wakeup_fd(self._writer.fileno())
+        # The descriptor only wakes: when it is full, as after a long pause, it does so already.
+        self._previous_descriptor = signal.set_wakeup_fd(
+            self._writer.fileno(), warn_on_full_buffer=False
+        )
         for number in self._numbers:
-            self._previous[number] = signal.signal(number, lambda *_: None)
+            self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -46,9 +51,13 @@ class SignalQueue:
         self._reader.close()
         self._writer.close()
 
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._pending.append(signal.Signals(number))
+
     def take(self) -> list[signal.Signals]:
         """Return the signals that have come since the last time."""
-        try:
-            return [signal.Signals(number) for number in self._reader.recv(4096)]
-        except BlockingIOError:
-            return []
+        with contextlib.suppress(BlockingIOError):
+            self._reader.recv(4096)
+        # A handler may run between any two of these steps, and then adds to one list or the other.
+        taken, self._pending = self._pending, []
+        return taken

@@ -13,6 +13,8 @@ logger = logging.getLogger("django_grpc.workers")
 
 _FIRST_DESCRIPTOR = 3
 _NOTIFY_SOCKET = "NOTIFY_SOCKET"
+# Seconds that a service manager may take to hear something.
+_PATIENCE = 1.0
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 #: The ``FileDescriptorName=`` of the socket for metrics.
@@ -73,6 +75,7 @@ def _notify(*lines: str) -> None:
         path = f"\0{path[1:]}"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifying:
+            notifying.settimeout(_PATIENCE)
             notifying.sendto("\n".join(lines).encode(), path)
     except OSError as error:
         logger.warning("The service manager can't be told %s: %s", lines[0], error)

@@ -1,20 +1,31 @@
 """A worker process: what it takes from its parent, and tells it."""
 
+import contextlib
 import dataclasses
+import faulthandler
+import logging
 import signal
 import socket
 import threading
-from typing import Any
+import time
+from typing import Any, Final
 
 from django_grpc import conf, engine
-from django_grpc.management.serving import Place, announce_shutdown
-from django_grpc.management.shutdown import ShutdownRequest
-from django_grpc.workers import messages
+from django_grpc.management.serving import STOPPED, Place, announce_shutdown
+from django_grpc.management.shutdown import ShutdownRequest, end_process_soon
+from django_grpc.workers import messages, prctl
+from django_grpc.workers.board import Pulse
+from django_grpc.workers.fleet import LEAVE_PATIENCE, MARGIN
 from django_grpc.workers.messages import Inheritance, Plan
+
+logger = logging.getLogger("django_grpc.workers")
 
 # What ends the wait when the parent has said so, or has ended.
 _TOLD = "told by the supervisor"
 _ORPHANED = "the supervisor has ended"
+
+#: Seconds between two heartbeats.
+_BEAT: Final = 0.5
 
 
 class WorkerPlace(Place):
@@ -33,10 +44,14 @@ class WorkerPlace(Place):
         self._inheritance = inheritance
         self._shutdown = shutdown
         self._control = socket.socket(fileno=inheritance.control)
+        self._pulse = Pulse(inheritance.board, inheritance.slot)
         self._server: Any = None
         self._config: conf.ServerConfig | None = None
         # It is the parent's to do something about it.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if not faulthandler.is_enabled():  # Python was told not to look at its environment
+            with contextlib.suppress(Exception):  # there may be no standard error
+                faulthandler.enable()
 
     def configure(self, config: conf.ServerConfig) -> conf.ServerConfig:
         """Have the server count in the shared memory; the limit on connections is the parent's."""
@@ -59,15 +74,25 @@ class WorkerPlace(Place):
 
     def started(self) -> None:
         """Tell the parent, and hear what it says from now on."""
+        self._pulse.beat()
+        threading.Thread(target=self._live, name="grpcserver-pulse", daemon=True).start()
         threading.Thread(target=self._follow, name="grpcserver-control", daemon=True).start()
+        # From here on it drains when its parent has ended; should Python not get to that, the
+        # engine sees it (`OrphanWatch`).
+        prctl.outlive_parent()
         if self._config is not None:
             plan = dataclasses.asdict(Plan.of(self._config))
             self._tell(messages.READY, plan=plan)
 
     def stopping(self, reason: str) -> None:
-        """Tell the parent, so that it gives no more connections and has others in their stead."""
-        if reason not in (_TOLD, _ORPHANED):
+        """Tell the parent; one that was told to end by others stays until nobody needs it."""
+        if reason == STOPPED:
             self._tell(messages.DRAINING)
+        elif reason not in (_TOLD, _ORPHANED):
+            self._tell(messages.LEAVING)
+            drain_delay = self._config.drain_delay if self._config is not None else 0
+            # The parent is sooner, unless it hangs.
+            self._shutdown.wait_again(LEAVE_PATIENCE + MARGIN + drain_delay)
 
     def _tell(self, event: str, **details: Any) -> None:
         try:
@@ -75,10 +100,19 @@ class WorkerPlace(Place):
         except OSError:
             self._shutdown.request(_ORPHANED)
 
+    def _live(self) -> None:
+        while True:
+            self._pulse.beat()
+            time.sleep(_BEAT)
+
     def _follow(self) -> None:
         while (message := messages.receive(self._control)) is not None:
             if message["event"] == messages.ANNOUNCE:
                 announce_shutdown(self._server)
             elif message["event"] == messages.DRAIN:
                 self._shutdown.request(_TOLD)
+        logger.warning("The parent of this worker process has ended: it drains, and ends too.")
+        # Nobody else ends it, should it not get there.
+        grace = self._config.grace if self._config is not None else 0
+        end_process_soon(1, seconds=grace + MARGIN)
         self._shutdown.request(_ORPHANED)

@@ -105,9 +105,9 @@ class Workers:
                 os.kill(pid, signal.SIGKILL)
 
 
-def wait_until(condition, what: str):
+def wait_until(condition, what: str, patience: float = PATIENCE):
     """Wait until a condition gives something true, and return that."""
-    give_up_at = time.monotonic() + PATIENCE
+    give_up_at = time.monotonic() + patience
     while time.monotonic() < give_up_at:
         if result := condition():
             return result

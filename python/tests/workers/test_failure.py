@@ -63,12 +63,22 @@ def test_server_is_whole_again_soon_after_the_new_worker_is_ready(serve):
     assert server.stop() == 0
 
 
-def test_workers_that_end_again_and_again_end_the_server(serve, tmp_path):
+def test_workers_that_end_again_and_again_end_the_server_when_no_other_serves(serve, tmp_path):
     server = serve()
-    server.write_hook("first", SHORT_LIVED)
     server.wait_up()
+    before = set(server.pids)
+    server.write_hook("first", SHORT_LIVED)
     (tmp_path / "die").touch()
     server.process.send(signal.SIGHUP)
+    server.process.wait_for("ended with status 7; a new one takes its place")
+    server.process.wait_for("The new code can't serve")
+    left = before & set(server.pids)
+    assert left, "those of before go on"
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    said = "ended with status 7"
+    while said != "The server ends":
+        said = server.process.wait_for("ended with status 7|The server ends").group()
     assert server.process.wait() == 1
     output = server.process.output
     assert re.search(r"CommandError: The server ends: 5 times in a row a worker process", output)

@@ -9,6 +9,8 @@ import grpc
 import pytest
 from harness import LISTENING, PATIENCE, begin_sleep
 
+from django_grpc.management.shutdown import TOGETHER
+
 from .support import ask, ask_once, can_connect, connect, free_port, is_gone, wait_until
 
 
@@ -81,9 +83,11 @@ def test_second_signal_ends_all_processes_at_once(serve):
     with connect(server.wait_up()) as channel:
         pids = server.pids
         ask(channel)
-        begin_sleep(channel, 100)
+        call = begin_sleep(channel, 100)
         server.process.send(signal.SIGTERM)
         server.process.wait_for("Received SIGTERM")
+        time.sleep(TOGETHER)
+        assert not call.done()
         server.process.send(signal.SIGTERM)
         assert server.process.wait() == 128 + signal.SIGTERM
         wait_until(lambda: all(is_gone(pid) for pid in pids), "the workers' end")

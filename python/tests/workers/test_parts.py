@@ -3,18 +3,22 @@
 import errno
 import os
 import resource
+import signal
 import socket
 import struct
+import subprocess
+import sys
 
 import pytest
 
 from django_grpc import conf
-from django_grpc.workers import listeners, systemd
-from django_grpc.workers.board import Board
-from django_grpc.workers.crashes import EARLY, LIMIT, CrashLoop
+from django_grpc.workers import listeners, messages, systemd
+from django_grpc.workers.board import Board, Pulse
+from django_grpc.workers.crashes import FORGOTTEN_AFTER, LIMIT, Failures
 from django_grpc.workers.load import Load
 from django_grpc.workers.messages import Inheritance, Plan
 from django_grpc.workers.recycling import draw_max_calls
+from django_grpc.workers.signals import SignalQueue
 
 
 def plan(**setting):
@@ -27,7 +31,7 @@ def plan(**setting):
 
 
 def test_a_server_gives_up_after_so_many_failures_in_a_row():
-    crashes = CrashLoop()
+    crashes = Failures()
     pauses = []
     now = 100.0
     for _ in range(LIMIT):
@@ -42,22 +46,32 @@ def test_a_server_gives_up_after_so_many_failures_in_a_row():
 
 
 def test_workers_that_fail_together_count_once():
-    crashes = CrashLoop()
+    crashes = Failures()
     for ended in range(2 * LIMIT):
         crashes.failed(100, 101 + ended / 100)
     assert not crashes.is_hopeless
 
 
-def test_worker_that_serves_for_long_ends_the_row():
-    crashes = CrashLoop()
+def test_success_of_a_worker_that_is_younger_than_the_failures_ends_the_row():
+    crashes = Failures()
     for now in (100, 200, 300, 400):
         crashes.failed(now, now + 1)
-    crashes.serves(started_at=50, ready_at=51, now=450)  # it is older than the failures
-    crashes.serves(started_at=402, ready_at=403, now=403 + EARLY / 2)
+    crashes.succeeded(started_at=50)
     crashes.failed(404, 405)
     assert crashes.is_hopeless
-    crashes.serves(started_at=406, ready_at=407, now=407 + EARLY)
+    crashes.succeeded(started_at=406)
     assert not crashes.is_hopeless
+    assert crashes.retry_at == 0
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_failures_are_forgotten_in_time(is_long):
+    crashes = Failures()
+    now = 1000.0
+    for _ in range(LIMIT):
+        crashes.failed(now, now)
+        now += FORGOTTEN_AFTER + is_long
+    assert crashes.is_hopeless is not is_long
 
 
 # What a worker carries
@@ -114,9 +128,10 @@ def test_board_has_the_layout_that_the_engine_reads():
     assert header == (0x3130_4442_4352_5047, 64, 524288, 0)
     assert os.fstat(board.descriptor).st_size == 4096 + 64 * 524288
     board.set_workers(3)
-    for reason in ("crash", "calls", "age", "memory", "memory", "reload"):
+    for reason in ("crash", "calls", "age", "memory", "memory", "reload", "hang", "signal"):
         board.count_restart(reason)
-    assert struct.unpack("<13Q", os.pread(board.descriptor, 104, 0))[8:] == (1, 1, 1, 2, 1)
+    header = struct.unpack("<15Q", os.pread(board.descriptor, 120, 0))
+    assert header[8:] == (1, 1, 1, 2, 1, 1, 1)
     assert struct.unpack("<Q", os.pread(board.descriptor, 8, 24)) == (3,)
 
 
@@ -138,10 +153,14 @@ def test_gauges_go_with_their_process_and_counters_stay():
     write(method, 5)  # a name of five bytes
     write(method + 26, 3)  # calls in flight
     write(method + 27, 9)  # calls begun
+    write(method + 28, 4)  # ended with OK
+    write(method + 28 + 5, 2)  # with NOT_FOUND
     assert board.is_ready(slot)
     assert board.calls_ended(slot) == 7
     board.give_back(slot)
-    assert [read(index) for index in (0, 2, 3, 63, 64)] == [0, 0, 0, 0, 7]
+    assert [read(index) for index in (0, 2, 3, 63)] == [0, 0, 0, 0]
+    assert [read(method + 28 + code) for code in (0, 5, 14)] == [4, 2, 3], "the lost are counted"
+    assert read(64) == 7 + 3
     assert [read(method + index) for index in (26, 27)] == [0, 9]
     assert not board.is_ready(slot)
     assert board.take() == slot
@@ -149,8 +168,23 @@ def test_gauges_go_with_their_process_and_counters_stay():
 
 def test_slots_end():
     board = Board(2)
-    assert [board.take() for _ in range(3)] == [0, 1, None]
+    assert [board.take() for _ in range(2)] == [0, 1]
+    with pytest.raises(IndexError):
+        board.take()
     assert Board.slots_for(100) == 208
+
+
+def test_pulse_is_seen_in_its_slot_only():
+    board = Board(2)
+    assert [board.pulse(slot) for slot in (0, 1)] == [0, 0]
+    pulse = Pulse(board.descriptor, 1)
+    pulse.beat()
+    assert board.pulse(0) == 0
+    assert board.pulse(1) > 0
+    board.announce(1)
+    assert struct.unpack("<Q", os.pread(board.descriptor, 8, 4096 + 524288 + 13 * 8)) == (1,)
+    board.give_back(1)
+    assert board.pulse(1) == 0
 
 
 # Sockets
@@ -286,3 +320,72 @@ def test_inheritance_is_taken_once(monkeypatch):
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def test_worker_of_another_version_is_understood(monkeypatch):
+    known = plan(workers=3)
+    told = known.told({"workers": 5, "invented_later": 1})
+    assert told.workers == 5
+    assert told.max_workers == known.max_workers, "what it does not say stays"
+    monkeypatch.setenv(
+        "DJANGO_GRPC_WORKER",
+        '{"control": 0, "intake": 0, "released": 0, "board": 0, '
+        '"slot": 1, "metrics": null, "address": "", "is_first": true, "invented_later": 1}',
+    )
+    inheritable = os.get_inheritable(0)
+    taken = Inheritance.take()
+    os.set_inheritable(0, inheritable)
+    assert taken is not None
+    assert taken.slot == 1
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"7", b"{}", b"\xff"])
+def test_what_is_no_message_is_refused(text):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.send(text)
+        with pytest.raises(ValueError, match=r".+"):
+            messages.receive(ours)
+
+
+# Signals
+
+
+def test_no_signal_is_lost_when_nobody_looks_for_long(capfd):
+    queue = SignalQueue([signal.SIGUSR1, signal.SIGUSR2])
+    with queue:
+        for _ in range(20_000):  # more than the descriptor has room for
+            signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR2)
+        taken = queue.take()
+        assert taken[-1] == signal.SIGUSR2
+        assert len(taken) == 20_001
+        assert queue.take() == []
+    assert capfd.readouterr().err == ""
+
+
+# Children
+
+REAPER = """
+import ctypes, os, subprocess, sys, time
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+from django_grpc.workers.prctl import Orphans, _children
+
+mine = subprocess.Popen(["true"])
+orphans = Orphans()
+known = subprocess.Popen(["true"])
+# Its child outlives it, and comes to this process.
+subprocess.run(["sh", "-c", "sleep 0.1 & exit 0"], check=True)
+give_up_at = time.monotonic() + 10
+while len(_children()) > 2 and time.monotonic() < give_up_at:
+    orphans.reap({known.pid})
+    time.sleep(0.02)
+print(len(_children()), mine.wait(), known.wait())
+"""
+
+
+def test_orphans_are_reaped_and_no_others():
+    output = subprocess.run(
+        [sys.executable, "-c", REAPER], stdout=subprocess.PIPE, check=True, text=True
+    ).stdout
+    assert output == "2 0 0\n"

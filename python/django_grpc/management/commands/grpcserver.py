@@ -11,7 +11,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django_grpc import conf
 from django_grpc.addresses import format_address, is_unix, parse_addrport
 from django_grpc.management import complaints, reloading
-from django_grpc.management.shutdown import ShutdownRequest, end_process_soon
+from django_grpc.management.output import flush_or_lose, make_output_tolerant
+from django_grpc.management.shutdown import ShutdownRequest, end_in_peace, end_process_soon
 from django_grpc.signals import grpc_shutdown
 from django_grpc.workers import listeners, systemd
 from django_grpc.workers.messages import Inheritance, Plan
@@ -33,6 +34,8 @@ _FLAGS = (
     "worker_max_calls_jitter",
     "worker_max_age",
     "worker_max_memory",
+    "worker_timeout",
+    "worker_start_timeout",
     "health",
     "metrics",
     "access_log",
@@ -105,6 +108,17 @@ class Command(BaseCommand):
             help="MiB of resident memory at which a worker process is replaced.",
         )
         parser.add_argument(
+            "--worker-timeout",
+            type=float,
+            help="Seconds for which Python may not run in a worker process, before it is ended and "
+            "replaced. Default: 60.",
+        )
+        parser.add_argument(
+            "--worker-start-timeout",
+            type=float,
+            help="Seconds that a worker process may take until it can serve. Default: 120.",
+        )
+        parser.add_argument(
             "--health",
             action=argparse.BooleanOptionalAction,
             help="Answer the standard health service. Default: yes.",
@@ -147,11 +161,14 @@ class Command(BaseCommand):
             status = leaving.code
             raise
         finally:
+            end_in_peace()
+            flush_or_lose()
             if self.has_cut_calls:
                 end_process_soon(status if isinstance(status, int) else 1)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Serve: as a worker, with the reloader, with workers, or alone."""
+        make_output_tolerant(self)
         self._inheritance = Inheritance.take()
         if self._inheritance is not None:
             self._serve_as_worker(self._inheritance, **options)

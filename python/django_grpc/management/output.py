@@ -1,0 +1,106 @@
+"""Printing that stops nothing: whoever read it may have gone, or its disk may be full.
+
+A server outlives the terminal, the pipe or the log that it was started with. What it can't say is
+lost, and it goes on.
+"""
+
+import contextlib
+import os
+import select
+import sys
+from collections.abc import Callable
+from typing import TextIO, cast
+
+from django.core.management.base import BaseCommand, OutputWrapper
+
+_STANDARD = (0, 1, 2)
+_GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
+
+# What a write to a stream raises: the system's error, or Python's own of one that is closed.
+_ERRORS = (OSError, ValueError)
+
+
+class TolerantOutput(OutputWrapper):
+    """A command's `stdout` or `stderr` whose writes never raise."""
+
+    def __init__(self, output: OutputWrapper) -> None:
+        """Write to what the command had."""
+        super().__init__(cast(TextIO, output))
+
+    def write(  # type: ignore[override]
+        self,
+        msg: str = "",
+        style_func: Callable[[str], str] | None = None,
+        ending: str | None = None,
+    ) -> None:
+        """Write, or lose it."""
+        try:
+            super().write(msg, style_func, ending)
+        except _ERRORS:
+            replace_lost_descriptors()
+
+    def flush(self) -> None:
+        """Flush, or lose it."""
+        try:
+            super().flush()
+        except _ERRORS:
+            replace_lost_descriptors()
+
+
+def make_output_tolerant(command: BaseCommand) -> None:
+    """Have what a command, and the project, prints stop nothing.
+
+    Args:
+        command: Its `stdout` and `stderr` are replaced.
+    """
+    replace_lost_descriptors()
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        output = getattr(command, name)
+        if getattr(sys, name) is None:  # Python found its descriptor closed
+            stream = open(descriptor, "w", errors="backslashreplace", closefd=False)
+            setattr(sys, name, stream)
+            output = OutputWrapper(stream)
+        setattr(command, name, TolerantOutput(output))
+
+
+def replace_lost_descriptors() -> None:
+    """Have ``/dev/null`` in place of a standard descriptor that is closed or has no other end.
+
+    So what the project prints doesn't raise either, here and in processes that inherit it, and the
+    number of a closed one isn't given to a socket.
+    """
+    for descriptor in _STANDARD:
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        with contextlib.suppress(OSError):
+            found = dict(poll.poll(0)).get(descriptor, 0)
+            # A pipe to read from whose writers have gone is an end of file, and no fault.
+            if found & (select.POLLNVAL if descriptor == 0 else _GONE):
+                null = os.open(os.devnull, os.O_RDWR)
+                if null != descriptor:
+                    os.dup2(null, descriptor)
+                    os.close(null)
+                else:
+                    os.set_inheritable(null, True)
+
+
+def flush_or_lose() -> None:
+    """Flush the standard streams; what can't be written then does not fail Python's own end."""
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except _ERRORS:
+            with contextlib.suppress(OSError):
+                null = os.open(os.devnull, os.O_RDWR)
+                os.dup2(null, descriptor)
+                os.close(null)
+
+
+def write_last_words(text: bytes) -> None:
+    """Write to standard error right before the process is ended, unless that would block."""
+    with contextlib.suppress(*_ERRORS):
+        descriptor = sys.__stderr__.fileno() if sys.__stderr__ else 2
+        if select.select([], [descriptor], [], 0)[1]:
+            os.write(descriptor, text)

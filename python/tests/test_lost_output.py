@@ -1,0 +1,146 @@
+"""Servers whose output nobody reads, or can be written nowhere: it stops nothing."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from harness import PATIENCE, say_hello
+
+KINDS = ["dead pipe", "closed", "full disk"]
+
+
+class Silent:
+    """A `grpcserver` whose standard output and error are lost, in a way of `KINDS`."""
+
+    def __init__(self, kind: str, folder: Path, *arguments: str, **setting) -> None:
+        (folder / "process_settings.py").write_text(
+            f"from settings import *\n\nGRPCSERVER = {setting!r}\n"
+        )
+        # What the project prints at import raises on a lost output, too.
+        (folder / "printing.py").write_text(
+            "from sampleapp.servicer import grpc_hook\n"
+            + ("" if kind == "full disk" else "print('imported', flush=True)\n")
+        )
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        descriptors = []
+        if kind == "dead pipe":
+            reading, writing = os.pipe()
+            os.close(reading)
+            descriptors = [writing]
+        elif kind == "full disk":
+            descriptors = [os.open("/dev/full", os.O_WRONLY)]
+        command = [sys.executable, "-m", "django", "grpcserver", f"127.0.0.1:{self.port}"]
+        command += arguments
+        if kind == "closed":
+            command = ["sh", "-c", 'exec "$@" >&- 2>&- <&-', "sh", *command]
+        output = descriptors[0] if descriptors else None
+        path = os.pathsep.join(
+            str(it) for it in (folder, Path(__file__).parent, os.environ.get("PYTHONPATH", ""))
+        )
+        self.process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "PYTHONUNBUFFERED": "1",
+                "DJANGO_SETTINGS_MODULE": "process_settings",
+            },
+        )
+        for it in descriptors:
+            os.close(it)
+
+    def children(self) -> set[str]:
+        pid = self.process.pid
+        return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+    def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def silent(tmp_path):
+    servers = []
+
+    def silent(kind, *arguments, **setting):
+        servers.append(Silent(kind, tmp_path, *arguments, **setting))
+        return servers[-1]
+
+    yield silent
+    for server in servers:
+        server.end()
+
+
+def wait_until(condition, what):
+    give_up_at = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < give_up_at, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alone_it_starts_serves_and_drains(kind, silent):
+    server = silent(kind, "--list-handlers", servicers=["printing.grpc_hook"])
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        assert say_hello(channel) == "Hello, World!"
+        server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_start_reload_and_drain(kind, silent):
+    server = silent(kind, "--workers", "2", servicers=["printing.grpc_hook"])
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        assert say_hello(channel) == "Hello, World!"
+        wait_until(lambda: len(server.children()) == 2, "both")
+        before = server.children()
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(
+            lambda: len(server.children()) == 2 and not before & server.children(), "new workers"
+        )
+        assert say_hello(channel) == "Hello, World!"
+        server.process.send_signal(signal.SIGTTIN)
+        wait_until(lambda: len(server.children()) == 3, "one more")
+        server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_signal_ends_it_at_once(kind, silent):
+    server = silent(kind, "--workers", "2", servicers=["printing.grpc_hook"])
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        call = channel.unary_stream("/helloworld.Greeter/SayHelloStreamReply")
+        replies = call(b"\n\x0bsleeper 100", timeout=60, wait_for_ready=True)
+        next(replies)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autoreload_goes_on(kind, silent, tmp_path):
+    server = silent(kind, "--autoreload", servicers=["printing.grpc_hook"])
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        assert say_hello(channel) == "Hello, World!"
+        server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mistake_has_its_status(kind, silent):
+    server = silent(kind, servicers=["nowhere.grpc_hook"])
+    assert server.process.wait(PATIENCE) == 1
