@@ -232,9 +232,14 @@ def _look(*, at_begin: bool) -> None:
         if (
             _is_suspect(connection)
             or (_is_obsolete(connection) and not _users)
-            or (at_begin and connection.health_check_enabled and connection.health_check_done)
+            or (at_begin and _was_checked(connection))
         ):
             return _tidy_soon()
+
+
+def _was_checked(connection: Any) -> bool:
+    """Whether its next query would not ask first whether it is alive, though it is to."""
+    return bool(connection.health_check_enabled and connection.health_check_done)
 
 
 def _tidy_soon() -> None:
