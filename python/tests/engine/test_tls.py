@@ -208,6 +208,18 @@ def test_h2_is_agreed_on_by_alpn(secure, authority, protocols):
     assert connection.call(ECHO, b"x").messages == [b"x"]
 
 
+def test_stop_without_grace_does_not_wait_for_a_farewell(secure, authority):
+    """TLS would have the server wait for the peer's close_notify, which may never come."""
+    served = secure()
+    connection = served.raw(ssl_context=context_for(authority, "h2"))
+    stream = connection.open(ECHO)
+    assert connection.round_trip()
+    assert served.server.stop(None).wait(PATIENCE)
+    # Only now does it read.
+    assert connection.response(stream).grpc_status in (1, 14)
+    connection.pump_to_end()
+
+
 @pytest.mark.parametrize("protocols", [("http/1.1",), ()], ids=["http/1.1", "none"])
 def test_client_that_does_not_offer_h2_is_refused(secure, authority, protocols):
     """gRPC over TLS needs h2 (RFC 9113 section 3.2): other clients are hung up on."""
