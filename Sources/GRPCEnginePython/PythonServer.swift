@@ -14,6 +14,7 @@ final class PythonServer {
   let configuration: ServerConfiguration
   let bindings: Bindings
   let control = ControlThread()
+  let callbacks: CallbackThread
   let pool: WorkerPool
   let bridge: AsyncioBridge
   /// `resolver(path, invocation_metadata)` gives the method handler of a call that has to be asked
@@ -40,6 +41,7 @@ final class PythonServer {
     self.bindings = bindings
     self.server = Server(configuration: configuration)
     self.busyTime = self.server.statistics.slot[.busyNanoseconds]
+    self.callbacks = CallbackThread(control: self.control)
     self.bridge = AsyncioBridge(control: self.control, slot: self.server.statistics.slot)
     self.pool = WorkerPool(
       limits: limits,
@@ -75,6 +77,7 @@ final class PythonServer {
       self.server.cancelAllCalls()
     }
     self.pool.stop()
+    self.callbacks.stop()
     self.control.submit(.stop)
   }
 
@@ -145,7 +148,7 @@ final class PythonServer {
     if let refresher {
       let index = self.refreshers.count
       self.refreshers.append(refresher)
-      refresh = { [control] in control.submit(.refreshCredentials(index, whenDone: $0)) }
+      refresh = { [callbacks] in callbacks.submit(.refreshCredentials(index, whenDone: $0)) }
     }
     return self.bound {
       try self.server.addPort(address, credentials: credentials, refresh: refresh)
@@ -233,6 +236,7 @@ final class PythonServer {
   func stopThreads() {
     self.callLog?.log.close()
     self.pool.stop()
+    self.callbacks.stop()
     self.control.submit(.stop)
   }
 
@@ -310,51 +314,71 @@ final class PythonServer {
     context.call.finish(Status(code: .internalError, details: "Cannot run the call"), isLast: true)
   }
 
+  /// What starts Python threads; each is a callable that raises when it can't.
+  struct Spawners {
+    /// With `run_worker` for its body.
+    let worker: PythonPointer
+    /// With an asyncio loop.
+    let loop: PythonPointer
+    /// With `run_callbacks` for its body.
+    let callbacks: PythonPointer
+  }
+
   /// The body of the control thread.
-  ///
-  /// - Parameters:
-  ///   - spawnWorker: a callable that starts a thread with `run_worker` for its body.
-  ///   - spawnLoop: a callable that starts a thread with an asyncio loop.
-  func runControl(spawnWorker: PythonPointer, spawnLoop: PythonPointer) {
+  func runControl(_ spawners: Spawners) {
     self.control.run { job in
       switch job {
       case .spawnWorker:
-        if let result = py_call0(spawnWorker) {
-          py_decref(result)
-        } else {
-          self.pool.spawnFailed()
-          self.logRefusedThread()
-        }
+        guard !Self.call(spawners.worker) else { return }
+        self.pool.spawnFailed()
+        self.logRefusedThread()
       case .spawnLoop:
-        if let result = py_call0(spawnLoop) {
-          py_decref(result)
-        } else {
-          if let error = PythonError.fetch() {
-            self.bindings.log("Cannot start the asyncio thread", error)
-          }
-          self.bridge.failed()
+        guard !Self.call(spawners.loop) else { return }
+        if let error = PythonError.fetch() {
+          self.bindings.log("Cannot start the asyncio thread", error)
         }
-      case .call(let callback):
-        let callback = callback.take()
-        self.surroundings?.perform(.enter)
-        defer { self.surroundings?.perform(.leave) }
-        if let result = py_call0(callback.pointer) {
-          py_decref(result)
-        } else if let error = PythonError.fetch() {
-          self.bindings.log("Exception calling callback!", error)
-        }
-      case .healthChanged:
-        self.tellHealthListener()
-      case .refreshCredentials(let index, let whenDone):
-        self.refreshCredentials(index)
-        whenDone()
-      case .log(let sentence):
-        self.bindings.log(sentence)
-      case .giveBackMemory:
-        Python.detached { ProcessMemory.giveBack() }
-      case .stop:
-        break
+        self.bridge.failed()
+      case .spawnCallbacks:
+        guard !Self.call(spawners.callbacks) else { return }
+        PyErr_Clear()
+        self.callbacks.spawnFailed { self.perform($0) }
+      default:
+        self.perform(job)
       }
+    }
+  }
+
+  /// The body of the callbacks' thread.
+  func runCallbacks() { self.callbacks.run { self.perform($0) } }
+
+  /// - Returns: false with an exception set.
+  private static func call(_ callable: PythonPointer) -> Bool {
+    guard let result = py_call0(callable) else { return false }
+    py_decref(result)
+    return true
+  }
+
+  /// Performs a job that any thread may perform which is nobody's call.
+  private func perform(_ job: ControlThread.Job) {
+    switch job {
+    case .call(let callback):
+      let callback = callback.take()
+      self.surroundings?.perform(.enter)
+      defer { self.surroundings?.perform(.leave) }
+      if !Self.call(callback.pointer), let error = PythonError.fetch() {
+        self.bindings.log("Exception calling callback!", error)
+      }
+    case .healthChanged:
+      self.tellHealthListener()
+    case .refreshCredentials(let index, let whenDone):
+      self.refreshCredentials(index)
+      whenDone()
+    case .log(let sentence):
+      self.bindings.log(sentence)
+    case .giveBackMemory:
+      Python.detached { ProcessMemory.giveBack() }
+    case .spawnWorker, .spawnLoop, .spawnCallbacks, .stop:
+      break
     }
   }
 

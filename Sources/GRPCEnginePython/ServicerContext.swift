@@ -256,8 +256,8 @@ class ServicerContext {
   func addCallback(_ callback: PythonPointer) -> Bool {
     guard self.call.isActive else { return false }
     let transfer = PythonTransfer(retaining: callback)
-    let control = self.server.control
-    let isRegistered = self.call.onTermination { _ in control.submit(.call(transfer)) }
+    let callbacks = self.server.callbacks
+    let isRegistered = self.call.onTermination { _ in callbacks.submit(.call(transfer)) }
     if !isRegistered { _ = transfer.take() }
     return isRegistered
   }

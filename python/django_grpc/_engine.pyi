@@ -410,7 +410,10 @@ class Server:
         """Be a worker thread, until `stop_threads`."""
 
     def run_control(
-        self, spawn_worker: Callable[[], object], spawn_loop: Callable[[], object]
+        self,
+        spawn_worker: Callable[[], object],
+        spawn_loop: Callable[[], object],
+        spawn_callbacks: Callable[[], object],
     ) -> None:
         """Be the control thread, until `stop_threads`.
 
@@ -418,7 +421,12 @@ class Server:
             spawn_worker: Starts a thread whose body is `run_worker`.
             spawn_loop: Starts a thread with a loop, which calls `attach_loop` or `lose_loop`;
                 called when a call of an async method comes and there is no loop.
+            spawn_callbacks: Starts a thread whose body is `run_callbacks`; called when there is
+                something to call back for the first time.
         """
+
+    def run_callbacks(self) -> None:
+        """Call what users have given to be called, until `stop_threads`."""
 
     def stop_threads(self) -> None:
         """End the worker threads, once their queue is empty, and the control thread."""

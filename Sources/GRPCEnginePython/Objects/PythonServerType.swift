@@ -206,11 +206,24 @@ extension PythonServer {
         object,
         arguments,
         keywords in
-        let given = PythonArguments(arguments, keywords, "spawn_worker", "spawn_loop")
-        guard let server = PythonServer.server(object), let spawnWorker = given[0],
-          let spawnLoop = given[1]
+        let given = PythonArguments(
+          arguments,
+          keywords,
+          "spawn_worker",
+          "spawn_loop",
+          "spawn_callbacks"
+        )
+        guard let server = PythonServer.server(object), let worker = given[0],
+          let loop = given[1], let callbacks = given[2]
         else { return nil }
-        server.runControl(spawnWorker: spawnWorker, spawnLoop: spawnLoop)
+        server.runControl(.init(worker: worker, loop: loop, callbacks: callbacks))
+        return Python.newNone()
+      },
+      PythonMethod.noArguments("run_callbacks", "The body of the callbacks' thread.") {
+        object,
+        _ in
+        guard let server = PythonServer.server(object) else { return nil }
+        server.runCallbacks()
         return Python.newNone()
       },
       PythonMethod.noArguments("stop_threads", "End the worker and control threads.") {

@@ -2,14 +2,15 @@ internal import NIOCore
 internal import PythonInterop
 internal import Synchronization
 
-/// The Python thread for what is nobody's call: starting workers, and callbacks of calls that
-/// ended while their servicer runs.
+/// The Python thread for what is nobody's call, such as starting workers. It runs no code of users:
+/// that is the `CallbackThread`'s.
 ///
 /// grpcio has such a thread too, which polls its completion queue.
 final class ControlThread: Sendable {
   enum Job: Sendable {
     case spawnWorker
     case spawnLoop
+    case spawnCallbacks
     /// Calls a Python object without arguments, and drops it.
     case call(PythonTransfer)
     /// The server has become ready, or is no longer, or for another reason.
@@ -34,12 +35,20 @@ final class ControlThread: Sendable {
 
   /// The body of the thread: performs jobs until `.stop`. The GIL is held.
   func run(_ perform: (Job) -> Void) {
-    while true {
-      while let job = self.jobs.withLock({ $0.popFirst() }) {
-        if case .stop = job { return }
-        perform(job)
-      }
+    while self.performPending(perform) {
       Python.detached { self.parker.park() }
     }
+  }
+
+  /// Performs what waits. The GIL is held.
+  ///
+  /// - Returns: false when that was `.stop`.
+  @discardableResult
+  func performPending(_ perform: (Job) -> Void) -> Bool {
+    while let job = self.jobs.withLock({ $0.popFirst() }) {
+      if case .stop = job { return false }
+      perform(job)
+    }
+    return true
   }
 }

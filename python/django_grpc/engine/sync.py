@@ -425,7 +425,16 @@ class _Threads:
         self._loop: loops.LoopThread | None = None
 
     def start(self) -> None:
-        self._start("grpc-control", self._native.run_control, self._spawn_worker, self._spawn_loop)
+        self._start(
+            "grpc-control",
+            self._native.run_control,
+            self._spawn_worker,
+            self._spawn_loop,
+            self._spawn_callbacks,
+        )
+
+    def _spawn_callbacks(self) -> None:
+        self._start("grpc-callbacks", self._native.run_callbacks)
 
     def _spawn_worker(self) -> None:
         # Those that stepped in for held workers have ended since.

@@ -557,3 +557,30 @@ def test_context_is_one_object_for_a_whole_stream(serve):
     served = serve({"Stream": unary_stream(stream)})
     assert len(served.run("unary_stream", "Stream")) == 3
     assert seen == [(1, True), (2, True), (3, True)]
+
+
+@ours_only("grpcio calls callbacks on the thread that its server's calls need")
+def test_a_callback_that_blocks_stops_nobody(serve, gate):
+    """Threads are still started for calls that need them, and other callbacks wait for it."""
+    blocked, release = gate(), gate()
+    barrier = threading.Barrier(2)
+
+    def block():
+        blocked.set()
+        release.wait()
+
+    def register(_request, context):
+        assert context.add_callback(block)
+        return b""
+
+    def meet(_request, _context):
+        barrier.wait(PATIENCE)
+        return b"met"
+
+    served = serve({"Register": unary_unary(register), "Meet": unary_unary(meet)}, workers=2)
+    assert served.run("unary_unary", "Register") == [b""]
+    blocked.pass_through()
+    # The second of them needs a thread that has not been started.
+    calls = [served.call("unary_unary", "Meet") for _ in range(2)]
+    assert [call.result() for call in calls] == [b"met"] * 2
+    release.set()
