@@ -172,13 +172,24 @@ async def coroutine_orm(request: bytes, context: Any) -> bytes:
     return b"ok"
 
 
+async def in_a_thread(request: bytes, context: Any) -> bytes:
+    await asyncio.to_thread(ask)
+    return b"ok"
+
+
 async def generator_orm(request: bytes, context: Any) -> Any:
     for _ in range(2):
         await ContentType.objects.filter(pk=1).aexists()
         yield b"ok"
 
 
-UNARY = {"Plain": plain, "PlainOrm": plain_orm, "Async": coroutine, "AsyncOrm": coroutine_orm}
+UNARY = {
+    "Plain": plain,
+    "PlainOrm": plain_orm,
+    "Async": coroutine,
+    "AsyncOrm": coroutine_orm,
+    "Thread": in_a_thread,
+}
 STREAMS = {"PlainStream": plain_stream, "AsyncStream": generator_orm}
 
 SCENARIOS: dict[str, tuple[list[Any], str]] = {
@@ -186,6 +197,7 @@ SCENARIOS: dict[str, tuple[list[Any], str]] = {
     "generator": ([], "PlainStream"),
     "coroutine": ([], "AsyncOrm"),
     "async generator": ([], "AsyncStream"),
+    "thread of a coroutine's own": ([], "Thread"),
     "proxy": ([], "Proxied"),
     "around": ([Around()], "Plain"),
 } | {

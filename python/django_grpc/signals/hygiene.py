@@ -8,9 +8,11 @@ The signals run them around servicers' methods. `CallHygiene` is put around ever
 runs for a call: interceptors, handlers that they make, callbacks.
 """
 
+import functools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
@@ -39,6 +41,8 @@ class _Shared:
     def __init__(self) -> None:
         #: The number of deaths when the connections were looked at last.
         self.deaths = _deaths
+        #: On a thread that a servicer has started: the call that used them last.
+        self.last_call: _LoopCall | None = None
 
 
 class _ThreadConnections(threading.local):
@@ -80,6 +84,10 @@ def _remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> Non
         # At the beginning: who leaves a `with connection.execute_wrapper(...)` takes the last away.
         connection.execute_wrappers.insert(0, _execute)
     _note_use()
+    if _call.get() is not None and "ensure_connection" not in vars(connection):
+        connection.ensure_connection = functools.partial(  # type: ignore[method-assign]
+            _ensure_connection, weakref.ref(connection)
+        )
     if _thread.shared is not _sync_thread:
         _sync_thread = None  # perhaps this is the thread of sync_to_async
 
@@ -208,6 +216,24 @@ def _execute(
     """Note which call uses the connection; a wrapper of Django's, on threads of no call's own."""
     _note_use()
     return execute(sql, params, many, context)
+
+
+def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
+    """Look after connections of threads that a servicer starts, as by `asyncio.to_thread`.
+
+    The ends of calls do not reach these, so it is done when the next call comes to use one. Instead
+    of `BaseDatabaseWrapper.ensure_connection`, which everything that uses a connection calls first.
+    """
+    connection = reference()
+    if connection is None:
+        return
+    shared, call = _thread.shared, _call.get()
+    if call is not shared.last_call and shared is not _sync_thread and _sync_thread is not None:
+        shared.last_call = call
+        if not connection.in_atomic_block:
+            _look_after(is_used=False)
+            connection.close_if_health_check_failed()
+    type(connection).ensure_connection(connection)
 
 
 def _note_use() -> None:
