@@ -10,7 +10,7 @@ internal import Synchronization
 /// The way from the event loops to an asyncio loop, and the calls that run there.
 ///
 /// This is the third hand-over beside `WorkerPool` and `CallOutbox`, and built like the latter:
-/// whatever happens to calls goes into one inbox, and the asyncio loop is woken, by a pipe
+/// whatever happens to calls goes into one inbox, and the asyncio loop is woken, by a socket
 /// that it watches, only when the inbox was empty. So a loop that is busy takes all that came in
 /// meanwhile in one turn.
 final class AsyncioBridge: @unchecked Sendable {
@@ -84,7 +84,7 @@ final class AsyncioBridge: @unchecked Sendable {
 
   private static func wake(_ end: CInt) {
     var byte: UInt8 = 0
-    // A pipe that is full wakes as well.
+    // A socket that is full wakes as well.
     _ = write(end, &byte, 1)
   }
 
