@@ -10,7 +10,7 @@ internal import Synchronization
 /// The way from the event loops to an asyncio loop, and the calls that run there.
 ///
 /// This is the third hand-over beside `WorkerPool` and `CallOutbox`, and built like the latter:
-/// whatever happens to calls goes into one inbox, and the asyncio loop is woken, by a pipe
+/// whatever happens to calls goes into one inbox, and the asyncio loop is woken, by an eventfd
 /// that it watches, only when the inbox was empty. So a loop that is busy takes all that came in
 /// meanwhile in one turn.
 ///

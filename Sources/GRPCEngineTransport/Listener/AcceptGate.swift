@@ -3,8 +3,9 @@ package import NIOCore
 
 /// Sits in a listening channel and lets it accept while there is room.
 ///
-/// The channel accepts one connection at a read (`maxMessagesPerRead`), so that the limits hold; with
-/// several listeners there may be one more for each that accepts in the same instant.
+/// It is asked before each read, at which the channel accepts up to `maxMessagesPerRead` connections:
+/// one where their number is limited, so that the limit holds. With several listeners there may be one
+/// more for each that accepts in the same instant.
 package final class AcceptGate: ChannelDuplexHandler {
   package typealias InboundIn = any Channel
   package typealias OutboundIn = Never

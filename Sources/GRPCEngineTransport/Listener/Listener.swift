@@ -9,6 +9,9 @@ package final class Listener: Sendable {
   /// Bounds how long a flood of connections can keep a listener open.
   private static let mostTimeToAccept = TimeAmount.milliseconds(100)
 
+  /// Connections that are accepted before it is looked again whether there may be more.
+  private static let acceptedAtOnce: UInt = 4
+
   private let channel: any Channel
   private let socket: BoundSocket
   private let registry: ConnectionRegistry
@@ -49,8 +52,9 @@ package final class Listener: Sendable {
     limit: ConnectionLimit? = nil,
     descriptors: DescriptorWatch = DescriptorWatch()
   ) throws -> Listener {
+    let batch: UInt = limit == nil ? Self.acceptedAtOnce : 1
     var bootstrap = ServerBootstrap(group: group)
-      .serverChannelOption(.maxMessagesPerRead, value: 1)
+      .serverChannelOption(.maxMessagesPerRead, value: batch)
       .serverChannelInitializer { channel in
         channel.eventLoop.makeCompletedFuture {
           let gate = AcceptGate(limit, descriptors: descriptors)

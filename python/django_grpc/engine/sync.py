@@ -190,7 +190,8 @@ class Server(grpc.Server):
         """Serve figures over HTTP on `address` and return its port; before `start`.
 
         ``/metrics`` has them for Prometheus, ``/calls`` what runs, as JSON; ``/livez`` and
-        ``/readyz`` are for probes. They are answered without Python, until the server has stopped.
+        ``/readyz`` are for probes. They are answered without Python, until the server drains,
+        when a successor may have the address.
 
         Raises:
             RuntimeError: The address cannot be bound; its cause is the `OSError`.

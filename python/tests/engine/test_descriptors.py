@@ -122,9 +122,9 @@ def test_clients_leave_a_reserve_of_descriptors(limit):
         assert f"all but 16 of the {limit} file descriptors" in line
         assert "RLIMIT_NOFILE" in line
         assert "LimitNOFILE=" in line
-        # A listener takes one before it looks.
+        # A listener takes up to four before it looks.
         free = f"{limit} - len(os.listdir('/proc/self/fd')) + 1"
-        assert 14 <= int(do(first, free)) <= 16
+        assert 11 <= int(do(first, free)) <= 16
         files = "[open('/dev/null') for _ in range(10)] and 'opened'"
         assert do(first, files) == "opened"
         served = [future for future in ready if future.done()]
@@ -141,9 +141,12 @@ def test_a_shortage_does_not_keep_the_loop_busy():
         first = connect(closing, port)
         take = "globals().setdefault('kept', []).extend(os.dup(0) for _ in range(%d)) or 'taken'"
         free = int(do(first, "64 - len(os.listdir('/proc/self/fd')) + 1"))
-        assert do(first, take % (free - 4)) == "taken"
-        # A listener takes one before it looks.
-        assert do(connect(closing, port), "2") == "2"
+        assert do(first, take % (free - 8)) == "taken"
+        # A listener has begun to wait for some before it looks.
+        for _ in range(4):
+            served = connect(closing, port)
+            with contextlib.suppress(grpc.RpcError):
+                do(served, "2", timeout=0.5)
         waiting = connect(closing, port)
         busy = float(do(first, "sum(os.times()[:2])"))
         begun = time.monotonic()

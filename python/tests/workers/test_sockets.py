@@ -1,5 +1,6 @@
 """What the parent listens on: an address, a Unix socket, what systemd has bound; and TLS."""
 
+import json
 import os
 import signal
 import socket
@@ -133,8 +134,9 @@ def test_metrics_port_is_free_while_the_server_drains(serve):
         assert not call.done()
         second = serve(metrics=f"127.0.0.1:{port}")
         second.wait_up()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
-            assert answer.read() == b"ok\n"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/calls") as answer:
+            processes = json.load(answer)["processes"]
+        assert {it["pid"] for it in processes} <= set(second.pids)
         call.result()
     assert first.process.wait() == 0
     assert second.stop() == 0
