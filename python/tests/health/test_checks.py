@@ -154,8 +154,26 @@ def test_every_check_is_run_and_each_failure_told(serve):
     assert server.health.problem == ("checks", expected)
 
 
-def test_check_that_hangs_fails_after_its_time(checked, caplog):
-    caplog.set_level("INFO", "django_grpc.health")
+@pytest.fixture
+def logged():
+    """The messages of the health's log, as they come."""
+    messages = queue.SimpleQueue()
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            messages.put(record.getMessage())
+
+    # Not pytest's handler, which may be called after one that a test waits for.
+    handler, logger = Handler(), logging.getLogger("django_grpc.health")
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+    logger.setLevel(before)
+
+
+def test_check_that_hangs_fails_after_its_time(checked, logged):
     server, check, probe = checked(timeout=0.5)
     probe.wait_for(SERVING)
     watch = probe.watch()
@@ -163,32 +181,21 @@ def test_check_that_hangs_fails_after_its_time(checked, caplog):
     check.release.clear()
     assert watch.next() == NOT_SERVING
     assert server.health.problem.cause == "lease"
+    hanging = logged.get(timeout=PATIENCE)
+    assert hanging.startswith("The server is not ready: the check mine has not ended after ")
     check.release.set()
     assert watch.next() == SERVING
+    assert logged.get(timeout=PATIENCE) == "The server is ready again"
     server.stop(0).wait(PATIENCE)
-    [hanging, well] = [record.getMessage() for record in caplog.records]
-    assert hanging.startswith("The server is not ready: the check mine has not ended after ")
-    assert well == "The server is ready again"
     watch.cancel()
 
 
-def test_first_check_that_hangs_is_logged(checked, serve):
+def test_first_check_that_hangs_is_logged(checked, serve, logged):
     check = Check()
     check.release.clear()
-    logged = queue.SimpleQueue()
-
-    class Handler(logging.Handler):
-        def emit(self, record):
-            logged.put(record.getMessage())
-
-    # Not pytest's: this one may be called before it.
-    handler = Handler()
-    logger = logging.getLogger("django_grpc.health")
-    logger.addHandler(handler)
     monitor = ReadinessMonitor({"mine": check}, interval=0.05, timeout=0.2)
     server, _, _ = serve(health={"monitor": monitor})
     message = logged.get(timeout=PATIENCE)
-    logger.removeHandler(handler)
     assert logged.empty()
     assert message.startswith("The server is not ready: the check mine has not ended after 0.")
     assert server.health.problem.cause == "checks"
