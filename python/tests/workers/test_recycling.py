@@ -22,7 +22,8 @@ def test_by_calls(serve):
     address = server.wait_up()
     before = set(server.pids)
     with SteadyLoad(address, METHOD, helloworld_pb2.HelloRequest(name="x")) as load:
-        server.wait_for_pids(lambda pids: len(pids) == 2 and not before & set(pids))
+        # Those in their place may be due already, where a start takes long.
+        server.wait_for_pids(lambda pids: len(pids) >= 2 and not before & set(pids))
         load.wait_for_calls(100)
     assert load.failures == []
     assert restarts(port)["calls"] >= 2
