@@ -17,7 +17,7 @@ struct OrphanWatchTests {
   func orphanHangs() {
     var watch = OrphanWatch(parent: 7)
     #expect(watch.look(parent: 7, pulse: 1000, now: 90_000) == false)
-    #expect(watch.look(parent: 1, pulse: 1000, now: 100_000) == false, "Python gets its time to notice")
+    #expect(watch.look(parent: 1, pulse: 1000, now: 100_000) == false, "time to notice")
     #expect(watch.look(parent: 1, pulse: 1000, now: 100_000 + Self.patience - 1) == false)
     #expect(watch.look(parent: 1, pulse: 1000, now: 100_000 + Self.patience) == true)
   }
