@@ -56,13 +56,13 @@ struct MemoryTests {
   func unfinishedMessages() throws {
     try RunningServer.run(
       ["/t/echo": TestHandler.echo()],
-      configuration: Self.configuration(connection: 32 * Self.mib)
+      configuration: Self.configuration(connection: 8 * Self.mib)
     ) { running in
       let client = try running.connect()
       let streams = (0..<40).map { _ in client.open("/t/echo") }
-      try self.sendHalves(client, streams: streams, length: 4 * Self.mib)
-      #expect(self.held(running) <= 32 * Self.mib)
-      #expect(self.held(running) > 8 * Self.mib)
+      try self.sendHalves(client, streams: streams, length: Self.mib)
+      #expect(self.held(running) <= 8 * Self.mib)
+      #expect(self.held(running) > 2 * Self.mib)
       #expect(self.shed(running) == 0, "they wait at their windows")
       #expect(try running.connect().unary("/t/echo", [1]).payloads == [[1]])
       #expect(try client.unary("/t/echo", [2]).payloads == [[2]])
@@ -75,11 +75,11 @@ struct MemoryTests {
   func finishedMessages() throws {
     try RunningServer.run(
       ["/t/sum": TestHandler.sum()],
-      configuration: Self.configuration(connection: 4 * Self.mib)
+      configuration: Self.configuration(connection: Self.mib)
     ) { running in
       let client = try running.connect()
-      let streams = (0..<30).map { _ in client.open("/t/sum") }
-      let message = FrameWriter.message([UInt8](repeating: 1, count: 2 * Self.mib))
+      let streams = (0..<10).map { _ in client.open("/t/sum") }
+      let message = FrameWriter.message([UInt8](repeating: 1, count: Self.mib / 2))
       var left = streams.map { ($0, message) }
       try client.wait("every answer") {
         for index in left.indices {

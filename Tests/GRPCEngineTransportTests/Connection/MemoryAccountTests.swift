@@ -252,7 +252,7 @@ struct MemoryAccountTests {
 
   @Test(
     "Whatever happens in whatever order, the limit holds and somebody can finish",
-    arguments: 0..<200
+    arguments: 0..<60
   )
   func randomOrders(seed: Int) {
     var random = SplitMix(seed: UInt64(seed))
