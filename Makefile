@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 WHEELHOUSE := dist
 # Python.h, for Swift; one place for both of SwiftPM's builds.
 PYTHON_INCLUDE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
+# Most tests wait, for processes and for time; a file's tests stay together, as they share fixtures.
+IN_PARALLEL = -n 2 --dist loadfile
 SWIFT_FLAGS = -Xcc -I$(PYTHON_INCLUDE) --explicit-target-dependency-import-check error
 
 SOURCES := $(shell find Sources -type f) Package.swift engine.exports setup.py pyproject.toml \
@@ -62,7 +64,7 @@ swift-test: ## Swift tests: wire, transport, server
 	swift test $(SWIFT_FLAGS)
 
 python-test: $(VENV)/.installed ## Python tests, against the installed wheel
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 # The oldest Django that is supported, in an environment of its own.
 compat-test: $(WHEELHOUSE)/.built
@@ -70,7 +72,7 @@ compat-test: $(WHEELHOUSE)/.built
 	$(VENV)-django42/bin/pip install --quiet --upgrade pip
 	$(VENV)-django42/bin/pip install --quiet --group dev -r examples/atlas/requirements.txt \
 		$(WHEELHOUSE)/*.whl 'django>=4.2,<4.3'
-	$(VENV)-django42/bin/python -m pytest --ignore python/tests/engine \
+	$(VENV)-django42/bin/python -m pytest $(IN_PARALLEL) --ignore python/tests/engine \
 		--ignore python/tests/deployment
 
 bench: wheel ## Measure ours and django-grpc on grpcio side by side
@@ -97,10 +99,13 @@ soak: wheel ## A million calls: references and memory stay flat
 chaos: $(VENV)/.installed ## Kill, stop, hang and reload worker processes under load, ten rounds
 	DJANGO_GRPC_CHAOS=10 $(BIN)/python -m pytest python/tests/workers/test_chaos.py
 
+waves: wheel ## Waves of all kinds of calls: a server is whole after any load
+	$(PYTHON) benchmarks/waves.py
+
 fuzz: ## Fuzz the wire layer and the transport, two minutes each
 	dev/fuzz.sh
 
-sanitize: ## Swift tests under the address and the thread sanitizer
+sanitize: $(VENV)/.installed ## Swift and Python tests under the sanitizers
 	dev/sanitize.sh
 
 clean: ## Remove what was built, but for SwiftPM's folders

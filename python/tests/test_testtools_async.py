@@ -352,9 +352,10 @@ class TestTurns:
         assert Tag.objects.get().name == "late"
 
     def test_work_that_outlives_its_call_ends_before_the_test_does(self, db: None) -> None:
-        release = threading.Event()
+        begun, release = threading.Event(), threading.Event()
 
         def query() -> None:
+            begun.set()
             release.wait(PATIENCE)
             Tag.objects.create(name="late")
 
@@ -362,7 +363,8 @@ class TestTurns:
 
         async def work(request: bytes, context: Any) -> bytes:
             tasks.append(asyncio.ensure_future(sync_to_async(query)()))
-            await asyncio.sleep(0)  # so that it begins
+            while not begun.is_set():  # what has not begun is cancelled with the loop
+                await asyncio.sleep(0.001)
             return b""
 
         with InProcessServer([method("unary_unary", work)]) as server:

@@ -7,7 +7,7 @@ internal import NIOSSL
 /// Accepts connections on a bound socket, until it is closed.
 package final class Listener: Sendable {
   /// Bounds how long a flood of connections can keep a listener open.
-  private static let mostTimeToAccept = TimeAmount.milliseconds(100)
+  private static let mostTimeToAccept = TimeAmount.seconds(1)
 
   /// Connections that are accepted before it is looked again whether there may be more.
   private static let acceptedAtOnce: UInt = 4

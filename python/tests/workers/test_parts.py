@@ -330,7 +330,7 @@ def test_worker_of_another_version_is_understood(monkeypatch):
     monkeypatch.setenv(
         "DJANGO_GRPC_WORKER",
         '{"control": 0, "intake": 0, "released": 0, "board": 0, '
-        '"slot": 1, "metrics": null, "address": "", "is_first": true, "invented_later": 1}',
+        '"slot": 1, "metrics": [], "address": "", "is_first": true, "invented_later": 1}',
     )
     inheritable = os.get_inheritable(0)
     taken = Inheritance.take()
