@@ -13,7 +13,7 @@ SWIFT_FLAGS = -Xcc -I$(PYTHON_INCLUDE) --explicit-target-dependency-import-check
 SOURCES := $(shell find Sources -type f) Package.swift engine.exports setup.py pyproject.toml \
 	$(shell find python/django_grpc python/django_grpc_testtools -name '*.py*' -not -name '*.pyc')
 
-.PHONY: help demo serve test check swift-test python-test compat-test wheel bench bench-async bench-health bench-observability bench-querysets bench-workers soak chaos fuzz sanitize format clean
+.PHONY: help demo serve test check swift-test python-test compat-test wheel bench bench-async bench-health bench-observability bench-querysets bench-workers soak waves chaos fuzz sanitize format clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'

@@ -34,7 +34,7 @@ python_tests() {
   # frees is no leak of ours.
   # shellcheck disable=SC2086
   LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 PYTHONMALLOC=malloc_debug \
-    PYTHONPATH="$PWD/$folder" .venv/bin/python -m pytest -p no:cacheprovider -m 'not unchecked' \
+    PYTHONPATH="$PWD/$folder" .venv/bin/python -m pytest -p no:cacheprovider \
     ${PYTEST_ARGUMENTS:-python/tests/engine python/tests/engine_aio python/tests/test_serializers_queryset.py}
 }
 
