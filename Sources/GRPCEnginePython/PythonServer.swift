@@ -211,6 +211,8 @@ final class PythonServer {
       return true
     } catch let error as Server.WrongState {
       PythonError.raiseValueError(error.message)
+    } catch let error as BoundSocket.Failure {
+      PythonError.raiseRuntimeError("Cannot start the server: \(error.message).")
     } catch {
       PythonError.raiseRuntimeError("Cannot start the server: \(error)")
     }

@@ -163,15 +163,20 @@ package final class Server: Sendable {
 
   /// Starts the event loops and accepts connections.
   package func start() throws {
-    try self.state.withLock { state in
+    let hasFigures = try self.state.withLock { state in
       guard state.stage == .made else {
         throw WrongState(message: "Cannot start already-started server!")
       }
-      state.stage = .started
+      return !state.operationsSockets.isEmpty
     }
-    self.statistics.begin()
-    let group = MultiThreadedEventLoopGroup(numberOfThreads: self.configuration.eventLoopThreads)
-    let (ports, sources) = self.state.withLock { state in
+    let loops = self.configuration.eventLoopThreads
+    try EventLoopResources.probe(loops: loops + (hasFigures ? 1 : 0))
+    let group = MultiThreadedEventLoopGroup(numberOfThreads: loops)
+    let begun = self.state.withLock {
+      state -> (ports: [Port], sources: [ConnectionIntake.Source])? in
+      // Somebody may have drained it, or started it, meanwhile.
+      guard state.stage == .made else { return nil }
+      state.stage = .started
       state.group = group
       defer {
         state.ports = []
@@ -179,6 +184,11 @@ package final class Server: Sendable {
       }
       return (state.ports, state.sources)
     }
+    guard let (ports, sources) = begun else {
+      group.shutdownGracefully { _ in }
+      throw WrongState(message: "Cannot start a server that was started or stopped meanwhile")
+    }
+    self.statistics.begin()
     self.startHealth(on: group.next())
     for port in ports { try self.listen(port, on: group) }
     for source in sources {

@@ -147,8 +147,9 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
     var action = Action.none
     let isAlone = self.awake.isEmpty
     if isAlone { action = self.wakeOne(job.queued) }
-    // A single call for a worker that was just woken needs no looking after.
-    if case .wake = action, self.queue.count == 1 { return (action, nil) }
+    // A single call for a worker that was just woken needs no looking after; but while threads are
+    // short it may be one that may not run yet.
+    if case .wake = action, self.queue.count == 1, self.shortage == nil { return (action, nil) }
     return (action, self.beginLooking(after: self.lookDelay))
   }
 
@@ -270,7 +271,9 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
 
   /// An awake worker looks for a call.
   package mutating func next(_ worker: WorkerID, now: () -> NIODeadline) -> Step {
-    if self.isStopping, self.queue.isEmpty {
+    if self.isStopping {
+      // Nobody sleeps any more, however many they are: nobody would be woken.
+      if let job = self.queue.popFirst() { return .run(job) }
       self.remove(worker)
       self.standings[worker] = nil
       return .leave

@@ -212,13 +212,22 @@ struct WorkerSimulation {
       self.fail("calls wait, and nobody will ever take them")
     }
     if self.looks > 1 { self.fail("two look at the workers") }
+    // What may not run while threads are short is thought of once they are not.
+    let mostStreams = self.limits.held + max(1, self.limits.running - 1)
+    if self.schedule.queuedCount > 0, !self.schedule.hasWaiting, streams < mostStreams,
+      self.spawnsAsked == 0, self.looks == 0
+    {
+      self.fail("streams wait, and nobody will ever look whether they may run")
+    }
   }
 
   // MARK: The end
 
-  /// Lets everything end that has begun; then the pool must be as it was at first.
+  /// Lets everything end that has begun; then the pool must be as it was at first. Or stops it at
+  /// once, and then nobody may be left.
   mutating func settle() {
     self.refusals = 0
+    if Bool.random(using: &self.random) { return self.stop() }
     self.run { $0.waiting.isEmpty && $0.schedule.counts.awake + $0.schedule.counts.held == 0 }
     if !self.waiting.isEmpty { self.fail("\(self.waiting.count) calls were never taken") }
     self.run { $0.threads.count <= $0.limits.running }
@@ -238,9 +247,17 @@ struct WorkerSimulation {
       self.fail("\(self.runningCount) of \(self.limits.running) workers run")
     }
     self.run { $0.waiting.isEmpty && $0.schedule.counts.awake == 0 }
+    self.stop()
+  }
+
+  private mutating func stop() {
+    let isServed = !self.threads.isEmpty
     for worker in self.schedule.stop() { self.perform(.wake(worker)) }
-    self.run { $0.threads.isEmpty }
+    self.run { $0.threads.isEmpty && $0.spawnsAsked == 0 }
     if !self.threads.isEmpty { self.fail("\(self.threads.count) threads go on after the stop") }
+    if isServed, self.schedule.hasWaiting {
+      self.fail("calls wait that those there could have run")
+    }
   }
 
   private var runningCount: Int {

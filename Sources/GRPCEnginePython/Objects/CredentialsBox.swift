@@ -93,7 +93,15 @@ final class CredentialsBox {
       guard let pairs = arguments[0], let roots = arguments[1], let required = arguments[2] else {
         return nil
       }
-      self.rootCertificates = PythonBytes.contents(roots).map { Array($0) }
+      if Python.isNone(roots) {
+        self.rootCertificates = nil
+      } else if let bytes = PythonBytes.contents(roots) {
+        self.rootCertificates = Array(bytes)
+      } else {
+        // To take it for none would let in clients that nobody vouches for.
+        PythonError.raiseTypeError("the root certificates must be PEM bytes or None")
+        return nil
+      }
       self.requireClientAuth = Python.isTrue(required)
       var keyPairs: [ServerCredentials.KeyPair] = []
       let isComplete = PythonCollections.forEach(pairs) { pair in

@@ -22,8 +22,16 @@ final class OperationsHandler: ChannelInboundHandler {
   private let board: StatisticsBoard
   private let limits: OperationsLimits
   private let isClosing: ClosingFlag
-  private var request: HTTPRequestHead?
-  private var bodyBytes = 0
+  private enum Stage {
+    /// What has come of a request, and how much of its body.
+    case reading(HTTPRequestHead?, bodyBytes: Int)
+    /// The peer has not taken the answer yet.
+    case answering
+    /// Whatever comes is ignored: of requests that wait in the pipeline, it lets go as it closes.
+    case closing
+  }
+
+  private var stage = Stage.reading(nil, bodyBytes: 0)
   /// Ends the connection unless what it waits for has come.
   private var timer: Scheduled<Void>?
 
@@ -39,6 +47,7 @@ final class OperationsHandler: ChannelInboundHandler {
 
   func channelInactive(context: ChannelHandlerContext) {
     self.timer?.cancel()
+    self.stage = .closing
     context.fireChannelInactive()
   }
 
@@ -46,27 +55,33 @@ final class OperationsHandler: ChannelInboundHandler {
   private func wait(_ time: TimeAmount, context: ChannelHandlerContext) {
     self.timer?.cancel()
     self.timer = context.eventLoop.assumeIsolated().scheduleTask(in: time) {
-      context.close(promise: nil)
+      self.close(context: context)
     }
   }
 
   func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+    guard case .reading(let head, let bodyBytes) = self.stage else { return }
     switch self.unwrapInboundIn(data) {
     case .head(let head):
-      self.request = head
-      self.bodyBytes = 0
+      self.stage = .reading(head, bodyBytes: 0)
     case .body(let bytes):
-      self.bodyBytes += bytes.readableBytes
-      if self.bodyBytes > self.limits.body { context.close(promise: nil) }
+      let bodyBytes = bodyBytes + bytes.readableBytes
+      self.stage = .reading(head, bodyBytes: bodyBytes)
+      if bodyBytes > self.limits.body { self.close(context: context) }
     case .end:
-      guard let request = self.request else { return }
-      self.request = nil
+      guard let head else { return }
+      self.stage = .answering
       self.wait(self.limits.answer, context: context)
-      self.answer(request, context: context)
+      self.answer(head, context: context)
     }
   }
 
   func errorCaught(context: ChannelHandlerContext, error: any Error) {
+    self.close(context: context)
+  }
+
+  private func close(context: ChannelHandlerContext) {
+    self.stage = .closing
     context.close(promise: nil)
   }
 
@@ -122,6 +137,8 @@ final class OperationsHandler: ChannelInboundHandler {
     to request: HTTPRequestHead,
     context: ChannelHandlerContext
   ) {
+    // It may have closed while the answer was being made.
+    guard case .answering = self.stage else { return }
     let isLast = !request.isKeepAlive || self.isClosing.isSet
     var headers = HTTPHeaders()
     headers.add(name: "content-type", value: type)
@@ -136,9 +153,11 @@ final class OperationsHandler: ChannelInboundHandler {
     // taken this answer.
     context.writeAndFlush(self.wrapOutboundOut(.body(.byteBuffer(bytes)))).assumeIsolated()
       .whenSuccess {
+        guard case .answering = self.stage else { return }
+        self.stage = .reading(nil, bodyBytes: 0)
         self.wait(self.limits.nextRequest, context: context)
         context.writeAndFlush(self.wrapOutboundOut(.end(nil)), promise: nil)
-        if isLast { context.close(promise: nil) }
+        if isLast { self.close(context: context) }
       }
   }
 }

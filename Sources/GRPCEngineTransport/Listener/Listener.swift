@@ -76,7 +76,7 @@ package final class Listener: Sendable {
       }
     if socket.isTCP {
       // Unix domain sockets refuse the options of TCP.
-      bootstrap = bootstrap.childChannelOption(.socketOption(.tcp_nodelay), value: 1)
+      bootstrap = bootstrap.childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
     }
     let channel = try bootstrap.withBoundSocket(socket.descriptor).wait()
     // NIO calls listen(2) with a backlog of 128 as it takes the descriptor, before it looks at any

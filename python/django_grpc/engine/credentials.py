@@ -151,11 +151,13 @@ def dynamic_ssl_server_credentials(
 
 
 def _checked(
-    key_pairs: KeyPairs, root_certificates: bytes | None, require_client_auth: bool
+    key_pairs: KeyPairs, root_certificates: bytes | str | None, require_client_auth: bool
 ) -> tuple[list[tuple[bytes, bytes]], bytes | None, bool]:
     if not key_pairs:
         raise ValueError("At least one private key-certificate chain pair is required!")
     if require_client_auth and root_certificates is None:
         raise ValueError("Illegal to require client auth without providing root certificates!")
+    if isinstance(root_certificates, str):  # grpcio takes it, too
+        root_certificates = root_certificates.encode()
     pairs = [(bytes(key), bytes(chain)) for key, chain in key_pairs]
     return pairs, root_certificates, require_client_auth

@@ -257,6 +257,21 @@ def test_other_requests(measured):
     assert int(headers["content-length"]) > 1000
 
 
+GET = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"
+POST = b"POST /metrics HTTP/1.1\r\nhost: x\r\ncontent-length: 8000\r\n\r\n" + bytes(8000)
+
+
+@pytest.mark.parametrize("requests", [GET * 3, GET * 150, POST + GET, GET + POST + GET])
+def test_who_leaves_amid_requests_costs_its_connection_only(measured, requests):
+    """What waits in the pipeline is let go as the connection closes; nobody is answered then."""
+    served, operator = measured(None)
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", operator.address), PATIENCE) as client:
+            client.sendall(requests)
+    assert operator.ask("/livez")[0] == 200
+    served.assert_healthy()
+
+
 @pytest.mark.parametrize("request_bytes", [b"\x00" * 100, b"GET /metrics HTTP/9\r\n\r\n", b"PRI *"])
 def test_what_is_no_http_does_no_harm(measured, request_bytes):
     served, operator = measured(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pathlib
@@ -733,3 +734,42 @@ def test_a_stop_takes_in_who_has_connected(serve):
     # Nothing can keep the kernel from completing one between the last look and the close: some of
     # thousands, on a machine that stops this thread just there. It was nearly a hundred before.
     assert len(resets) < 40
+
+
+@ours_only("grpcio needs no descriptor of its own for each event loop")
+def test_a_start_without_descriptors_raises():
+    """SwiftNIO would end the process; afterwards the server can be stopped."""
+    script = """
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from django_grpc import engine
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+server = engine.server(ThreadPoolExecutor(1), options=[("django_grpc.event_loop_threads", 64)])
+server.add_insecure_port("127.0.0.1:0")
+try:
+    server.start()
+except RuntimeError as error:
+    print(error)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    assert "need 192 file descriptors" in ended.stdout
+    assert "ulimit -n" in ended.stdout
+
+
+@ours_only("reads options of the engine's sockets")
+def test_connections_have_no_option_that_needs_privileges(serve):
+    """TCP_NODELAY, and not what has its number among the options of any socket."""
+    served = serve()
+    served.assert_healthy()
+    connection = served.raw()
+    assert connection.round_trip()
+    mine = connection.socket.getsockname()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as accepted:
+            if accepted.getpeername() == mine:
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_DEBUG) == 0
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+                return
+    pytest.fail("the server's end of the connection was not found")

@@ -651,3 +651,18 @@ def test_dynamic_credentials(serve, authority, server_pair):
     assert call(served, renewed) == b"x"
     # What is raised changes nothing.
     assert call(served, renewed) == b"x"
+
+
+@pytest.mark.parametrize("kind", [str, bytearray, memoryview, lambda _pem: 5])
+def test_roots_of_another_type_let_nobody_in(secure, authority, kind):
+    """A `str` is taken for its bytes, as by grpcio; what is neither is refused, not passed over."""
+    pem = authority.certificate
+    roots = pem.decode() if kind is str else kind(pem)
+    if kind is not str:
+        with pytest.raises(TypeError):
+            secure(roots, require_client_auth=True)
+        return
+    served = secure(roots, require_client_auth=True)
+    channel = served.channel(credentials=grpc.ssl_channel_credentials(pem))
+    call = failure(lambda: served.unary_unary("Echo", channel)(b"x", timeout=PATIENCE))
+    assert call.code() is grpc.StatusCode.UNAVAILABLE

@@ -575,3 +575,40 @@ def test_a_held_worker_has_no_descriptor(serve):
 
     counts = {descriptors_with(streams) for streams in range(1, 21)}
     assert len(counts) == 1
+
+
+@ours_only("counts threads of our engine")
+@pytest.mark.parametrize("round_", range(4))
+def test_a_stop_amid_waiting_calls_leaves_no_thread(serve, gate, round_):
+    """Workers that were held come back as calls still wait; each of them ends."""
+    entered = threading.Semaphore(0)
+    release = gate()
+
+    def block(_request, _context):
+        entered.release()
+        release.wait(PATIENCE)
+        return b""
+
+    def collect(requests, _context):
+        entered.release()
+        return b"%d" % sum(1 for _ in requests)
+
+    served = serve({"Block": unary_unary(block), "Collect": stream_unary(collect)}, workers=2)
+    before = {it for it in threading.enumerate() if it.name.startswith("grpc-worker")}
+    idle = served.raw()
+    for _ in range(4):
+        idle.open(f"/{SERVICE}/Collect")
+        assert entered.acquire(timeout=PATIENCE)
+    calls = [served.call("unary_unary", "Block") for _ in range(6)]
+    assert entered.acquire(timeout=PATIENCE)
+    stopped = served.server.stop(0)
+    release.set()
+    assert stopped.wait(PATIENCE)
+    for call in calls:
+        assert call.code() is not None
+
+    def left():
+        now = {it for it in threading.enumerate() if it.name.startswith("grpc-worker")}
+        return now - before - {it for it in now if not it.is_alive()}
+
+    assert eventually(lambda: not left())
