@@ -129,7 +129,7 @@ class Server(grpc.aio.Server):
 
         Raises:
             grpc.aio.UsageError: The server has been stopped.
-            RuntimeError: gevent or eventlet has patched the process's threads.
+            RuntimeError: As `django_grpc.engine.sync.Server.start`.
         """
         refuse_patched_threads()
         if self._inner.has_stopped():
@@ -137,7 +137,12 @@ class Server(grpc.aio.Server):
         if self._loop is not None:
             return
         loop = asyncio.get_running_loop()
-        self._inner.start_on(loop, self._on_stopped)
+        try:
+            self._inner.start_on(loop, self._on_stopped)
+        except BaseException:
+            if self._inner.has_stopped():
+                self._stopped.set()
+            raise
         self._loop = loop
 
     async def stop(self, grace: float | None = None) -> None:

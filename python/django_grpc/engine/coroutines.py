@@ -20,7 +20,6 @@ import grpc
 from asgiref.sync import iscoroutinefunction
 
 from django_grpc.engine.crossings import NoThreadError
-from django_grpc.engine.loops import log_seldom
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -152,7 +151,6 @@ def _failed(context: AsyncServicerContext, error: BaseException) -> None:
     if isinstance(error, NoThreadError):
         context.set_code(grpc.StatusCode.UNAVAILABLE)
         context._fail(str(error))
-        log_seldom("Cannot run interceptors", error)
         return
     if isinstance(error, GeneratorExit):  # nobody runs the loop any more
         context.set_code(grpc.StatusCode.UNAVAILABLE)

@@ -19,6 +19,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from django_grpc.engine.loops import log_seldom
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
@@ -26,9 +28,114 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("django_grpc")
 
+#: Seconds after which a thread that the system has refused is asked for again.
+_ASK_AGAIN = 0.5
+
 
 class NoThreadError(RuntimeError):
     """There is no thread for a call, and none can be started."""
+
+
+class Look(enum.Enum):
+    """What a thread finds when it looks for a job."""
+
+    TAKE = enum.auto()
+    WAIT = enum.auto()
+    LEAVE = enum.auto()
+
+
+class CrossingSchedule:
+    """How many threads there are, and which of them runs: a value, without threads and locks.
+
+    While a job is queued and fewer threads run than may, one of those that idle is awake, or a
+    thread is wanted. For that, after `queued`, `waits` and each `Look.TAKE` one that idles is to be
+    woken, and a thread to be started if one `is_wanted`; after `is_back`, one is to be woken.
+    """
+
+    def __init__(self, limit: int, most_waiting: int) -> None:
+        """Have no thread.
+
+        Args:
+            limit: How many run at the same time, without those that wait for their loop.
+            most_waiting: How many of these are not counted.
+        """
+        self._limit = limit
+        self._most_waiting = most_waiting
+        self.jobs = 0
+        self.threads = 0
+        # Those among the threads that look for a job, or will: of their own accord, when woken, or
+        # when they have begun.
+        self.idle = 0
+        self.waiting = 0
+        self.is_closed = False
+
+    @property
+    def most(self) -> int:
+        """How many threads may run now."""
+        return self._limit + min(self.waiting, self._most_waiting)
+
+    @property
+    def running(self) -> int:
+        """How many threads have a job."""
+        return self.threads - self.idle
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether one more thread is to be started."""
+        return self.jobs > self.idle and self.threads < self.most
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether, without one more thread, nobody can run a job: all wait for their loop."""
+        return self.threads <= self.waiting
+
+    @property
+    def has_surplus(self) -> bool:
+        """Whether a thread that has stepped in for one that waited, which is back, may end."""
+        return self.threads > self.most
+
+    def started(self) -> None:
+        """Count a thread; it looks when it has begun."""
+        self.threads += 1
+        self.idle += 1
+
+    def queued(self) -> None:
+        """Count a job."""
+        self.jobs += 1
+
+    def refused(self) -> None:
+        """Forget the jobs that are queued."""
+        self.jobs = 0
+
+    def finished(self) -> None:
+        """Have a thread look again that has done its job."""
+        self.idle += 1
+
+    def waits(self) -> None:
+        """Do not count a thread, which runs and now waits for its loop."""
+        self.waiting += 1
+
+    def is_back(self) -> None:
+        """Count it again; one that idles may be surplus now."""
+        self.waiting -= 1
+
+    def look(self) -> Look:
+        """Say what an idle thread does."""
+        if self.jobs and self.running < self.most:
+            self.jobs -= 1
+            self.idle -= 1
+            return Look.TAKE
+        # If there are jobs, as many run as may: one of those takes them.
+        if self.has_surplus or (self.is_closed and not self.jobs):
+            self.threads -= 1
+            self.idle -= 1
+            return Look.LEAVE
+        return Look.WAIT
+
+
+class _Job(NamedTuple):
+    run: Callable[[], None]
+    refuse: Callable[[NoThreadError], None]
 
 
 class CrossingThreads:
@@ -36,6 +143,9 @@ class CrossingThreads:
 
     That one is the user's, who may well wait for it in an interceptor. A thread that waits for its
     loop does not count, within a bound: many calls may wait in async interceptors at once.
+
+    When the system refuses a thread, calls share those that there are, and one is asked for again;
+    when all of them wait for their loop, calls are refused.
     """
 
     #: Threads that may wait for their loop without being counted. Past it calls wait for their
@@ -49,80 +159,105 @@ class CrossingThreads:
             limit: How many run at the same time, without those that wait for their loop.
             exit_callbacks: What each thread calls before it ends.
         """
-        self._limit = limit
         self._exit_callbacks = exit_callbacks
         self._changed = threading.Condition()
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._threads = 0
-        self._waiting = 0
-        self._idle = 0
-        self._is_closed = False
+        self._jobs: deque[_Job] = deque()
+        self._schedule = CrossingSchedule(limit, self.MOST_WAITING)
 
-    def submit(self, job: Callable[[], None]) -> None:
-        """Have a job run, which raises nothing.
+    def submit(self, run: Callable[[], None], refuse: Callable[[NoThreadError], None]) -> bool:
+        """Have a job run.
 
-        Raises:
-            NoThreadError: There is no thread, and none can be started.
+        Args:
+            run: Called on one of the threads; raises nothing.
+            refuse: Called instead, on any thread, when none can run it and none can be started;
+                raises nothing.
+
+        Returns:
+            Whether the jobs have the threads that they may have. If not, `ask_again` soon.
         """
         with self._changed:
-            self._jobs.append(job)
-            try:
-                self._call_for_one()
-            except RuntimeError as error:
-                if self._threads == 0:
-                    self._jobs.remove(job)
-                    raise NoThreadError("The server has no thread for its interceptors") from error
+            self._jobs.append(_Job(run, refuse))
+            self._schedule.queued()
+        return self.ask_again()
+
+    def ask_again(self) -> bool:
+        """Start a thread if one is missing, as `submit` does."""
+        with self._changed:
+            error, refused = self._call_for_one()
+        _tell_shortage(error, refused)
+        return error is None
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Do not count this thread, which waits for its loop."""
         with self._changed:
-            self._waiting += 1
-            if self._jobs:
-                with contextlib.suppress(RuntimeError):  # no more threads: the others take it
-                    self._call_for_one()
+            self._schedule.waits()
+        self.ask_again()
         try:
             yield
         finally:
             with self._changed:
-                self._waiting -= 1
+                self._schedule.is_back()
+                if self._schedule.has_surplus:
+                    self._changed.notify()
 
     def close(self) -> None:
         """End the threads as soon as they have nothing to do."""
         with self._changed:
-            self._is_closed = True
+            self._schedule.is_closed = True
             self._changed.notify_all()
 
-    def _call_for_one(self) -> None:
-        if self._idle >= len(self._jobs):
-            self._changed.notify()
-        elif self._threads < self._most_threads():
-            threading.Thread(target=self._run, name="grpc-interceptor", daemon=True).start()
-            self._threads += 1
+    def _call_for_one(self) -> tuple[RuntimeError | None, list[_Job]]:
+        """Wake a thread and start one, as far as they are needed.
 
-    def _most_threads(self) -> int:
-        return self._limit + min(self._waiting, self.MOST_WAITING)
+        Returns:
+            Why none could be started, and the jobs that nobody can run therefore.
+        """
+        if not self._jobs:
+            return None, []
+        self._changed.notify()
+        if not self._schedule.is_wanted:
+            return None, []
+        try:
+            threading.Thread(target=self._run, name="grpc-interceptor", daemon=True).start()
+        except RuntimeError as error:
+            refused: list[_Job] = []
+            if self._schedule.is_hopeless:
+                refused.extend(self._jobs)
+                self._jobs.clear()
+                self._schedule.refused()
+            return error, refused
+        self._schedule.started()
+        return None, []
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            job()
+            job.run()
             del job  # while it waits, nothing of the call may stay
+            with self._changed:
+                self._schedule.finished()
         for callback in self._exit_callbacks:
             callback()
 
-    def _next(self) -> Callable[[], None] | None:
+    def _next(self) -> _Job | None:
         with self._changed:
-            while True:
-                # One that stepped in for others, which are back.
-                is_surplus = self._threads > self._most_threads()
-                if is_surplus or (self._is_closed and not self._jobs):
-                    self._threads -= 1
-                    return None
-                if self._jobs:
-                    return self._jobs.popleft()
-                self._idle += 1
+            while (found := self._schedule.look()) is Look.WAIT:
                 self._changed.wait()
-                self._idle -= 1
+            if found is Look.LEAVE:
+                return None
+            job = self._jobs.popleft()
+        self.ask_again()  # after a shortage there may be room for more
+        return job
+
+
+def _tell_shortage(error: RuntimeError | None, refused: list[_Job]) -> None:
+    if error is None:
+        return
+    log_seldom("Cannot start a thread for interceptors", error)
+    for job in refused:
+        refusal = NoThreadError("The server has no thread for its interceptors")
+        refusal.__cause__ = error
+        job.refuse(refusal)
 
 
 class _Kind(enum.Enum):
@@ -169,7 +304,8 @@ class Crossing:
         if self._waiting:
             self._to_thread.put(job)
         else:
-            self._threads.submit(lambda: self._begin(job))
+            if not self._threads.submit(lambda: self._begin(job), self._refuse):
+                self._loop.call_later(_ASK_AGAIN, self._ask_again)
         try:
             while (message := await self._to_task).kind is _Kind.REQUEST:
                 _adopt(message.variables)
@@ -231,6 +367,13 @@ class Crossing:
         if surroundings is not None:
             _call_logged(surroundings.leave)
         self._tell(message)
+
+    def _ask_again(self) -> None:
+        if not self._threads.ask_again():
+            self._loop.call_later(_ASK_AGAIN, self._ask_again)
+
+    def _refuse(self, error: NoThreadError) -> None:
+        self._tell(_Message(_Kind.ERROR, error, contextvars.Context()))
 
     def _tell(self, message: _Message) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits

@@ -275,20 +275,47 @@ class Server(grpc.Server):
 
         Raises:
             ValueError: The server has been started before.
-            RuntimeError: gevent or eventlet has patched the process's threads.
+            RuntimeError: gevent or eventlet has patched the process's threads; or the system
+                refuses a thread, or something else that serving needs. The server has stopped then,
+                and has given its ports back.
         """
         refuse_patched_threads()
         with self._lock:
             if self._is_started:
                 raise ValueError("Cannot start already-started server!")
             self._is_started = True
-            self._handlers.install(self.native)
-            self._threads.start()
-            self.health.start()
-            self.native.start()
-            for observer in self._observers:
-                observer.start()
+            try:
+                self._handlers.install(self.native)
+                self._threads.start()
+                self.health.start()
+                for observer in self._observers:
+                    observer.start()
+                self.native.start()  # the last: from now on there are calls
+            except BaseException:
+                self._give_up()
+                raise
             _running.add(self)
+
+    def _give_up(self) -> None:
+        """Undo a start that has failed, as far as it came."""
+        self._is_stopping = True
+        self.health.stop()
+        # If it listens: until that is over. Otherwise, or without a control thread, nobody waits.
+        is_over = threading.Event()
+        self.native.drain(is_over.set)
+        self.native.cancel_all_calls()
+        deadline = time.monotonic() + _EXIT_TIMEOUT
+        if self._threads.are_started():
+            is_over.wait(_EXIT_TIMEOUT)
+            if self._loop_descriptor is None:
+                self._threads.stop_loop()
+        self.native.stop_threads()
+        self._handlers.close()
+        for observer in self._observers:
+            observer.close()
+            observer.join(max(0.0, deadline - time.monotonic()))
+        self._threads.join(deadline)
+        self._stopped.set()
 
     def stop(self, grace: float | None = None) -> threading.Event:
         """Refuse new calls at once, and end those in flight after `grace` seconds.
@@ -465,6 +492,9 @@ class _Threads:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
         thread.start()
         self._threads.append(thread)
+
+    def are_started(self) -> bool:
+        return bool(self._threads)
 
     def join(self, deadline: float) -> None:
         for thread in self._threads:

@@ -361,6 +361,74 @@ def test_stop_before_start(serve):
     assert server.stop(5).is_set()
 
 
+class Monitoring:
+    """A readiness monitor with a thread."""
+
+    def __init__(self):
+        self.ended = threading.Event()
+
+    def start(self, health):
+        threading.Thread(target=self.ended.wait, name="grpc-health", daemon=True).start()
+
+    def stop(self):
+        self.ended.set()
+
+    def overdue(self):
+        return None
+
+
+class FailingAtLast:
+    """A native server whose start fails when it listens already."""
+
+    def __init__(self, native):
+        self._native = native
+
+    def __getattr__(self, name):
+        return getattr(self._native, name)
+
+    def start(self):
+        self._native.start()
+        raise RuntimeError("Cannot start the server")
+
+
+@ours_only("grpcio's server starts one thread, and has stopped for ever when it is refused")
+@pytest.mark.parametrize(
+    "failing", ["grpc-control", "grpc-health", "grpc-watchdog", "grpc-call-log", "native"]
+)
+def test_start_that_fails_leaves_a_server_that_has_stopped(monkeypatch, failing):
+    before = set(threading.enumerate())
+    real = threading.Thread.start
+
+    def start(thread):
+        if thread.name == failing:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    server = create_server(futures.ThreadPoolExecutor(2), handlers=echo_handlers())
+    port = server.add_insecure_port("127.0.0.1:0")
+    metrics_port = server.add_metrics_port("127.0.0.1:0")
+    server.enable_health(monitor=Monitoring())
+    server.watch_calls(60)
+    server.log_calls(lambda calls, dropped: None)
+    if failing == "native":
+        server.native = FailingAtLast(server.native)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError):
+            server.start()
+    stopping = threading.Thread(target=server.stop, args=(None,), daemon=True)
+    stopping.start()
+    stopping.join(PATIENCE)
+    assert not stopping.is_alive()
+    assert server.stop(5).is_set()
+    assert not server.wait_for_termination(PATIENCE)
+    assert refuses(port)
+    assert refuses(metrics_port)
+    with pytest.raises(ValueError, match="Cannot start already-started server!"):
+        server.start()
+    assert eventually(lambda: set(threading.enumerate()) <= before)
+
+
 def test_stop_twice(serve):
     """A second stop gives an event that is, or comes, set, too."""
     served = serve()

@@ -254,7 +254,69 @@ def test_call_that_ends_while_it_waits_for_a_thread_never_runs(serve):
     assert ran.empty()
 
 
-def test_thread_that_cannot_start_costs_the_call_of_that_moment(serve, monkeypatch, caplog):
+def test_thread_that_cannot_start_costs_the_call_of_that_moment(serve, monkeypatch):
+    served = serve(METHODS, interceptors=[Async(), Plain()])
+    with monkeypatch.context() as patch:
+        refuse_threads(patch)
+        for _ in range(3):
+            error = served.failure("unary_unary", "Plain")
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert error.details() == "The server has no thread for its interceptors"
+    assert served.unary("Plain", b"x") == b"x"
+
+
+def named(handler_call_details):
+    return dict(handler_call_details.invocation_metadata).get("name")
+
+
+class Halting(grpc.aio.ServerInterceptor):
+    """Holds the calls that have a gate, once each."""
+
+    def __init__(self, *names):
+        self.inside = queue.SimpleQueue()
+        self.gates = {name: threading.Event() for name in names}
+
+    async def intercept_service(self, continuation, handler_call_details):
+        if (gate := self.gates.get(named(handler_call_details))) is not None:
+            self.inside.put(named(handler_call_details))
+            await asyncio.to_thread(gate.wait, PATIENCE)
+        return await continuation(handler_call_details)
+
+
+def begin(served, name):
+    method = served.method("unary_unary", "Plain")
+    return method.future(b"x", metadata=[("name", name)], timeout=PATIENCE)
+
+
+def test_surplus_threads_that_leave_take_no_wake_up_with_them(serve):
+    back, gate = threading.Semaphore(0), Gate()
+
+    class Staying(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, handler_call_details):
+            found = continuation(handler_call_details)
+            if named(handler_call_details) in ("b", "c", "d"):
+                back.release()
+                gate.pass_through()
+            return found
+
+    halting = Halting("a", "b", "c", "d")  # as many as threads
+    served = serve(METHODS, interceptors=[Staying(), halting])
+    calls = {name: begin(served, name) for name in halting.gates}
+    assert {halting.inside.get(timeout=PATIENCE) for _ in calls} == set(calls)
+    for brief in [begin(served, "brief") for _ in range(16)]:  # threads that step in
+        assert brief.result() == b"x"
+    halting.gates["a"].set()
+    assert calls["a"].result() == b"x"
+    for name in "bcd":
+        halting.gates[name].set()
+        assert back.acquire(timeout=PATIENCE)
+    for _ in range(3):  # one thread of four is free
+        assert begin(served, "brief").result() == b"x"
+    gate.set()
+    assert [call.result() for call in calls.values()] == [b"x"] * 4
+
+
+def refuse_threads(patch):
     real = threading.Thread.start
 
     def start(thread):
@@ -262,14 +324,74 @@ def test_thread_that_cannot_start_costs_the_call_of_that_moment(serve, monkeypat
             raise RuntimeError("can't start new thread")
         real(thread)
 
-    served = serve(METHODS, interceptors=[Async(), Plain()])
+    patch.setattr(threading.Thread, "start", start)
+
+
+def test_call_is_refused_when_all_threads_wait_and_none_can_be_started(serve, monkeypatch):
+    halting = Halting("long")
+    served = serve(METHODS, interceptors=[Plain(), halting])
+    long = begin(served, "long")
+    assert halting.inside.get(timeout=PATIENCE) == "long"
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start)
-        for _ in range(3):
-            error = served.failure("unary_unary", "Plain")
-            assert error.code() is grpc.StatusCode.UNAVAILABLE
-            assert error.details() == "The server has no thread for its interceptors"
-    assert served.unary("Plain", b"x") == b"x"
+        refuse_threads(patch)
+        error = begin(served, "brief").exception()
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert error.details() == "The server has no thread for its interceptors"
+    assert begin(served, "brief").result() == b"x"
+    halting.gates["long"].set()
+    assert long.result() == b"x"
+
+
+def test_queued_calls_are_refused_when_their_last_thread_begins_to_wait(serve, monkeypatch):
+    entered, gate = threading.Event(), Gate()
+
+    class Working(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, handler_call_details):
+            entered.set()
+            gate.pass_through()
+            return continuation(handler_call_details)
+
+    halting = Halting("long")
+    served = serve(METHODS, interceptors=[Working(), halting])
+    long = begin(served, "long")
+    assert entered.wait(PATIENCE)
+    with monkeypatch.context() as patch:
+        refuse_threads(patch)
+        brief = begin(served, "brief")
+        while served.server.statistics()["calls_on_loop"] < 2:
+            time.sleep(0.001)
+        gate.set()
+        assert brief.exception().code() is grpc.StatusCode.UNAVAILABLE
+    halting.gates["long"].set()
+    assert long.result() == b"x"
+
+
+def test_thread_that_was_refused_is_asked_for_again(serve, monkeypatch):
+    entered, gate, refused = threading.Event(), Gate(), threading.Event()
+
+    class Working(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, handler_call_details):
+            if named(handler_call_details) == "long":
+                entered.set()
+                gate.pass_through()
+            return continuation(handler_call_details)
+
+    real = threading.Thread.start
+
+    def start(thread):
+        if thread.name == "grpc-interceptor" and not refused.is_set():
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    served = serve(METHODS, interceptors=[Async(), Working()])
+    long = begin(served, "long")
+    assert entered.wait(PATIENCE)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert begin(served, "brief").result() == b"x"  # while the other one still runs
+    assert refused.is_set()
+    gate.set()
+    assert long.result() == b"x"
 
 
 def test_function_that_returns_an_awaitable_is_async(serve):

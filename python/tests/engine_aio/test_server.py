@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 
 import grpc
 import grpc.aio
@@ -20,6 +21,46 @@ def plain_echo(request, context):
     return request
 
 
+@ours_only("grpcio's server starts no thread")
+def test_start_that_fails_leaves_a_server_that_has_stopped(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    async def run():
+        server = create_aio_server()
+        port = server.add_insecure_port("127.0.0.1:0")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await server.start()
+        async with asyncio.timeout(PATIENCE):
+            await server.stop(None)
+            await server.stop(5)
+            assert not await server.wait_for_termination()
+        with pytest.raises(grpc.aio.UsageError):
+            await server.start()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+
+    asyncio.run(run())
+
+
+@ours_only("grpcio's server starts no thread")
+def test_termination_is_told_of_a_start_that_failed(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    async def run():
+        server = create_aio_server()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await server.start()
+        assert not await server.wait_for_termination(PATIENCE)
+
+    asyncio.run(run())
+
+
 def test_grace_lets_calls_end(serve):
     entered, leave = Gate(), Gate()
 
@@ -32,8 +73,6 @@ def test_grace_lets_calls_end(serve):
     call = served.call("unary_unary", "Wait")
     entered.pass_through()
     call.add_done_callback(lambda _: None)
-    import threading
-
     threading.Timer(0.1, leave.set).start()
     served.stop(PATIENCE)
     assert call.result() == b"done"
