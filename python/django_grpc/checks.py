@@ -11,7 +11,8 @@ Ids, all with the label ``django_grpc``:
 * E015 ``drain_delay``, E016 ``max_connections``, E017 ``workers``, E018 ``worker_max_calls``, E019
   ``worker_max_calls_jitter``, E020 ``worker_max_age``, E021 ``worker_max_memory``, E022 ``health``,
   E023 ``metrics``, E024 ``access_log``, E025 ``watchdog``, E026 ``methods``, E027
-  ``opentelemetry``: a value that can't be, or a package that is missing;
+  ``opentelemetry``, E028 ``worker_timeout``, E029 ``worker_start_timeout``: a value that can't be,
+  or a package that is missing;
 * W001 no servicers; W002 a file of ``credentials`` that can't be read.
 
 W002 is a warning because keys are often mounted at run time only, and checks also run while an

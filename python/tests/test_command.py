@@ -241,6 +241,60 @@ def test_mistake_in_an_argument_is_one_sentence(arguments, text, start):
     assert_refuses(start(*arguments), text)
 
 
+@pytest.fixture
+def patched(start, tmp_path):
+    """Start a server in a process that is patched first of all, as by its `manage.py`."""
+    pytest.importorskip("gevent")
+
+    def start_patched(call, *arguments):
+        (tmp_path / "sitecustomize.py").write_text(f"import gevent.monkey\ngevent.monkey.{call}\n")
+        return start("--port", "0", *arguments)
+
+    return start_patched
+
+
+@pytest.mark.parametrize("arguments", [[], ["--workers", "2"], ["--autoreload"]], ids=str)
+@pytest.mark.parametrize(
+    ("call", "replaced"),
+    [("patch_all()", "threads"), ("patch_thread()", "threads"), ("patch_all(thread=False)", "que")],
+)
+def test_process_that_gevent_has_patched_is_refused(call, replaced, arguments, patched):
+    assert_refuses(patched(call, *arguments), f"gevent has replaced the {replaced}")
+
+
+def test_worker_processes_need_the_waits_of_the_system(patched):
+    call = "patch_all(thread=False, queue=False)"
+    assert_refuses(patched(call, "--workers", "2"), "gevent has replaced parts of", "--workers 1")
+    process = patched(call)
+    with listening(process) as channel:
+        assert say_hello(channel) == "Hello, World!"
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_server_that_can_not_start_is_one_sentence(is_async, start, tmp_path):
+    (tmp_path / "failing_server.py").write_text(
+        textwrap.dedent(
+            """
+            from django_grpc.engine import aio, sync
+            from sampleapp.servicer import grpc_hook
+
+            def fail(self):
+                raise RuntimeError("no threads")
+
+            async def fail_async(self):
+                fail(self)
+
+            sync.Server.start = fail
+            aio.Server.start = fail_async
+            """
+        )
+    )
+    process = start("--port", "0", servicers=["failing_server.grpc_hook"], **{"async": is_async})
+    assert_refuses(process, "The server can't start: no threads")
+
+
 def test_system_check_errors_keep_the_server_from_starting(start, tmp_path):
     (tmp_path / "settings_with_error.py").write_text(
         "from process_settings import *\nCACHES = {}\n"

@@ -7,6 +7,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from django_grpc import conf, tls
+from django_grpc.conf.values import CENTURY, MOST, MOST_WORKERS
 
 KEY_PAIR = {"private_key": "key.pem", "certificate_chain": "chain.pem"}
 
@@ -153,6 +154,16 @@ def test_credentials_with_client_certificates(tmp_path):
             "['cipher_suites'] holds 'AES128-SHA', which is no cipher suite of TLS 1.2",
         ),
         (
+            {"credentials": [{**KEY_PAIR, "cipher_suites": [["x"]]}]},
+            "E007",
+            "['cipher_suites'] holds ['x'], which is no cipher suite of TLS 1.2",
+        ),
+        (
+            {"credentials": [{**KEY_PAIR, "cipher_suites": [{}]}]},
+            "E007",
+            "['cipher_suites'] holds {}, which is no cipher suite of TLS 1.2",
+        ),
+        (
             {
                 "credentials": [
                     {**KEY_PAIR, "minimum_tls_version": "TLSv1.2"},
@@ -224,6 +235,61 @@ def test_mistake_is_one_sentence_that_names_it_and_a_hint(setting, code, text):
     assert str(caught.value).startswith("GRPCSERVER")
     assert str(caught.value).endswith((".", "?"))
     assert "\n" not in str(caught.value)
+
+
+DURATIONS = [
+    lambda value: {"grace": value},
+    lambda value: {"drain_delay": value},
+    lambda value: {"watchdog": value},
+    lambda value: {"worker_max_age": value},
+    lambda value: {"worker_timeout": value},
+    lambda value: {"worker_start_timeout": value},
+    lambda value: {"health": {"interval": value}},
+    lambda value: {"health": {"timeout": value}},
+    lambda value: {"health": {"max_queue_wait": value}},
+    lambda value: {"access_log": {"slow": value}},
+    lambda value: {"methods": {"*": {"timeout": value}}},
+    lambda value: {"methods": {"*": {"max_timeout": value}}},
+    lambda value: {"methods": {"*": {"retry_after": value}}},
+]
+
+
+@pytest.mark.parametrize("setting", DURATIONS, ids=lambda it: str(it("seconds")))
+def test_duration_is_a_century_at_most(setting):
+    load(**setting(CENTURY))
+    for longer in (CENTURY + 1, 1e300, 10**20, 10**400, 10**5000):
+        with pytest.raises(ImproperlyConfigured) as caught:
+            load(**setting(longer))
+        assert f" must be at most {CENTURY} seconds, which is a century. " in str(caught.value)
+
+
+COUNTS = [
+    lambda value: {"maximum_concurrent_rpcs": value},
+    lambda value: {"max_workers": value},
+    lambda value: {"max_connections": value},
+    lambda value: {"worker_max_calls": value},
+    lambda value: {"worker_max_calls_jitter": value},
+    lambda value: {"worker_max_memory": value},
+    lambda value: {"methods": {"*": {"concurrency": value}}},
+    lambda value: {"methods": {"*": {"concurrency": 1, "queue": value}}},
+    lambda value: {"methods": {"*": {"max_message": value}}},
+]
+
+
+@pytest.mark.parametrize("setting", COUNTS, ids=lambda it: str(it("count")))
+def test_count_is_an_int_of_c_at_most(setting):
+    load(**setting(MOST))
+    for greater in (MOST + 1, 2**63, 10**20, 10**5000):
+        with pytest.raises(ImproperlyConfigured) as caught:
+            load(**setting(greater))
+        assert f" must be at most {MOST}. " in str(caught.value)
+
+
+def test_number_of_worker_processes_has_a_limit():
+    assert load(workers=MOST_WORKERS).workers == MOST_WORKERS
+    for more in (MOST_WORKERS + 1, 10**20):
+        with pytest.raises(ImproperlyConfigured, match=f"must be at most {MOST_WORKERS}. "):
+            load(workers=more)
 
 
 def test_all_mistakes_are_found_at_once():

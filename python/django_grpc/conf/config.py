@@ -37,8 +37,8 @@ class Credentials:
         require_client_auth: Whether a client without such a certificate is refused; one that shows
             a certificate is verified by it either way. Default: False.
         minimum_tls_version: ``"TLSv1.2"`` or ``"TLSv1.3"``. Default: the first.
-        cipher_suites: The suites of TLS 1.2, the preferred first. Default: all that HTTP/2 allows,
-            `django_grpc.tls.CIPHER_SUITES`.
+        cipher_suites: The suites of TLS 1.2 that a client may choose of, in whatever order.
+            Default: all that HTTP/2 allows, `django_grpc.tls.CIPHER_SUITES`.
     """
 
     key_pairs: tuple[KeyPair, ...]

@@ -20,6 +20,13 @@ from django_grpc.conf.config import (
     MethodLimits,
 )
 
+#: The longest duration, in seconds: what Python's waits and the engine's nanoseconds can count.
+CENTURY = 100 * 365 * 86_400
+#: The greatest count: gRPC's own numbers are C's int.
+MOST = 2**31 - 1
+#: The most worker processes.
+MOST_WORKERS = 1024
+
 
 class Invalid(Exception):  # noqa: N818 - never leaves this package
     """Raised by a parser: what is wrong with the value, and what to do about it."""
@@ -72,18 +79,24 @@ def parse_count(value: Any) -> int:
     """Take a whole number above 0."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise Invalid(f" must be a whole number above 0, not {value!r}.", "Write for example 8.")
-    return value
+    return _at_most(MOST, value, "Write for example 8.")
 
 
 def parse_limit(value: Any) -> int | None:
     """Take a whole number above 0, or None for no limit."""
-    try:
-        return None if value is None else parse_count(value)
-    except Invalid:
-        raise Invalid(
-            f" must be a whole number above 0 or None, not {value!r}.",
-            "Write None for no limit.",
-        ) from None
+    hint = "Write None for no limit."
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise Invalid(f" must be a whole number above 0 or None, not {value!r}.", hint)
+    return _at_most(MOST, value, hint)
+
+
+def _at_most(most: int, value: int, hint: str) -> int:
+    # The value is not told: Python writes no number of more than 4300 digits.
+    if value > most:
+        raise Invalid(f" must be at most {most}.", hint)
+    return value
 
 
 def parse_options(value: Any) -> tuple[tuple[str, Any], ...]:
@@ -101,14 +114,20 @@ def parse_options(value: Any) -> tuple[tuple[str, Any], ...]:
 
 def parse_seconds(value: Any) -> float:
     """Take a number of seconds, 0 or more."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or value < 0
-    ):
+    if not _is_duration(value):
         raise Invalid(f" must be a number of seconds, 0 or more, not {value!r}.", "Write 30.")
-    return float(value)
+    return _in_a_century(value, "Write 30.")
+
+
+def _is_duration(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value < math.inf
+
+
+def _in_a_century(seconds: float, hint: str) -> float:
+    if seconds > CENTURY:
+        raise Invalid(f" must be at most {CENTURY} seconds, which is a century.", hint)
+    return float(seconds)
 
 
 def parse_host(value: Any) -> str:
@@ -199,7 +218,7 @@ def _parse_cipher_suites(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not value:
         raise Invalid(f" must be a list of cipher suites, not {value!r}.", f"Choose of: {names}.")
     for suite in value:
-        if suite not in tls.CIPHER_SUITES and suite not in tls.CIPHER_SUITES.values():
+        if not tls.is_cipher_suite(suite):
             raise Invalid(
                 f" holds {suite!r}, which is no cipher suite of TLS 1.2 that HTTP/2 allows.",
                 f"Choose of: {names}. Those of TLS 1.3 are fixed.",
@@ -220,23 +239,17 @@ def parse_workers(value: Any) -> int:
         raise Invalid(
             f" must be a whole number, 0 or more, not {value!r}.", "Write 0 for all processors."
         )
-    return value
+    return _at_most(MOST_WORKERS, value, "Write 0 for all processors.")
 
 
 def parse_duration(value: Any) -> float | None:
     """Take a number of seconds above 0, or None for no limit."""
+    hint = "Write None for no limit."
     if value is None:
         return None
-    try:
-        seconds = parse_seconds(value)
-    except Invalid:
-        seconds = 0.0
-    if seconds == 0:
-        raise Invalid(
-            f" must be a number of seconds above 0 or None, not {value!r}.",
-            "Write None for no limit.",
-        )
-    return seconds
+    if not _is_duration(value) or value == 0:
+        raise Invalid(f" must be a number of seconds above 0 or None, not {value!r}.", hint)
+    return _in_a_century(value, hint)
 
 
 def parse_metrics(value: Any) -> str | None:
@@ -310,7 +323,7 @@ def _is_method_path(path: str) -> bool:
 def _parse_queue(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise Invalid(f" must be a whole number, 0 or more, not {value!r}.", "Write for example 8.")
-    return value
+    return _at_most(MOST, value, "Write for example 8.")
 
 
 def _parse_format(value: Any) -> str:

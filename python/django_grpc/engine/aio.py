@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from django_grpc.engine.greenlets import refuse_patched_threads
 from django_grpc.engine.options import ChannelArgument, configuration
 from django_grpc.engine.pools import pool_size
 from django_grpc.engine.sync import Server as ThreadedServer
+from django_grpc.greenlets import refuse_patched_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -65,8 +65,9 @@ def ssl_server_credentials(
             are authorities, a client may show a certificate and is verified by it; grpcio would
             not ask for one.
         minimum_tls_version: ``"TLSv1.2"``, the lowest that HTTP/2 allows, or ``"TLSv1.3"``.
-        cipher_suites: The suites of TLS 1.2, the preferred first, by their names of IANA or of
-            OpenSSL: some of `django_grpc.tls.CIPHER_SUITES`. Those of TLS 1.3 are fixed.
+        cipher_suites: The suites of TLS 1.2 that a client may choose of, by their names of IANA or
+            of OpenSSL: some of `django_grpc.tls.CIPHER_SUITES`. Their order says nothing, the
+            client's does. Those of TLS 1.3 are fixed.
 
     Raises:
         ValueError: There is no pair, the text is no key or certificate, a key does not fit its

@@ -16,10 +16,10 @@ from django_grpc import _engine
 from django_grpc.engine import loops
 from django_grpc.engine.call_log import CallLogThread, CallRecord
 from django_grpc.engine.credentials import ServerCredentials
-from django_grpc.engine.greenlets import refuse_patched_threads
 from django_grpc.engine.handlers import HandlerTable
 from django_grpc.engine.health import Health
 from django_grpc.engine.watchdog import Watchdog
+from django_grpc.greenlets import refuse_patched_threads
 
 if TYPE_CHECKING:
     import asyncio

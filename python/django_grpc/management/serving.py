@@ -6,9 +6,11 @@ not load.
 
 import abc
 import asyncio
+import contextlib
 import gc
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
@@ -188,7 +190,8 @@ class _Serving:
 
     def run(self) -> None:
         self._make_server()
-        self._server.start()
+        with _naming_start():
+            self._server.start()
         self._started()
 
         def follow_server() -> None:  # in case that a servicer stops it
@@ -204,7 +207,8 @@ class _Serving:
 
     async def run_async(self) -> None:
         self._make_server()
-        await self._server.start()
+        with _naming_start():
+            await self._server.start()
         self._started()
         grace = await asyncio.to_thread(self._wait)
         begun = time.monotonic()
@@ -245,6 +249,14 @@ class _Serving:
             CertificateWatcher(
                 settings.paths(), lambda: utils.renew_credentials(settings, loaded)
             ).start()
+
+
+@contextlib.contextmanager
+def _naming_start() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise CommandError(f"The server can't start: {error}") from error
 
 
 def _run_checks(command: "Command", **options: Any) -> None:

@@ -332,8 +332,11 @@ os._exit(0)
 
 
 @ours_only("grpcio has support for gevent of its own")
-@pytest.mark.parametrize("options", ["", "thread=False, queue=False"])
-def test_process_whose_threads_gevent_has_patched(options):
+@pytest.mark.parametrize(
+    ("options", "replaced"),
+    [("", "threads"), ("thread=False", "queues"), ("thread=False, queue=False", None)],
+)
+def test_process_whose_threads_gevent_has_patched(options, replaced):
     pytest.importorskip("gevent")
     completed = subprocess.run(
         [sys.executable, "-c", PATCHED.format(options=options)],
@@ -343,11 +346,11 @@ def test_process_whose_threads_gevent_has_patched(options):
         timeout=PATIENCE,
     )
     lines = completed.stdout.splitlines()
-    if options:
+    if replaced is None:
         assert lines == ["started", "started"]
     else:
         assert len(lines) == 2
-        assert all("gevent has replaced the threads of this process" in line for line in lines)
+        assert all(f"gevent has replaced the {replaced} of this process" in line for line in lines)
 
 
 # Stop

@@ -480,6 +480,9 @@ def test_lowest_version_can_be_raised(serve, authority, server_pair):
             {"cipher_suites": ["AES128-SHA"]},
             "'AES128-SHA' is no cipher suite of TLS 1.2 that HTTP/2",
         ),
+        ({"cipher_suites": [["x"]]}, "no cipher suite"),
+        ({"cipher_suites": [{}]}, "no cipher suite"),
+        ({"minimum_tls_version": []}, "must be TLSv1.2 or TLSv1.3"),
         ({"cipher_suites": []}, "at least one"),
     ],
 )

@@ -4,11 +4,12 @@ import argparse
 import datetime
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from django_grpc import conf
+from django_grpc import conf, greenlets
 from django_grpc.addresses import format_address, is_unix, parse_addrport
 from django_grpc.management import complaints, reloading
 from django_grpc.management.output import flush_or_lose, make_output_tolerant
@@ -169,6 +170,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Serve: as a worker, with the reloader, with workers, or alone."""
         make_output_tolerant(self)
+        _refuse(greenlets.refuse_patched_threads)  # before the first thread, which might never end
         self._inheritance = Inheritance.take()
         if self._inheritance is not None:
             self._serve_as_worker(self._inheritance, **options)
@@ -221,6 +223,7 @@ class Command(BaseCommand):
                 "Worker processes need the main thread, for the signals: run the command there, or "
                 "give --workers 1."
             )
+        _refuse(greenlets.refuse_patched_processes)
         sockets = systemd.take_sockets()
         address = format_address(*self._get_address(**options))
         reuse_port = dict(reversed(config.options)).get("grpc.so_reuseport", 0)
@@ -328,6 +331,13 @@ class Command(BaseCommand):
             f"calls in flight have {grace:g} s to end..."
         )
         self.stdout.flush()
+
+
+def _refuse(find_fault: Callable[[], None]) -> None:
+    try:
+        find_fault()
+    except RuntimeError as error:
+        raise CommandError(str(error)) from error
 
 
 def _root_cause(error: BaseException) -> BaseException:
