@@ -192,6 +192,9 @@ package final class Listener: Sendable {
     let deadline = NIODeadline.now() + Self.mostTimeToAccept
     // First, so that a file which a successor makes there from now on stays, see `BoundSocket`.
     self.socket.removeFile()
+    // Then hardly anybody can come between the last look and the end. The kernel drops the SYN of
+    // others, who try again, and find a successor or nobody.
+    self.socket.setBacklog(0)
     eventLoop.execute { self.closeOnceEmpty(by: deadline, closed) }
     try? closed.futureResult.wait()
     self.endArrivals()

@@ -802,9 +802,9 @@ def test_a_stop_takes_in_who_has_connected(serve):
         for client in clients:
             client.join()
         assert stopped.wait(PATIENCE)
-    # Nothing can keep the kernel from completing one between the last look and the close: some of
-    # thousands, on a machine that stops this thread just there. It was nearly a hundred before.
-    assert len(resets) < 40
+    # Nothing can keep the kernel from completing one between the last look and the close. With the
+    # backlog open it was most of the 160 that try at that moment, on a busy machine.
+    assert len(resets) < 10
 
 
 @ours_only("grpcio needs no descriptor of its own for each event loop")
