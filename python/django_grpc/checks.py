@@ -7,7 +7,7 @@ Ids, all with the label ``django_grpc``:
   E007 ``credentials``, E008 ``async``, E009 ``reflection``, E010 ``max_workers``, E011 ``grace``,
   E012 ``host``: a value that can't be;
 * E013 a servicer, an interceptor or a health check that can't be imported; E014 one that can't be
-  called;
+  called, or of which a call would run nothing;
 * E015 ``drain_delay``, E016 ``max_connections``, E017 ``workers``, E018 ``worker_max_calls``, E019
   ``worker_max_calls_jitter``, E020 ``worker_max_age``, E021 ``worker_max_memory``, E022 ``health``,
   E023 ``metrics``, E024 ``access_log``, E025 ``watchdog``, E026 ``methods``, E027

@@ -56,6 +56,9 @@ def test_each_mistake_is_reported():
     [
         ("sampleapp.nowhere.thing", "django_grpc.E013"),
         ("sampleapp.servicer.not_callable", "django_grpc.E014"),
+        ("sampleapp.servicer.async_function", "django_grpc.E014"),
+        ("sampleapp.servicer.async_callable", "django_grpc.E014"),
+        ("sampleapp.servicer.generator_function", "django_grpc.E014"),
     ],
 )
 def test_path_that_fails_is_reported(key, path, check_id):

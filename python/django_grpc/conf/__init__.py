@@ -4,10 +4,12 @@ The settings are read when `load()` is called and never at import, so that Djang
 `override_settings` works.
 """
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
@@ -154,8 +156,9 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
         path: For example ``"myproject.servicers.grpc_hook"``.
 
     Raises:
-        InvalidSetting: It can't be imported or called. Whatever else the module raises while
-            it is imported is a fault of its code and propagates.
+        InvalidSetting: It can't be imported or called, or its code would not run when it is
+            called. Whatever else the module raises while it is imported is a fault of its code and
+            propagates.
     """
     place = SETTING + "".join(f"['{it}']" for it in key.split("."))
     try:
@@ -176,5 +179,26 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
                 "Give the dotted path of a function or a class.",
             )
         )
+    if (kind := _deferred_kind(found)) is not None:
+        raise InvalidSetting(
+            Problem(
+                "E014",
+                f"{place}: '{path}' is {kind} function: called here, nothing of it would run.",
+                "Write it as an ordinary function; asgiref.sync.async_to_sync runs async code in "
+                "one.",
+            )
+        )
     result: Callable[..., Any] = found
     return result
+
+
+def _deferred_kind(function: Any) -> str | None:
+    """Say what a function is of which a call runs nothing."""
+    if isinstance(function, type):
+        return None
+    for it in (function, function.__call__):
+        if iscoroutinefunction(it):
+            return "an async"
+        if inspect.isgeneratorfunction(it) or inspect.isasyncgenfunction(it):
+            return "a generator"
+    return None

@@ -6,7 +6,15 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    Mapping,
+)
 from typing import TYPE_CHECKING
 
 from django.db import close_old_connections, connections
@@ -26,7 +34,9 @@ class ReadinessMonitor:
     hangs, or an interpreter that runs nothing any more, needs nobody to notice it: the engine
     counts the time.
 
-    A check that fails is logged when it begins to, and when it passes again.
+    A check that fails is logged when it begins to, and when it passes again. Whatever it raises is
+    a failure, `SystemExit` too; so is an awaitable or a generator that it returns, as its code has
+    not run.
 
     Args:
         checks: Functions that raise when the server is not ready, by their names for the log.
@@ -65,12 +75,17 @@ class ReadinessMonitor:
         try:
             is_well = False
             while not self._ended.is_set():
-                if is_well:
-                    health.set_ready(self._timeout)  # the engine tells when a round takes longer
-                    is_well = self._round(health)
-                else:
-                    with self._telling_when_late():
+                try:
+                    if is_well:
+                        health.set_ready(self._timeout)  # the engine tells when it takes longer
                         is_well = self._round(health)
+                    else:
+                        with self._telling_when_late():
+                            is_well = self._round(health)
+                except BaseException as error:  # around the checks: a database's backend, a thread
+                    is_well = False
+                    health.set_not_ready(f"the readiness checks failed: {_described(error)}")
+                    logger.exception("The readiness checks failed")
                 self._ended.wait(self._interval)
         finally:
             connections.close_all()
@@ -85,7 +100,8 @@ class ReadinessMonitor:
 
         timer = threading.Timer(self._timeout, tell)
         timer.daemon = True
-        timer.start()
+        with contextlib.suppress(RuntimeError):  # no more threads: the checks go before this
+            timer.start()
         try:
             yield
         finally:
@@ -138,11 +154,18 @@ class ReadinessMonitor:
 
 def _attempt(check: Callable[[], object]) -> str | None:
     try:
-        check()
+        result = check()
+        if isinstance(result, Awaitable | Generator | AsyncGenerator):
+            if isinstance(result, Coroutine):
+                result.close()  # or Python warns that nobody awaits it
+            return (
+                f"it has not run, as it returned an object of type {type(result).__name__}: a "
+                "check must be an ordinary function"
+            )
     except NotReady as error:
         return _in_one_line(error)
-    except Exception as error:
-        return f"{type(error).__name__}: {_in_one_line(error)}"
+    except BaseException as error:  # sys.exit() must not end the monitor
+        return _described(error)
     return None
 
 
@@ -162,5 +185,13 @@ def _close_dead_connections() -> bool:
     return are_closed
 
 
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _described(error: BaseException) -> str:
+    text = _in_one_line(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _in_one_line(error: BaseException) -> str:
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # its `__str__` is the user's
+        return ""

@@ -155,6 +155,95 @@ def test_every_check_is_run_and_each_failure_told(serve):
     assert server.health.problem == ("checks", expected)
 
 
+class UnspeakableError(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+async def _coroutine():
+    raise AssertionError
+
+
+def _generator():
+    yield
+
+
+async def _async_generator():
+    yield
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (SystemExit(1), "SystemExit: 1"),
+        (SystemExit(), "SystemExit"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (GeneratorExit("x"), "GeneratorExit: x"),
+        (UnspeakableError(), "UnspeakableError"),
+    ],
+)
+def test_whatever_a_check_raises_is_a_failure_and_does_not_end_the_monitor(checked, error, text):
+    server, check, probe = checked()
+    probe.wait_for(SERVING)
+    watch = probe.watch()
+    assert watch.next() == SERVING
+    check.failure = error
+    assert watch.next() == NOT_SERVING
+    assert server.health.problem == ("checks", f"the check mine failed: {text}")
+    check.failure = None
+    assert watch.next() == SERVING
+    watch.cancel()
+
+
+@pytest.mark.parametrize("check", [_coroutine, _generator, _async_generator])
+@pytest.mark.filterwarnings("error")
+def test_check_whose_code_has_not_run_has_failed(check):
+    told = Told()
+    # A lambda: nobody can see before it is called what it is.
+    monitor = ReadinessMonitor({"mine": lambda: check()}, interval=0.01, timeout=PATIENCE)
+    monitor.start(told)
+    note = told.notes.get(timeout=PATIENCE)
+    while note == "ready":
+        note = told.notes.get(timeout=PATIENCE)
+    monitor.stop()
+    assert note.startswith(
+        "the check mine failed: it has not run, as it returned an object of type"
+    )
+    assert note.endswith(": a check must be an ordinary function")
+
+
+def test_what_fails_around_the_checks_does_not_end_the_monitor(monkeypatch):
+    told = Told()
+    failures = iter([SystemExit(2), ZeroDivisionError()])
+
+    def fail_at_first():
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr("django_grpc.health.monitor.close_old_connections", fail_at_first)
+    monitor = ReadinessMonitor({"mine": lambda: None}, interval=0.01, timeout=PATIENCE)
+    monitor.start(told)
+    notes = [told.notes.get(timeout=PATIENCE) for _ in range(3)]
+    monitor.stop()
+    assert notes == [
+        "the readiness checks failed: SystemExit: 2",
+        "the readiness checks failed: ZeroDivisionError",
+        "ready",
+    ]
+
+
+def test_checks_run_without_the_thread_that_tells_when_they_are_late(monkeypatch):
+    def refuse(timer):
+        raise RuntimeError("can't start new thread")
+
+    told = Told()
+    monkeypatch.setattr(threading.Timer, "start", refuse)
+    monitor = ReadinessMonitor({"mine": lambda: None}, interval=0.01, timeout=PATIENCE)
+    monitor.start(told)
+    assert told.notes.get(timeout=PATIENCE) == "ready"
+    monitor.stop()
+
+
 class Lines(logging.Handler):
     """What is logged, for a test to wait for: a line is written by whichever thread, some time."""
 

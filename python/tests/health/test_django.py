@@ -86,6 +86,7 @@ def test_server_in_a_tests_transaction_has_health():
     [
         ("sampleapp.nowhere.thing", "django_grpc.E013"),
         ("sampleapp.servicer.not_callable", "django_grpc.E014"),
+        ("sampleapp.servicer.async_function", "django_grpc.E014"),
     ],
 )
 def test_check_that_cannot_be_run_is_a_mistake_of_the_settings(path, check_id, settings, start):

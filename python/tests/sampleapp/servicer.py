@@ -34,3 +34,19 @@ def grpc_hook(server):
 
 
 not_callable = "a string"
+
+
+async def async_function(*arguments):
+    raise AssertionError("nobody runs it")
+
+
+def generator_function(*arguments):
+    yield
+
+
+class _AsyncCallable:
+    async def __call__(self, *arguments):
+        raise AssertionError("nobody runs it")
+
+
+async_callable = _AsyncCallable()
