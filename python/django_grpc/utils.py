@@ -90,7 +90,13 @@ def build_server(
     if config.watchdog is not None:
         server.watch_calls(config.watchdog)
     add_servicers(server, config.servicers, load_instruments(config, loaded))
-    enabling.enable(server, config.health)
+    try:
+        enabling.enable(server, config.health)
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"A hook of {conf.SETTING}['servicers'] has started the server: leave that to whoever "
+            "made it."
+        ) from error
     if config.reflection:
         enable_reflection(server)
     return server

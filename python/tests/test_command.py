@@ -312,6 +312,10 @@ def exiting_hook(server):
 async def async_hook(server):
     grpc_hook(server)
 
+def starting_hook(server):
+    grpc_hook(server)
+    server.start()
+
 def generating_hook(server):
     yield grpc_hook(server)
 """
@@ -362,6 +366,18 @@ def test_mistake_in_what_the_settings_name_is_one_sentence(
     (tmp_path / "mistaken.py").write_text(MISTAKEN)
     (tmp_path / "leaving.py").write_text("import sys\nsys.exit('no licence')\n")
     assert_refuses(start("--port", "0", **{**setting, "async": is_async}), text)
+
+
+@pytest.mark.parametrize(
+    ("health", "text"),
+    [
+        (True, "A hook of GRPCSERVER['servicers'] has started the server: leave that to"),
+        (False, "The server can't start: Cannot start already-started server!"),
+    ],
+)
+def test_hook_that_starts_the_server_is_one_sentence(health, text, start, tmp_path):
+    (tmp_path / "mistaken.py").write_text(MISTAKEN)
+    assert_refuses(start("--port", "0", servicers=["mistaken.starting_hook"], health=health), text)
 
 
 def test_system_check_errors_keep_the_server_from_starting(start, tmp_path):
