@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,13 @@ def build_server(
     if config.watchdog is not None:
         server.watch_calls(config.watchdog)
     add_servicers(server, config.servicers, load_instruments(config, loaded))
-    enabling.enable(server, config.health)
+    try:
+        enabling.enable(server, config.health)
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"A hook of {conf.SETTING}['servicers'] has started the server: leave that to whoever "
+            "made it."
+        ) from error
     if config.reflection:
         enable_reflection(server)
     return server
@@ -234,7 +241,7 @@ def add_servicers(
         instruments: What is put around the methods, beside the signals.
 
     Raises:
-        ImproperlyConfigured: A path can't be imported.
+        ImproperlyConfigured: A path can't be imported, or names no ordinary function.
     """
     if not servicers_list:
         logger.warning(
@@ -245,7 +252,13 @@ def add_servicers(
     wrapper = SignalWrapper(server, instruments)
     for path in servicers_list:
         logger.debug("Adding the servicers of %s", path)
-        conf.import_configured("servicers", path)(wrapper)
+        result = conf.call_configured("servicers", path, wrapper)
+        if inspect.iscoroutine(result) or inspect.isgenerator(result):
+            result.close()
+            raise ImproperlyConfigured(
+                f"{conf.SETTING}['servicers']: '{path}' is an async function or a generator, which "
+                "nobody runs: make it an ordinary function."
+            )
 
 
 def load_instruments(config: conf.ServerConfig, interceptors: Iterable[Any]) -> list[Instrument]:
@@ -275,12 +288,18 @@ def load_interceptors(strings: Iterable[Any] | None) -> list[Any]:
             for an interceptor and passed on.
 
     Raises:
-        ImproperlyConfigured: A path can't be imported.
+        ImproperlyConfigured: A path can't be imported, or something is no interceptor.
     """
-    return [
-        conf.import_configured("interceptors", it)() if isinstance(it, str) else it
-        for it in strings or ()
-    ]
+    loaded = []
+    for it in strings or ():
+        made = conf.call_configured("interceptors", it) if isinstance(it, str) else it
+        if not hasattr(made, "intercept_service"):
+            who = f"{conf.SETTING}['interceptors']: '{it}'" if isinstance(it, str) else repr(it)
+            raise ImproperlyConfigured(
+                f"{who} is no grpc.ServerInterceptor: it has no method 'intercept_service'."
+            )
+        loaded.append(made)
+    return loaded
 
 
 def extract_handlers(server: Any) -> Iterator[str]:

@@ -295,6 +295,91 @@ def test_server_that_can_not_start_is_one_sentence(is_async, start, tmp_path):
     assert_refuses(process, "The server can't start: no threads")
 
 
+MISTAKEN = """
+import sys
+from sampleapp.servicer import grpc_hook
+
+class NoInterceptor:
+    pass
+
+class Exiting:
+    def __init__(self):
+        sys.exit(3)
+
+def exiting_hook(server):
+    sys.exit()
+
+async def async_hook(server):
+    grpc_hook(server)
+
+def starting_hook(server):
+    grpc_hook(server)
+    server.start()
+
+def generating_hook(server):
+    yield grpc_hook(server)
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        (
+            {"interceptors": ["mistaken.NoInterceptor"]},
+            "GRPCSERVER['interceptors']: 'mistaken.NoInterceptor' is no grpc.ServerInterceptor",
+        ),
+        (
+            {"interceptors": ["mistaken.Exiting"]},
+            "GRPCSERVER['interceptors']: 'mistaken.Exiting' calls sys.exit(3).",
+        ),
+        (
+            {"servicers": ["mistaken.exiting_hook"]},
+            "GRPCSERVER['servicers']: 'mistaken.exiting_hook' calls sys.exit().",
+        ),
+        (
+            {"servicers": ["mistaken.async_hook"]},
+            "GRPCSERVER['servicers']: 'mistaken.async_hook' is an async function",
+        ),
+        (
+            {"servicers": ["mistaken.generating_hook"]},
+            "GRPCSERVER['servicers']: 'mistaken.generating_hook' is an async function or a gen",
+        ),
+        (
+            {"servicers": ["leaving.hook"]},
+            "GRPCSERVER['servicers']: 'leaving.hook' can't be imported: its module calls sys.exit(",
+        ),
+        (
+            {"options": [("django_grpc.uvloop", "x")]},
+            "The server option 'django_grpc.uvloop' must be 0 or 1, not 'x'.",
+        ),
+        (
+            {"options": [("django_grpc.uvloop", 2)]},
+            "The server option 'django_grpc.uvloop' must be 0 or 1, not 2.",
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_mistake_in_what_the_settings_name_is_one_sentence(
+    setting, text, is_async, start, tmp_path
+):
+    (tmp_path / "mistaken.py").write_text(MISTAKEN)
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit('no licence')\n")
+    assert_refuses(start("--port", "0", **{**setting, "async": is_async}), text)
+
+
+@pytest.mark.parametrize(
+    ("health", "text"),
+    [
+        (True, "A hook of GRPCSERVER['servicers'] has started the server: leave that to"),
+        (False, "The server can't start: Cannot start already-started server!"),
+    ],
+)
+def test_hook_that_starts_the_server_is_one_sentence(health, text, start, tmp_path):
+    (tmp_path / "mistaken.py").write_text(MISTAKEN)
+    assert_refuses(start("--port", "0", servicers=["mistaken.starting_hook"], health=health), text)
+
+
 def test_system_check_errors_keep_the_server_from_starting(start, tmp_path):
     (tmp_path / "settings_with_error.py").write_text(
         "from process_settings import *\nCACHES = {}\n"

@@ -298,6 +298,8 @@ def test_interceptors_are_loaded_by_path_or_taken_as_they_are():
     assert type(loaded) is Interceptor
     assert taken is given
     assert utils.load_interceptors([]) == []
+    with pytest.raises(ImproperlyConfigured, match=r"<object .*> is no grpc\.ServerInterceptor"):
+        utils.load_interceptors([object()])
 
 
 def test_handlers_are_described_in_full(engine_server):

@@ -35,6 +35,7 @@ __all__ = [
     "MethodLimits",
     "Problem",
     "ServerConfig",
+    "call_configured",
     "default_max_workers",
     "import_configured",
     "load",
@@ -156,11 +157,11 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
         path: For example ``"myproject.servicers.grpc_hook"``.
 
     Raises:
-        InvalidSetting: It can't be imported or called, or its code would not run when it is
-            called. Whatever else the module raises while it is imported is a fault of its code and
-            propagates.
+        InvalidSetting: It can't be imported or called, ends the process, or its code would not run
+            when it is called. Whatever else the module raises while it is imported is a fault of
+            its code and propagates.
     """
-    place = SETTING + "".join(f"['{it}']" for it in key.split("."))
+    place = _place(key)
     try:
         found = import_string(path)
     except ImportError as error:
@@ -171,6 +172,8 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
                 "Give the dotted path of a module that exists and of a name in it.",
             )
         ) from error
+    except SystemExit as leaving:
+        raise _exited("E013", f"{place}: '{path}' can't be imported: its module", leaving) from None
     if not callable(found):
         raise InvalidSetting(
             Problem(
@@ -202,3 +205,35 @@ def _deferred_kind(function: Any) -> str | None:
         if inspect.isgeneratorfunction(it) or inspect.isasyncgenfunction(it):
             return "a generator"
     return None
+
+
+def call_configured(key: str, path: str, *arguments: Any) -> Any:
+    """Call what a dotted path in the setting names.
+
+    Args:
+        key: As for `import_configured`.
+        path: As for `import_configured`.
+        arguments: What to call it with.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        InvalidSetting: As `import_configured`. Whatever else it raises propagates.
+    """
+    function = import_configured(key, path)
+    try:
+        return function(*arguments)
+    except SystemExit as leaving:
+        raise _exited("E014", f"{_place(key)}: '{path}'", leaving) from None
+
+
+def _place(key: str) -> str:
+    return SETTING + "".join(f"['{it}']" for it in key.split("."))
+
+
+def _exited(code: str, who: str, leaving: SystemExit) -> InvalidSetting:
+    """Say who wanted to end the process, which would have ended without a word of why."""
+    status = "" if leaving.code is None else repr(leaving.code)
+    hint = "Raise an exception that says what is wrong."
+    return InvalidSetting(Problem(code, f"{who} calls sys.exit({status}).", hint))

@@ -339,10 +339,10 @@ def _parse_share(value: Any) -> float:
 
 
 def _parse_positive(value: Any) -> float:
-    seconds = parse_duration(value)
-    if seconds is None:
-        raise Invalid(" must be a number of seconds above 0, not None.", "Write for example 10.")
-    return seconds
+    hint = "Write for example 10."
+    if not _is_duration(value) or value == 0:
+        raise Invalid(f" must be a number of seconds above 0, not {value!r}.", hint)
+    return _in_a_century(value, hint)
 
 
 def _parse_dictionary(

@@ -31,9 +31,13 @@ def loop_factory(
     """Return what makes the loop that a server's options ask for; `None` is asyncio's own.
 
     Raises:
-        ValueError: They ask for uvloop, which is not installed.
+        ValueError: They ask for uvloop, which is not installed, or by a value that can't be.
     """
-    if not any(name == UVLOOP and value for name, value in options or ()):
+    values = [value for name, value in options or () if name == UVLOOP]
+    for value in values:
+        if not isinstance(value, int) or value not in (0, 1):
+            raise ValueError(f"The server option {UVLOOP!r} must be 0 or 1, not {value!r}.")
+    if not any(values):
         return None
     try:
         uvloop = importlib.import_module("uvloop")

@@ -255,7 +255,7 @@ class _Serving:
 def _naming_start() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # the latter when it has started already
         raise CommandError(f"The server can't start: {error}") from error
 
 

@@ -16,7 +16,7 @@ BACKLOG = 1024
 #: How often a port that was free for one of a host's addresses only is given back for another.
 _MOST_TRIES = 16
 
-_WILDCARDS = ("", "*", "::", "[::]", "0.0.0.0")  # noqa: S104 - what to recognise
+_WILDCARDS = ("", "*", "::", "0.0.0.0")  # noqa: S104 - what to recognise
 
 
 class ListeningSocket:
@@ -73,6 +73,10 @@ def bind(address: str, *, reuse_port: bool = False) -> list[ListeningSocket]:
     if is_unix(address):
         return [_bind_unix(address)]
     host, _, port = address.rpartition(":")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise OSError(
+            errno.EINVAL, f"'{address}' needs brackets around its IPv6 address: [::1]:50051"
+        )
     found = _bind_tcp(host, int(port), reuse_port)
     return [ListeningSocket(bound, f"{host}:{bound.getsockname()[1]}") for bound in found]
 
@@ -127,7 +131,8 @@ def _name(bound: socket.socket) -> str:
 
 
 def _bind_tcp(host: str, port: int, reuse_port: bool) -> list[socket.socket]:
-    host = host.removeprefix("[").removesuffix("]")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
     if host in _WILDCARDS:
         # One dual-stack socket serves both families; a machine without IPv6 gets the other.
         candidates = ("::", "0.0.0.0") if host != "0.0.0.0" else (host,)  # noqa: S104
@@ -150,6 +155,8 @@ def _resolve(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise OSError(errno.EADDRNOTAVAIL, f"cannot resolve '{host}': {error.strerror}") from error
+    except ValueError as error:  # a label of it is empty or too long, or it has a NUL
+        raise OSError(errno.EADDRNOTAVAIL, f"cannot resolve '{host}': {error}") from error
     return [(family, name) for family, _, _, _, name in found]
 
 
@@ -199,6 +206,8 @@ def _bind_unix(address: str) -> ListeningSocket:
     is_abstract = scheme == "unix-abstract"
     if not is_abstract:
         name = name.removeprefix("//")
+        if not name:  # the system would make one up
+            raise OSError(errno.EINVAL, f"'{address}' names no socket path")
         _remove_stale(name)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

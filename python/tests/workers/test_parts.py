@@ -257,6 +257,30 @@ def test_one_taken_address_of_a_host_refuses_all(host):
             listeners.bind(f"localhost:{taken.getsockname()[1]}")
 
 
+@pytest.mark.parametrize(
+    ("address", "complaint"),
+    [
+        ("a..b:0", "resolve"),
+        ("x" * 64 + ".example:0", "resolve"),
+        ("[:0", "resolve"),
+        ("]:0", "resolve"),
+        ("[[::]]:0", "resolve"),
+        ("a\0b:0", "resolve"),
+        ("unix:", "'unix:' names no socket path"),
+        ("unix://", "'unix://' names no socket path"),
+        ("[::1:0", "needs brackets around its IPv6 address"),
+        ("::1]:0", "needs brackets around its IPv6 address"),
+        ("[::1]x:0", "needs brackets around its IPv6 address"),
+        ("::1:0", "needs brackets around its IPv6 address"),
+    ],
+)
+def test_what_is_no_address_for_the_engine_is_none_here(address, complaint, engine_server):
+    with pytest.raises(OSError, match=complaint):
+        listeners.bind(address)
+    with pytest.raises(RuntimeError, match=complaint):
+        engine_server().add_insecure_port(address)
+
+
 def test_shortage_names_its_limit():
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = listeners.why_not_accepted(OSError(errno.EMFILE, "Too many open files"))

@@ -53,6 +53,23 @@ def test_unix_socket_is_served_and_its_file_goes_with_the_server(serve, tmp_path
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--host", "a..b"], "The server can't listen on a..b:0: "),
+        (["--host", "[::1"], "needs brackets around its IPv6 address"),
+        (["unix:"], "The server can't listen on unix:: 'unix:' names no socket path."),
+        (["--metrics", "a..b:90"], "Metrics can't be served on a..b:90: "),
+    ],
+)
+def test_what_is_no_address_is_one_sentence(serve, arguments, complaint):
+    process = serve(*arguments).process
+    assert process.wait() == 1
+    assert process.output.count("CommandError: ") == 1
+    assert complaint in process.output
+    assert "Traceback" not in process.output
+
+
 def test_abstract_socket_is_served(serve):
     name = f"django-grpc-test-{os.getpid()}"
     server = serve(f"unix-abstract:{name}")
