@@ -29,7 +29,8 @@ python_tests() {
   cp .build-address/debug/lib_engine.so "$folder/django_grpc/_engine.abi3.so"
   # Of the toolchain's own clang, whose sanitizer Swift builds with.
   local runtime
-  runtime=$(clang -print-file-name=libclang_rt.asan-x86_64.so)
+  runtime=$("$(dirname "$(readlink -f "$(command -v swift)")")/clang" \
+    -print-file-name=libclang_rt.asan-x86_64.so)
   # Python's own allocator would hide from the sanitizer what lies in its arenas. What Python never
   # frees is no leak of ours.
   # shellcheck disable=SC2086
