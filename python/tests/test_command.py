@@ -342,7 +342,7 @@ def generating_hook(server):
         ),
         (
             {"servicers": ["mistaken.generating_hook"]},
-            "GRPCSERVER['servicers']: 'mistaken.generating_hook' is an async function or a gen",
+            "GRPCSERVER['servicers']: 'mistaken.generating_hook' is a generator function",
         ),
         (
             {"servicers": ["leaving.hook"]},
