@@ -224,9 +224,8 @@ def test_only_calls_of_what_is_killed_are_lost(serve, tmp_path):
     chaos = Chaos(server, address)
     chaos.reload()
     chaos.wait_whole()
-    options = (("grpc.enable_retries", 0),)
     request = helloworld_pb2.HelloRequest(name="x")
-    with SteadyLoad(address, METHOD, request, rate=100, channels=6, options=options) as load:
+    with SteadyLoad(address, METHOD, request, rate=100, channels=6) as load:
         begun = time.monotonic()
         load.wait_for_calls(50)
         for _ in range(ROUNDS):
