@@ -14,28 +14,59 @@ package final class Server: Sendable {
     package let message: String
   }
 
-  private enum Stage { case made, started, draining, stopped }
-
   private struct Port {
     let socket: BoundSocket
     let credentials: ServerCredentials?
     let refresh: CredentialsRefresh?
   }
 
-  private struct State {
-    var stage = Stage.made
+  /// What is bound, and waits for `start`.
+  private struct Prepared {
     var ports: [Port] = []
-    var listeners: [Listener] = []
     var sources: [ConnectionIntake.Source] = []
-    var intakes: [ConnectionIntake] = []
-    var group: MultiThreadedEventLoopGroup?
-    var outboxes: [ObjectIdentifier: CallOutbox] = [:]
-    var whenStopped: [@Sendable () -> Void] = []
     var operationsSockets: [BoundSocket] = []
-    var operationsListeners: [OperationsListener] = []
-    var operationsGroup: MultiThreadedEventLoopGroup?
-    var publisher: StatisticsPublisher?
     var workerFigures: @Sendable () -> WorkerFigures? = { nil }
+  }
+
+  /// What runs from `start` on.
+  private struct Running {
+    let group: MultiThreadedEventLoopGroup
+    var listeners: [Listener] = []
+    var intakes: [ConnectionIntake] = []
+    var operationsGroup: MultiThreadedEventLoopGroup?
+    var operationsListeners: [OperationsListener] = []
+    var publisher: StatisticsPublisher?
+  }
+
+  private enum Stage {
+    case made(Prepared)
+    case started(Running)
+    /// Nobody listens any more.
+    case draining(Running, whenStopped: [@Sendable () -> Void])
+    case stopped
+  }
+
+  private struct State {
+    var stage = Stage.made(Prepared())
+    var outboxes: [ObjectIdentifier: CallOutbox] = [:]
+
+    /// Changes what waits for `start`.
+    ///
+    /// - Returns: false when the server has been started or stopped.
+    mutating func prepare(_ change: (inout Prepared) -> Void) -> Bool {
+      guard case .made(var prepared) = self.stage else { return false }
+      change(&prepared)
+      self.stage = .made(prepared)
+      return true
+    }
+
+    /// What runs, of a server that has been started and has not stopped.
+    var running: Running? {
+      switch self.stage {
+      case .started(let running), .draining(let running, _): running
+      case .made, .stopped: nil
+      }
+    }
   }
 
   package let configuration: ServerConfiguration
@@ -89,15 +120,13 @@ package final class Server: Sendable {
     )
     let ports = sockets.map { Port(socket: $0, credentials: credentials, refresh: refresh) }
     let group = try self.state.withLock { state -> MultiThreadedEventLoopGroup? in
-      switch state.stage {
-      case .made, .started:
-        // `start` may be under way: it takes what it finds once it has the threads.
-        if state.group == nil { state.ports += ports }
-        return state.group
-      case .draining, .stopped:
+      // `start` may be under way: it takes what it finds once it has the threads.
+      if state.prepare({ $0.ports += ports }) { return nil }
+      guard case .started(let running) = state.stage else {
         for socket in sockets { socket.close() }
         throw WrongState(message: "Cannot add a port to a server that has been stopped")
       }
+      return running.group
     }
     if let group {
       for port in ports { try self.listen(port, on: group) }
@@ -116,12 +145,9 @@ package final class Server: Sendable {
       reusePort: false,
       backlog: self.configuration.transport.backlog
     )
-    try self.state.withLock { state in
-      guard state.stage == .made else {
-        for socket in sockets { socket.close() }
-        throw WrongState(message: "Cannot add a metrics port to a server that has been started")
-      }
-      state.operationsSockets += sockets
+    guard self.state.withLock({ $0.prepare { $0.operationsSockets += sockets } }) else {
+      for socket in sockets { socket.close() }
+      throw WrongState(message: "Cannot add a metrics port to a server that has been started")
     }
     return sockets.first?.port ?? 0
   }
@@ -130,7 +156,7 @@ package final class Server: Sendable {
   ///
   /// - Parameter figures: called on an event loop; must not block.
   package func reportWorkers(_ figures: @escaping @Sendable () -> WorkerFigures?) {
-    self.state.withLock { $0.workerFigures = figures }
+    _ = self.state.withLock { $0.prepare { $0.workerFigures = figures } }
   }
 
   /// Sets who hears of every call that has ended, refused ones too. It must be set before `start`.
@@ -153,45 +179,36 @@ package final class Server: Sendable {
   ///
   /// - Throws: `WrongState` when the server has been started.
   package func adoptConnections(from source: ConnectionIntake.Source) throws {
-    try self.state.withLock { state in
-      guard state.stage == .made else {
-        throw WrongState(message: "Cannot adopt connections once the server has started")
-      }
-      state.sources.append(source)
+    guard self.state.withLock({ $0.prepare { $0.sources.append(source) } }) else {
+      throw WrongState(message: "Cannot adopt connections once the server has started")
     }
   }
 
   /// Starts the event loops and accepts connections.
   package func start() throws {
     let hasFigures = try self.state.withLock { state in
-      guard state.stage == .made else {
+      guard case .made(let prepared) = state.stage else {
         throw WrongState(message: "Cannot start already-started server!")
       }
-      return !state.operationsSockets.isEmpty
+      return !prepared.operationsSockets.isEmpty
     }
     let loops = self.configuration.eventLoopThreads
     try EventLoopResources.probe(loops: loops + (hasFigures ? 1 : 0))
     let group = MultiThreadedEventLoopGroup(numberOfThreads: loops)
-    let begun = self.state.withLock {
-      state -> (ports: [Port], sources: [ConnectionIntake.Source])? in
+    let prepared = self.state.withLock { state -> Prepared? in
       // Somebody may have drained it, or started it, meanwhile.
-      guard state.stage == .made else { return nil }
-      state.stage = .started
-      state.group = group
-      defer {
-        state.ports = []
-        state.sources = []
-      }
-      return (state.ports, state.sources)
+      guard case .made(let prepared) = state.stage else { return nil }
+      state.stage = .started(Running(group: group))
+      return prepared
     }
-    guard let (ports, sources) = begun else {
+    guard let prepared else {
       group.shutdownGracefully { _ in }
       throw WrongState(message: "Cannot start a server that was started or stopped meanwhile")
     }
     self.statistics.begin()
     self.startHealth(on: group.next())
-    for port in ports { try self.listen(port, on: group) }
-    for source in sources {
+    for port in prepared.ports { try self.listen(port, on: group) }
+    for source in prepared.sources {
       let intake = try ConnectionIntake.start(
         source,
         configuration: self.configuration.transport,
@@ -200,9 +217,30 @@ package final class Server: Sendable {
         group: group,
         descriptors: self.descriptors
       )
-      self.state.withLock { $0.intakes.append(intake) }
+      // A server that drains still takes in, and sends away, what is handed over to it.
+      let isKept = self.keep(whileDraining: true) { $0.intakes.append(intake) }
+      if !isKept { intake.close() }
     }
-    try self.startOperations(on: group)
+    try self.startOperations(prepared, on: group)
+  }
+
+  /// Keeps what `start` or `addPort` has made, unless the server was drained meanwhile.
+  ///
+  /// - Returns: false when the caller is to undo it.
+  private func keep(whileDraining: Bool = false, _ change: (inout Running) -> Void) -> Bool {
+    self.state.withLock { state in
+      switch state.stage {
+      case .started(var running):
+        change(&running)
+        state.stage = .started(running)
+        return true
+      case .draining(var running, let whenStopped) where whileDraining:
+        change(&running)
+        state.stage = .draining(running, whenStopped: whenStopped)
+        return true
+      case .made, .draining, .stopped: return false
+      }
+    }
   }
 
   /// Looks at the health from now on, and has other processes see it.
@@ -213,15 +251,18 @@ package final class Server: Sendable {
     health.start(on: eventLoop)
   }
 
-  private func startOperations(on group: MultiThreadedEventLoopGroup) throws {
-    let (sockets, figures) = self.state.withLock { state in
-      defer { state.operationsSockets = [] }
-      return (state.operationsSockets, state.workerFigures)
-    }
+  private func startOperations(
+    _ prepared: Prepared,
+    on group: MultiThreadedEventLoopGroup
+  ) throws {
     let board = self.statistics.board
+    let sockets = prepared.operationsSockets
     if !sockets.isEmpty {
       let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
-      self.state.withLock { $0.operationsGroup = group }
+      guard self.keep(whileDraining: true, { $0.operationsGroup = group }) else {
+        for socket in sockets { socket.close() }
+        return group.shutdownGracefully { _ in }
+      }
       for socket in sockets {
         let listener = try OperationsListener.start(
           socket,
@@ -229,7 +270,7 @@ package final class Server: Sendable {
           group: group,
           descriptors: self.descriptors
         )
-        self.state.withLock { $0.operationsListeners.append(listener) }
+        if !self.keep({ $0.operationsListeners.append(listener) }) { listener.close() }
       }
     }
     // Nobody else can see a board of one's own.
@@ -238,10 +279,10 @@ package final class Server: Sendable {
       statistics: self.statistics,
       connections: self.connections,
       health: self.health,
-      workers: figures
+      workers: prepared.workerFigures
     )
     publisher.start(on: group.next())
-    self.state.withLock { $0.publisher = publisher }
+    if !self.keep(whileDraining: true, { $0.publisher = publisher }) { publisher.stop() }
   }
 
   private func listen(_ port: Port, on group: MultiThreadedEventLoopGroup) throws {
@@ -256,11 +297,11 @@ package final class Server: Sendable {
       limit: self.connectionLimit,
       descriptors: self.descriptors
     )
-    self.state.withLock { $0.listeners.append(listener) }
+    if !self.keep({ $0.listeners.append(listener) }) { listener.close() }
   }
 
   /// An event loop of this server, for timers; `nil` before `start`.
-  package var anyEventLoop: (any EventLoop)? { self.state.withLock { $0.group?.next() } }
+  package var anyEventLoop: (any EventLoop)? { self.state.withLock { $0.running?.group.next() } }
 
   /// Connections that are open.
   package var connectionCount: Int { self.connections.count }
@@ -275,63 +316,54 @@ package final class Server: Sendable {
   /// - Parameter whenStopped: called once, on any thread, when the last connection is gone; at once
   ///   when the server has stopped or was never started.
   package func drain(whenStopped: @escaping @Sendable () -> Void) {
-    let (listeners, operations, sockets, isFirst) = self.state.withLock {
-      state -> ([Listener], [OperationsListener], [BoundSocket], Bool?) in
-      switch state.stage {
-      case .made:
-        state.stage = .stopped
-        defer {
-          state.ports = []
-          state.operationsSockets = []
-          state.sources = []
-        }
-        for source in state.sources { source.close() }
-        return ([], [], state.ports.map(\.socket) + state.operationsSockets, nil)
-      case .stopped:
-        return ([], [], [], nil)
-      case .draining:
-        state.whenStopped.append(whenStopped)
-        return ([], [], [], false)
-      case .started:
-        state.stage = .draining
-        state.whenStopped.append(whenStopped)
-        defer {
-          state.listeners = []
-          state.operationsListeners = []
-        }
-        return (state.listeners, state.operationsListeners, [], true)
+    let before = self.state.withLock { state in
+      let before = state.stage
+      switch before {
+      case .made: state.stage = .stopped
+      case .started(var running):
+        running.listeners = []
+        running.operationsListeners = []
+        state.stage = .draining(running, whenStopped: [whenStopped])
+      case .draining(let running, let others):
+        state.stage = .draining(running, whenStopped: others + [whenStopped])
+      case .stopped: break
       }
+      return before
     }
     // A worker process that drains alone is replaced; when all of them stop, that is announced.
     self.health.startDraining(isReplaced: self.statistics.board.isShared)
-    for socket in sockets { socket.close() }
-    for listener in listeners { listener.close() }
-    for listener in operations { listener.close() }
-    guard let isFirst else { return whenStopped() }
-    if isFirst { self.connections.drain { self.stopped() } }
+    switch before {
+    case .made(let prepared):
+      for source in prepared.sources { source.close() }
+      for port in prepared.ports { port.socket.close() }
+      for socket in prepared.operationsSockets { socket.close() }
+      whenStopped()
+    case .started(let running):
+      for listener in running.listeners { listener.close() }
+      for listener in running.operationsListeners { listener.close() }
+      self.connections.drain { self.stopped() }
+    case .draining: break
+    case .stopped: whenStopped()
+    }
   }
 
   /// Ends every call in flight with UNAVAILABLE and closes every connection.
   package func cancelAllCalls() {
-    for intake in self.state.withLock({ $0.intakes }) { intake.close() }
+    for intake in self.state.withLock({ $0.running?.intakes ?? [] }) { intake.close() }
     self.connections.cancel(Status(code: .unavailable, details: "Cancelling all calls"))
   }
 
   private func stopped() {
-    let (callbacks, groups) = self.state.withLock { state in
-      state.stage = .stopped
-      defer {
-        state.whenStopped = []
-        state.group = nil
-        state.operationsGroup = nil
-        state.publisher = nil
-      }
-      state.publisher?.stop()
-      return (state.whenStopped, [state.group, state.operationsGroup].compactMap(\.self))
+    let stage = self.state.withLock { state in
+      defer { state.stage = .stopped }
+      return state.stage
     }
+    guard case .draining(let running, let callbacks) = stage else { return }
+    running.publisher?.stop()
     for callback in callbacks { callback() }
     // From an event loop of a group itself: it must not wait for its own end.
-    for group in groups { group.shutdownGracefully { _ in } }
+    running.group.shutdownGracefully { _ in }
+    running.operationsGroup?.shutdownGracefully { _ in }
   }
 }
 

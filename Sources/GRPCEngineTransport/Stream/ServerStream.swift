@@ -9,10 +9,8 @@ package import NIOHTTP2
 /// There is no channel per stream: the connection keeps a table of these, and everything here
 /// runs on the connection's event loop.
 ///
-/// The two directions end independently. Towards the peer: nothing sent → headers sent → ended.
-/// From the peer: open → ended, or cut off, when the answer was complete before the question.
+/// How far its two directions are, `StreamState` knows; how much the peer may send, `ReceiveWindow`.
 package final class ServerStream {
-  private enum Outbound { case idle, headersSent, ended }
   /// What headers and trailers of an answer cost that waits for a peer to read, in bytes, roughly.
   private static let trailersCost = 512
 
@@ -22,23 +20,14 @@ package final class ServerStream {
 
   private var decoder: MessageDecoder
   private var window: ReceiveWindow
-  private var outbound = Outbound.idle
-  private var inboundEnded: Bool
-  /// What the peer sends is no longer read: it was no message.
-  private var isUnreadable = false
-  /// Somebody else needed the memory: nothing of it is held here any more.
-  private var isAbandoned = false
+  private var state: StreamState
+  /// Nothing is held for the stream any more, and nothing is charged.
+  private var isReleased = false
   /// The size of the call's headers.
   private var headSize = 0
   /// Bytes given to NIOHTTP2 that have not left.
   private var unsent = 0
   private(set) var share: MemoryAccount.Share
-  /// The answer has left for the socket, trailers and all.
-  private var answerWritten = false
-  /// This server has reset the stream.
-  private var isReset = false
-  /// Whether messages given to `sendMessages` have not left for the socket.
-  package private(set) var isWriting = false
 
   init(id: HTTP2StreamID, connection: ConnectionHandler, endStream: Bool) {
     self.id = id
@@ -46,9 +35,11 @@ package final class ServerStream {
     self.decoder = MessageDecoder(maximumLength: connection.configuration.maxReceiveMessageLength)
     self.window = ReceiveWindow(target: connection.configuration.streamWindow)
     self.share = MemoryAccount.Share(stream: Int(id))
-    self.inboundEnded = endStream
+    self.state = StreamState(isInboundEnded: endStream)
   }
 
+  /// Whether messages given to `sendMessages` have not left for the socket.
+  package var isWriting: Bool { self.state.isWriting }
   package var eventLoop: any EventLoop { self.connection.eventLoop }
   package var peer: Peer { self.connection.peer }
 
@@ -63,12 +54,15 @@ package final class ServerStream {
     self.receiver = receiver
     self.headSize = headSize
     self.charge()
-    if self.inboundEnded { receiver.receivedEnd() }
+    if self.state.inbound == .ended { receiver.receivedEnd() }
   }
 
   func receivedData(_ data: ByteBuffer, flowControlledLength: Int, endStream: Bool) {
     self.window.received(flowControlledLength)
-    guard !self.inboundEnded, !self.isUnreadable, let receiver = self.receiver else { return }
+    guard self.state.inbound == .open, let receiver = self.receiver else {
+      if endStream { self.state.receivedEnd() }
+      return
+    }
     self.decoder.append(data)
     do {
       while let message = try self.decoder.next() {
@@ -76,15 +70,14 @@ package final class ServerStream {
         receiver.received(message)
       }
     } catch {
-      self.isUnreadable = true
-      self.inboundEnded = endStream
+      if endStream { self.state.receivedEnd() } else { self.state.ignore() }
       self.forgetPartialMessage()
       self.charge()
       receiver.receivedInvalidMessage(error.status)
       return
     }
     if endStream {
-      self.inboundEnded = true
+      self.state.receivedEnd()
       if self.decoder.hasPartialMessage {
         receiver.receivedInvalidMessage(
           Status(code: .internalError, details: "Incomplete message at the end of the stream")
@@ -106,26 +99,24 @@ package final class ServerStream {
 
   /// The HTTP/2 layer has closed the stream.
   func closed(reason: HTTP2ErrorCode?) {
-    self.outbound = .ended
-    self.inboundEnded = true
+    let outcome = self.state.closed(isClean: reason == nil)
     self.release()
     guard let receiver = self.receiver else { return }
     self.receiver = nil
-    if reason == nil || self.answerWritten {
+    if outcome == .resetByPeer { self.connection.statistics[.streamsResetByPeer].add() }
+    if outcome == .answered {
       receiver.finished()
     } else {
-      if !self.isReset { self.connection.statistics[.streamsResetByPeer].add() }
       receiver.failed(.reset(reason ?? .cancel))
     }
   }
 
   func connectionLost() {
-    self.outbound = .ended
-    self.inboundEnded = true
+    let outcome = self.state.closed(isClean: false)
     self.release()
     guard let receiver = self.receiver else { return }
     self.receiver = nil
-    if self.answerWritten { receiver.finished() } else { receiver.failed(.connectionLost) }
+    if outcome == .answered { receiver.finished() } else { receiver.failed(.connectionLost) }
   }
 
   // MARK: To the peer
@@ -138,7 +129,7 @@ package final class ServerStream {
   }
 
   private func grantWindow() {
-    guard !self.inboundEnded, !self.isUnreadable else { return }
+    guard self.state.inbound == .open else { return }
     let missing = self.decoder.missingBytes ?? 0
     let growth = self.window.growth(missing: missing)
     let mayGrow = growth == 0 || self.connection.mayGrow(&self.share, by: growth)
@@ -153,17 +144,17 @@ package final class ServerStream {
 
   /// Tells the connection what is held for this stream.
   private func charge() {
-    guard !self.isAbandoned else { return }
+    guard !self.isReleased else { return }
     let partial = max(
       self.decoder.bufferedBytes,
       min(self.decoder.reservedBytes, MessageDecoder.smallestReservation)
     )
-    let expected = self.inboundEnded || self.isUnreadable ? 0 : self.window.excess
+    let expected = self.state.inbound == .open ? self.window.excess : 0
     self.connection.charge(
       &self.share,
       held: self.headSize + self.window.held + partial + expected,
       unsent: self.unsent,
-      isComplete: self.inboundEnded
+      isComplete: self.state.inbound == .ended
     )
   }
 
@@ -174,7 +165,7 @@ package final class ServerStream {
     self.grantWindow()
     self.charge()
     guard self.share.isWaiting else { return true }
-    guard self.inboundEnded || self.isUnreadable || self.windowGrowth == 0 else { return false }
+    guard self.state.inbound != .open || self.windowGrowth == 0 else { return false }
     self.connection.leaveWaiting(&self.share)
     return true
   }
@@ -188,45 +179,38 @@ package final class ServerStream {
   /// Nothing is held for the stream any more.
   private func release() {
     self.forgetPartialMessage()
-    guard !self.isAbandoned else { return }
-    self.isAbandoned = true
+    guard !self.isReleased else { return }
+    self.isReleased = true
     self.connection.charge(&self.share, held: 0, unsent: 0, isComplete: true)
   }
 
   /// Ends the stream since others need the memory that is held for it.
   func abandon(_ status: Status) {
-    self.isUnreadable = true
+    self.state.ignore()
     let isStuck = self.unsent > 0
     self.release()
-    if isStuck || self.receiver == nil {
-      // No status gets past what the peer does not read. A reset drops that.
-      self.outbound = .ended
-      self.isReset = true
-      self.connection.statistics[.streamsResetByServer].add()
-      self.connection.send(.rstStream(.enhanceYourCalm), on: self.id, promise: nil)
-    } else {
-      self.receiver?.cancelled(status)
-    }
+    if !isStuck, let receiver = self.receiver { return receiver.cancelled(status) }
+    // No status gets past what the peer does not read. A reset drops that.
+    guard self.state.reset(dropsAnswer: true) else { return }
+    self.sendReset(.enhanceYourCalm)
   }
 
   /// Sends the response headers (initial metadata). Ignored once the stream has ended.
   package func sendHeaders(_ headers: HPACKHeaders) {
-    guard self.outbound == .idle else { return }
-    self.outbound = .headersSent
+    guard self.state.sendHeaders() else { return }
     self.connection.send(.headers(.init(headers: headers)), on: self.id, promise: nil)
   }
 
   /// Sends length-prefixed messages. `receiver.becameWritable()` follows when they have left.
   package func sendMessages(_ messages: ByteBuffer) {
-    guard self.outbound == .headersSent else { return }
-    self.isWriting = true
+    guard self.state.sendMessages() else { return }
     self.unsent = messages.readableBytes
     self.charge()
     let promise = self.eventLoop.makePromise(of: Void.self)
     promise.futureResult.assumeIsolated().whenComplete { result in
       switch result {
       case .success: self.connection.written(self)
-      case .failure: self.isWriting = false
+      case .failure: self.state.messagesLost()
       }
     }
     self.connection.send(.data(.init(data: .byteBuffer(messages))), on: self.id, promise: promise)
@@ -235,24 +219,21 @@ package final class ServerStream {
   /// Ends the answer: the last messages, if any, and the trailers. Headers that were sent before
   /// make these trailers, otherwise they are a trailers-only answer.
   package func sendEnd(messages: ByteBuffer?, trailers: HPACKHeaders) {
-    guard self.outbound != .ended else { return }
-    if let messages, messages.readableBytes > 0, self.outbound == .headersSent {
+    guard let end = self.state.sendEnd() else { return }
+    if end == .trailers, let messages, messages.readableBytes > 0 {
       self.unsent += messages.readableBytes
       self.connection.send(.data(.init(data: .byteBuffer(messages))), on: self.id, promise: nil)
     }
-    self.outbound = .ended
     self.unsent += Self.trailersCost
     self.charge()
     let frame = HTTP2Frame.FramePayload.headers(.init(headers: trailers, endStream: true))
-    if self.inboundEnded {
+    if self.state.inbound == .ended {
       self.connection.send(frame, on: self.id, promise: nil)
       return
     }
-    // RFC 9113 section 8.1: an answer that is complete before its request asks the peer to stop
-    // with RST_STREAM(NO_ERROR), yet only once the answer itself is out: a reset drops what waits.
     let promise = self.eventLoop.makePromise(of: Void.self)
     promise.futureResult.assumeIsolated().whenSuccess {
-      self.answerWritten = true
+      self.state.endLeft()
       self.connection.written(self)
     }
     self.connection.send(frame, on: self.id, promise: promise)
@@ -261,24 +242,25 @@ package final class ServerStream {
   /// What was given to `sendMessages` or `sendEnd` has left for the socket. Called outside of the
   /// pipeline, so that more may be written.
   func written() {
-    if self.answerWritten {
-      guard !self.inboundEnded, !self.isReset else { return }
-      self.isReset = true
-      self.connection.send(.rstStream(.noError), on: self.id, promise: nil)
-    } else {
-      self.isWriting = false
+    let next = self.state.written()
+    switch next {
+    case .writeMore, .finishWriting:
       // The last messages count until the stream is closed, which their end does.
-      if self.outbound != .ended { self.unsent = 0 }
+      if next == .writeMore { self.unsent = 0 }
       self.charge()
       self.receiver?.becameWritable()
+    case .reset: self.connection.send(.rstStream(.noError), on: self.id, promise: nil)
+    case .nothing: break
     }
   }
 
   /// Ends the stream without an answer.
   package func reset(_ code: HTTP2ErrorCode) {
-    guard !(self.outbound == .ended && self.inboundEnded) else { return }
-    self.outbound = .ended
-    self.isReset = true
+    guard self.state.reset(dropsAnswer: false) else { return }
+    self.sendReset(code)
+  }
+
+  private func sendReset(_ code: HTTP2ErrorCode) {
     self.connection.statistics[.streamsResetByServer].add()
     self.connection.send(.rstStream(code), on: self.id, promise: nil)
   }

@@ -66,6 +66,7 @@ struct OperationsListenerTests {
   func unread() throws {
     var limits = OperationsLimits()
     limits.answer = .milliseconds(200)
+    limits.connections = 2
     try Self.run(limits) { address, _ in
       let connection = try SocketConnection(to: address, receiveBuffer: 4096)
       // Far more than all the buffers on the way hold.
@@ -76,6 +77,10 @@ struct OperationsListenerTests {
       let other = try SocketConnection(to: address)
       other.write(Self.request("/livez"))
       #expect(try Self.read(other, answers: 1).count == 1)
+      // There is room for a third one once the first is closed; before, reading would save it.
+      let third = try SocketConnection(to: address)
+      third.write(Self.request("/livez"))
+      #expect(try Self.read(third, answers: 1).count == 1)
       var received = 0
       try poll("the end") {
         guard let bytes = try connection.read("the end") else { return true }
