@@ -5,6 +5,8 @@ internal import PythonInterop
 /// `django_grpc.engine.types.Surroundings`. With the GIL held only.
 final class CallSurroundings {
   enum Moment: Int, CaseIterable {
+    /// On a worker thread, the first thing.
+    case start
     /// On a thread, before code of a call and after it.
     case enter, leave
     /// In the task of a call, before its code and after it.
@@ -12,6 +14,7 @@ final class CallSurroundings {
 
     fileprivate var name: String {
       switch self {
+      case .start: "start"
       case .enter: "enter"
       case .leave: "leave"
       case .begin: "begin"

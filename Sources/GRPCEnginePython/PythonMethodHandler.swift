@@ -18,6 +18,8 @@ final class BoundMethod: Sendable {
   let colour: Colour
   /// The pool that the behaviour asks for (`experimental_thread_pool`).
   let threadPool: PythonHandle?
+  /// Whether it was registered, and nothing but it runs for a call.
+  let isRegistered: Bool
 
   /// What kind of function a behaviour is.
   enum Colour: Int, Sendable {
@@ -27,7 +29,8 @@ final class BoundMethod: Sendable {
   }
 
   /// - Returns: `nil` with an exception set when `handler` is no method handler.
-  init?(_ handler: PythonPointer) {
+  init?(_ handler: PythonPointer, isRegistered: Bool = false) {
+    self.isRegistered = isRegistered
     guard let bindings = Bindings.current else { return nil }
     guard
       let requestStreaming = PythonReference(

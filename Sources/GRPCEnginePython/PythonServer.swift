@@ -87,7 +87,7 @@ final class PythonServer {
   ///
   /// - Returns: false with an exception set.
   func addMethod(_ path: String, _ handler: PythonPointer) -> Bool {
-    guard let method = BoundMethod(handler) else { return false }
+    guard let method = BoundMethod(handler, isRegistered: true) else { return false }
     let cell = BoundMethodCell(method)
     self.methods.append(cell)
     self.register(path, cell, kind: method.kind, isAsync: method.colour != .plain)
@@ -250,6 +250,7 @@ final class PythonServer {
     self.pool.enter(worker)
     self.watchdog.enter(worker)
     defer { self.watchdog.leave(worker) }
+    self.surroundings?.perform(.start)
     while let job = self.pool.next(worker) {
       self.run(job, on: worker)
       self.pool.finished(job)

@@ -27,8 +27,14 @@ class Surroundings(Protocol):
     None of these may raise, and none may wait for a peer: the code of a call waits for them.
     """
 
+    def start(self) -> None:
+        """Be called on a thread of the server's own that will run calls, when it begins."""
+
     def enter(self) -> None:
-        """Be called on a thread that is about to run code of a call."""
+        """Be called on a thread that is about to run code of a call.
+
+        Not where nothing but a registered method runs, on a worker thread: it surrounds itself.
+        """
 
     def leave(self) -> None:
         """Be called on that thread when it has run the code, the last thing."""

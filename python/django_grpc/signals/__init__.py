@@ -19,9 +19,11 @@ from django.core.cache import close_caches
 from django.db import close_old_connections, reset_queries
 
 from django_grpc.signals.dispatch import CallSignal
+from django_grpc.signals.hygiene import CALL_HYGIENE
 
 grpc_request_started = CallSignal()
-grpc_request_finished = CallSignal()
+# Django's receivers come first, those of a project may open connections after them.
+grpc_request_finished = CallSignal(afterwards=CALL_HYGIENE.leave)
 grpc_got_request_exception = CallSignal()
 grpc_shutdown = CallSignal()
 

@@ -5,7 +5,7 @@ time, through ``asgiref.local.Local``: 5 to 7 µs for each receiver with one ali
 here do the same work for what the thread really holds.
 
 The signals run them around servicers' methods. `CallHygiene` is put around everything else that
-runs for a call: interceptors, handlers that they make, callbacks.
+runs for a call: interceptors, handlers that they make, callbacks, receivers.
 """
 
 import functools
@@ -64,12 +64,11 @@ class _ThreadConnections(threading.local):
     def refresh(self) -> None:
         # A connection that is shared between threads (inc_thread_sharing, which only tests call)
         # is its owner's to close: it carries the transaction of the test.
-        self.all: tuple[BaseDatabaseWrapper, ...] = tuple(
+        self.shared.connections = tuple(
             connection
             for connection in connections.all(initialized_only=True)
             if not connection.allow_thread_sharing
         )
-        self.shared.connections = self.all
 
 
 _thread = _ThreadConnections()
@@ -99,39 +98,54 @@ connection_created.connect(
 
 def reset_queries() -> None:
     """Do what ``django.db.reset_queries`` does."""
-    for connection in _thread.all:
+    for connection in _thread.shared.connections:
         connection.queries_log.clear()
 
 
 _stock_rule = BaseDatabaseWrapper.close_if_unusable_or_obsolete
 
 
-def close_old_connections() -> None:
-    """Do what ``django.db.close_old_connections`` does, and ask those that may have died too."""
-    if _thread.all:
-        _look_after(is_used=False)
+def close_old_connections(*, is_used: bool = False) -> None:
+    """Do what ``django.db.close_old_connections`` does, and ask those that may have died too.
 
-
-def _look_after(*, is_used: bool) -> None:
-    """Apply Django's rule to this thread's connections, but for the age of those in use."""
-    global _deaths
+    Args:
+        is_used: Whether other calls use the connections, which their age must not end then.
+    """
     shared = _thread.shared
+    if not shared.connections:
+        return
     is_doubtful = shared.deaths != _deaths
     shared.deaths = _deaths
-    for connection in _thread.all:
+    for connection in shared.connections:
         if connection.connection is None:
             continue
-        had_errors = connection.errors_occurred
-        if is_doubtful:
-            connection.errors_occurred = True  # Django's rule asks whether it is usable then
         # The conditions of close_if_unusable_or_obsolete(), asked beforehand because the method
-        # costs three times as much. It decides whenever one of them fails.
-        if _is_suspect(connection) or (not is_used and _is_obsolete(connection)):
-            connection.close_if_unusable_or_obsolete()
-            if had_errors and connection.connection is None:
-                _deaths += 1  # or it was too old, too: then the others are asked for nothing
-        else:
+        # costs three times as much; those of `_is_suspect` and `_is_obsolete`, in line because each
+        # call has this done to it twice.
+        if (
+            not is_doubtful
+            and not connection.errors_occurred
+            and connection.autocommit == connection.settings_dict["AUTOCOMMIT"]
+            and (connection.close_at is None or is_used or time.monotonic() < connection.close_at)
+            and type(connection).close_if_unusable_or_obsolete is _stock_rule
+        ):
             connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
+        else:
+            _apply_rule(connection, is_doubtful=is_doubtful, is_used=is_used)
+
+
+def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: bool) -> None:
+    """Have Django's rule decide about a connection, unless only its age would end it."""
+    global _deaths
+    had_errors = connection.errors_occurred
+    if is_doubtful:
+        connection.errors_occurred = True  # Django's rule asks whether it is usable then
+    if not _is_suspect(connection) and (is_used or not _is_obsolete(connection)):
+        connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
+        return
+    connection.close_if_unusable_or_obsolete()
+    if had_errors and connection.connection is None:
+        _deaths += 1  # or it was too old, too: then the others are asked for nothing
 
 
 def _is_suspect(connection: BaseDatabaseWrapper) -> bool:
@@ -231,7 +245,7 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
     if call is not shared.last_call and shared is not _sync_thread and _sync_thread is not None:
         shared.last_call = call
         if not connection.in_atomic_block:
-            _look_after(is_used=False)
+            close_old_connections()
             connection.close_if_health_check_failed()
     type(connection).ensure_connection(connection)
 
@@ -293,7 +307,7 @@ def _close_unused_connections() -> None:
     for call in tuple(_users):
         if call.has_ended:  # between the two last lines of `_note_use`
             _users.discard(call)
-    _look_after(is_used=bool(_users))
+    close_old_connections(is_used=bool(_users))
 
 
 async def run_async(functions: Iterable[Callable[[], None]]) -> None:
@@ -328,6 +342,10 @@ class CallHygiene:
 
     None of it waits for anything but the database whose connection is in doubt.
     """
+
+    def start(self) -> None:
+        """Note that calls run on this thread from their first line to their last."""
+        _thread.is_calls = True
 
     def enter(self) -> None:
         """See to the connections of a thread that is about to run code of a call."""

@@ -28,6 +28,9 @@ class Notes:
             place = threading.current_thread()
         self._notes.put((what, place))
 
+    def start(self):
+        self.note("start")
+
     def enter(self):
         self.note("enter")
 
@@ -118,13 +121,23 @@ def surrounded(serve_threaded, notes):
 
 
 @pytest.mark.parametrize("name", ["Unary", "Stream"])
-@pytest.mark.parametrize("kinds", ["", "p", "pp"])
+@pytest.mark.parametrize("kinds", ["p", "pp"])
 def test_ordinary_call_is_inside_on_one_thread(surrounded, notes, kinds, name):
     kind = "unary_unary" if name == "Unary" else "unary_stream"
     served = surrounded(kinds)
     assert served.messages(kind, name, b"x") == [b"x"]
     inside = ["plain"] * len(kinds) + ["method"] + ["closed"] * (name == "Stream")
-    assert notes.until("leave") == [["enter", *inside, "leave"]]
+    assert notes.until("leave") == [["start", "enter", *inside, "leave"]]
+
+
+@pytest.mark.parametrize(("name", "inside"), [("Unary", []), ("Stream", ["closed"])])
+def test_registered_method_alone_surrounds_itself(surrounded, notes, name, inside):
+    served = surrounded()
+    kind = "unary_unary" if name == "Unary" else "unary_stream"
+    for _ in range(2):
+        assert served.messages(kind, name, b"x") == [b"x"]
+    served.stop()
+    assert notes.until((inside or ["method"])[0], times=2) == [["start", *["method", *inside] * 2]]
 
 
 @pytest.mark.parametrize("name", ["Coroutine", "Generator"])
@@ -148,7 +161,7 @@ def test_mixed_interceptors_are_inside_on_their_thread_and_in_the_task(surrounde
 def test_call_that_goes_from_the_loop_to_a_worker(surrounded, notes):
     served = surrounded("a")
     assert served.unary("Unary", b"x") == b"x"
-    assert notes.until("leave") == [["begin", "async", "end"], ["enter", "method", "leave"]]
+    assert notes.until("leave") == [["begin", "async", "end"], ["start", "enter", "method", "leave"]]
 
 
 def test_call_that_goes_from_a_worker_to_the_loop(surrounded, notes):
@@ -156,7 +169,7 @@ def test_call_that_goes_from_a_worker_to_the_loop(surrounded, notes):
     assert served.unary("Coroutine", b"x") == b"x"
     found = notes.until("end")
     assert ["begin", "method", "end"] in found
-    assert next(it for it in found if it[0] == "enter")[:2] == ["enter", "plain"]
+    assert next(it for it in found if it[0] == "start")[:3] == ["start", "enter", "plain"]
 
 
 def test_cancelled_call_ends_in_its_task(surrounded, notes):
@@ -184,10 +197,7 @@ def test_callback_is_inside_on_the_thread_that_calls_it(surrounded, notes):
 
     served = surrounded("", Callback=handler("unary_unary", method))
     served.unary("Callback")
-    assert sorted(notes.until("leave", times=2)) == [
-        ["enter", "callback", "leave"],
-        ["enter", "leave"],
-    ]
+    assert sorted(notes.until("leave")) == [["enter", "callback", "leave"], ["start"]]
 
 
 def test_surroundings_that_raise_are_logged_and_the_call_is_served(surrounded, notes, caplog):
@@ -195,7 +205,7 @@ def test_surroundings_that_raise_are_logged_and_the_call_is_served(surrounded, n
         def raise_error(self):
             raise ValueError("a surrounding's")
 
-        enter = leave = begin = end = raise_error
+        start = enter = leave = begin = end = raise_error
 
     served = surrounded("pap")
     served.server.surround_calls(Broken())
