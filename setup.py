@@ -35,6 +35,9 @@ class BuildEngine(build_ext):
             # One self-contained library: the Swift runtime linked in, symbols stripped, and
             # nothing exported but what CPython looks for.
             *("-Xswiftc", "-static-stdlib", "-Xlinker", "-s", "-Xlinker", "--gc-sections"),
+            # Layers are modules: what is `public` in one, and only that, is specialised and inlined
+            # in another with this.
+            *("-Xswiftc", "-cross-module-optimization"),
             # What exclusivity checking finds, the tests have found: they run with it.
             *("-Xswiftc", "-enforce-exclusivity=unchecked"),
             *("-Xlinker", f"--version-script={ROOT / 'engine.exports'}"),

@@ -2,7 +2,7 @@
 ///
 /// A record is 128 cells: the length of its name, 24 cells of name, its kind, and then what is
 /// counted.
-package struct MethodStatistics: @unchecked Sendable {
+public struct MethodStatistics: @unchecked Sendable {
   // Safe to share: a board's memory. The name is written once, before its length is published.
 
   private enum Index {
@@ -18,12 +18,12 @@ package struct MethodStatistics: @unchecked Sendable {
   }
 
   /// Names that are longer are cut.
-  package static let maximumNameLength = 192
+  public static let maximumNameLength = 192
   /// gRPC's status codes run from 0 to 16.
-  package static let codes = 17
+  public static let codes = 17
   /// What calls of methods that nobody registered are counted under: their names are the peer's,
   /// who must not make records without end.
-  package static let other = "other"
+  public static let other = "other"
 
   let base: UnsafeMutableRawPointer
 
@@ -34,7 +34,7 @@ package struct MethodStatistics: @unchecked Sendable {
   var isTaken: Bool { self.cell(Index.length).acquire() != 0 }
 
   /// The method's path, `/package.Service/Method`, or `other`.
-  package var name: String {
+  public var name: String {
     let length = min(Int(self.cell(Index.length).acquire()), Self.maximumNameLength)
     let bytes = UnsafeRawBufferPointer(
       start: self.base + Index.name * StatisticsSlot.cellSize,
@@ -54,18 +54,18 @@ package struct MethodStatistics: @unchecked Sendable {
   }
 
   /// What the server calls the method's kind.
-  package var kind: UInt8 { UInt8(truncatingIfNeeded: self.cell(Index.kind).value) }
+  public var kind: UInt8 { UInt8(truncatingIfNeeded: self.cell(Index.kind).value) }
 
-  package var inFlight: StatisticsCell { self.cell(Index.inFlight) }
-  package var started: StatisticsCell { self.cell(Index.started) }
+  public var inFlight: StatisticsCell { self.cell(Index.inFlight) }
+  public var started: StatisticsCell { self.cell(Index.started) }
 
   /// - Parameter code: from 0 to 16.
-  package func ended(_ code: Int) -> StatisticsCell {
+  public func ended(_ code: Int) -> StatisticsCell {
     self.cell(Index.ended + min(max(code, 0), Self.codes - 1))
   }
 
   /// From the call's headers to its answer, in nanoseconds.
-  package var durations: Histogram {
+  public var durations: Histogram {
     Histogram(
       self.base + Index.durations * StatisticsSlot.cellSize,
       bounds: Histogram.durations
@@ -73,11 +73,11 @@ package struct MethodStatistics: @unchecked Sendable {
   }
 
   /// Bytes of each message, as they were on the wire.
-  package var received: Histogram {
+  public var received: Histogram {
     Histogram(self.base + Index.received * StatisticsSlot.cellSize, bounds: Histogram.sizes)
   }
 
-  package var sent: Histogram {
+  public var sent: Histogram {
     Histogram(self.base + Index.sent * StatisticsSlot.cellSize, bounds: Histogram.sizes)
   }
 }

@@ -1,24 +1,24 @@
 internal import Synchronization
 
 /// A call that runs, as a process tells others of it while somebody watches.
-package struct RunningCall: Hashable, Sendable {
-  package enum Stage: UInt8, Sendable {
+public struct RunningCall: Hashable, Sendable {
+  public enum Stage: UInt8, Sendable {
     /// It waits for its first message or for a worker.
     case waiting
     case running
   }
 
-  package var method: String
-  package var peer: String
-  package var stage: Stage
+  public var method: String
+  public var peer: String
+  public var stage: Stage
   /// When its headers came, in nanoseconds of CLOCK_MONOTONIC.
-  package var accepted: UInt64
+  public var accepted: UInt64
   /// When it is out of time, likewise; 0 for never.
-  package var deadline: UInt64
+  public var deadline: UInt64
   /// The system's id of the thread that runs it; 0 when none does, or a loop.
-  package var thread: UInt64
+  public var thread: UInt64
 
-  package init(
+  public init(
     method: String,
     peer: String,
     stage: Stage,
@@ -69,7 +69,7 @@ extension StatisticsSlot {
   ///
   /// - Returns: false, and the table is as it was, when another thread is about to replace it.
   @discardableResult
-  package func publish(_ calls: [RunningCall]) -> Bool {
+  public func publish(_ calls: [RunningCall]) -> Bool {
     let version = self[.callsVersion].value
     // Odd while the table changes: a reader that sees it looks again, and a second writer, whose
     // calls are no fresher than the first one's, leaves it alone.
@@ -86,7 +86,7 @@ extension StatisticsSlot {
   }
 
   /// The calls that were published last; `nil` when the table was changed meanwhile.
-  package var runningCalls: [RunningCall]? {
+  public var runningCalls: [RunningCall]? {
     let version = self[.callsVersion].acquire()
     guard version.isMultiple(of: 2) else { return nil }
     let count = min(Int(truncatingIfNeeded: self[.callsListed].value), Self.maximumCalls)

@@ -2,17 +2,17 @@ internal import Glibc
 internal import Synchronization
 
 /// The numbers of the server in this process: its slot on a board.
-package final class ServerStatistics: Sendable {
-  package let board: StatisticsBoard
-  package let slot: StatisticsSlot
+public final class ServerStatistics: Sendable {
+  public let board: StatisticsBoard
+  public let slot: StatisticsSlot
   /// Calls of methods that nobody registered.
-  package let otherMethods: MethodStatistics
+  public let otherMethods: MethodStatistics
   private let methodsLock = Mutex(())
 
   /// Takes a slot on a board; its counters go on where the process before has left them.
   ///
   /// - Parameter index: a slot that no living process has, from 0 to `board.slotCount - 1`.
-  package init(board: StatisticsBoard = StatisticsBoard(), slot index: Int = 0) {
+  public init(board: StatisticsBoard = StatisticsBoard(), slot index: Int = 0) {
     self.board = board
     self.slot = board.slot(index)
     self.slot.clearGauges()
@@ -20,14 +20,14 @@ package final class ServerStatistics: Sendable {
   }
 
   /// Says that this process has the slot; once it will fork no more.
-  package func begin() {
+  public func begin() {
     self.slot[.started].set(UInt64(max(0, time(nil))) * 1000)
     self.slot[.heartbeat].set(Self.now)
     self.slot[.process].set(UInt64(getpid()))
   }
 
   /// The numbers of a method, made when there are none.
-  package func method(_ path: String, kind: UInt8) -> MethodStatistics {
+  public func method(_ path: String, kind: UInt8) -> MethodStatistics {
     self.methodsLock.withLock { _ in Self.find(path, kind: kind, in: self.slot) }
   }
 
@@ -47,10 +47,10 @@ package final class ServerStatistics: Sendable {
   }
 
   /// Milliseconds of CLOCK_MONOTONIC, which all processes share.
-  package static var now: UInt64 { self.nanoseconds / 1_000_000 }
+  public static var now: UInt64 { self.nanoseconds / 1_000_000 }
 
   /// Nanoseconds of it, as `NIODeadline` counts them.
-  package static var nanoseconds: UInt64 {
+  public static var nanoseconds: UInt64 {
     var time = timespec()
     clock_gettime(CLOCK_MONOTONIC, &time)
     return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)

@@ -12,12 +12,12 @@ internal import Glibc
 ///
 /// A slot belongs to one living process at a time. Its counters stay when the process ends, as the
 /// sums over all slots must not fall; its gauges are set to zero.
-package final class StatisticsBoard: @unchecked Sendable {
+public final class StatisticsBoard: @unchecked Sendable {
   // Safe to share: immutable, and what it points to is atomic. It is never unmapped, as cells do
   // not keep it alive: a process that makes many servers, such as one of tests, pays with addresses.
 
   /// Indices of the header's numbers.
-  package enum Header: Int {
+  public enum Header: Int, Sendable {
     case magic
     case slotCount
     case slotSize
@@ -34,22 +34,22 @@ package final class StatisticsBoard: @unchecked Sendable {
     case watchedUntil = 16
   }
 
-  package struct Malformed: Error {
-    package let message: String
-    package init(message: String) { self.message = message }
+  public struct Malformed: Error {
+    public let message: String
+    public init(message: String) { self.message = message }
   }
 
-  package static let magic: UInt64 = 0x3130_4442_4352_5047
-  package static let headerSize = 4096
-  package static let slotSize = 512 * 1024
+  public static let magic: UInt64 = 0x3130_4442_4352_5047
+  public static let headerSize = 4096
+  public static let slotSize = 512 * 1024
 
-  package let slotCount: Int
+  public let slotCount: Int
   /// Whether other processes may see it.
-  package let isShared: Bool
+  public let isShared: Bool
   private let base: UnsafeMutableRawPointer
 
   /// Makes a board with one slot, for this process only.
-  package init() {
+  public init() {
     let size = Self.headerSize + Self.slotSize
     self.slotCount = 1
     self.isShared = false
@@ -69,7 +69,7 @@ package final class StatisticsBoard: @unchecked Sendable {
   /// Maps the board that a parent process has made.
   ///
   /// - Parameter descriptor: the file; it may be closed afterwards.
-  package init(descriptor: CInt) throws(Malformed) {
+  public init(descriptor: CInt) throws(Malformed) {
     var status = stat()
     guard fstat(descriptor, &status) == 0, status.st_size >= Self.headerSize else {
       throw Malformed(message: "File descriptor \(descriptor) is no statistics board")
@@ -90,17 +90,17 @@ package final class StatisticsBoard: @unchecked Sendable {
     }
   }
 
-  package subscript(_ index: Header) -> StatisticsCell {
+  public subscript(_ index: Header) -> StatisticsCell {
     StatisticsCell(self.base + index.rawValue * 8)
   }
 
   /// - Parameter index: from 0 to `slotCount - 1`.
-  package func slot(_ index: Int) -> StatisticsSlot {
+  public func slot(_ index: Int) -> StatisticsSlot {
     precondition((0..<self.slotCount).contains(index))
     return StatisticsSlot(base: self.base + Self.headerSize + index * Self.slotSize)
   }
 
-  package var slots: some Sequence<StatisticsSlot> {
+  public var slots: some Sequence<StatisticsSlot> {
     (0..<self.slotCount).lazy.map { self.slot($0) }
   }
 }

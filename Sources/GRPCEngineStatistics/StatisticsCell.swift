@@ -4,7 +4,7 @@ internal import Synchronization
 ///
 /// Everything is relaxed: the numbers are read for people and for placing connections, and order
 /// nothing.
-package struct StatisticsCell: @unchecked Sendable {
+public struct StatisticsCell: @unchecked Sendable {
   // Safe to share: an atomic, in memory that its board keeps mapped for the process's life.
   private let pointer: UnsafeMutablePointer<Atomic<UInt64>>
 
@@ -13,17 +13,17 @@ package struct StatisticsCell: @unchecked Sendable {
     self.pointer = address.assumingMemoryBound(to: Atomic<UInt64>.self)
   }
 
-  package var value: UInt64 { self.pointer.pointee.load(ordering: .relaxed) }
+  public var value: UInt64 { self.pointer.pointee.load(ordering: .relaxed) }
 
-  package func add(_ amount: Int = 1) {
+  public func add(_ amount: Int = 1) {
     self.pointer.pointee.wrappingAdd(UInt64(truncatingIfNeeded: amount), ordering: .relaxed)
   }
 
-  package func subtract(_ amount: Int = 1) {
+  public func subtract(_ amount: Int = 1) {
     self.pointer.pointee.wrappingSubtract(UInt64(truncatingIfNeeded: amount), ordering: .relaxed)
   }
 
-  package func set(_ value: UInt64) {
+  public func set(_ value: UInt64) {
     self.pointer.pointee.store(value, ordering: .relaxed)
   }
 

@@ -1,9 +1,9 @@
 /// The numbers of one process: gauges, counters, histograms, methods, and the calls that run.
-package struct StatisticsSlot: @unchecked Sendable {
+public struct StatisticsSlot: @unchecked Sendable {
   // Safe to share: a board's memory, touched through atomics.
 
   /// Numbers that rise and fall. They are set to zero when the slot's process has ended.
-  package enum Gauge: Int, CaseIterable {
+  public enum Gauge: Int, CaseIterable, Sendable {
     /// 0 when no process has the slot.
     case process
     /// When the process last wrote its gauges, in milliseconds of CLOCK_MONOTONIC.
@@ -39,7 +39,7 @@ package struct StatisticsSlot: @unchecked Sendable {
   }
 
   /// Numbers that only rise.
-  package enum Counter: Int, CaseIterable {
+  public enum Counter: Int, CaseIterable, Sendable {
     case callsEnded = 64
     case connectionsAccepted
     case bytesReceived
@@ -59,17 +59,17 @@ package struct StatisticsSlot: @unchecked Sendable {
   }
 
   /// Histograms of the process, by the index of their first bucket.
-  package enum ProcessHistogram: Int {
+  public enum ProcessHistogram: Int, Sendable {
     case queueWait = 128
     case interpreterWait = 160
   }
 
   static let cellSize = 8
   private static let firstMethod = 4096
-  package static let methodSize = 1024
-  package static let maximumMethods = 250
+  public static let methodSize = 1024
+  public static let maximumMethods = 250
   private static let firstCall = 256 * 1024
-  package static let maximumCalls = 1000
+  public static let maximumCalls = 1000
 
   let base: UnsafeMutableRawPointer
 
@@ -77,15 +77,15 @@ package struct StatisticsSlot: @unchecked Sendable {
     StatisticsCell(self.base + index * Self.cellSize)
   }
 
-  package subscript(_ gauge: Gauge) -> StatisticsCell { self.cell(gauge.rawValue) }
-  package subscript(_ counter: Counter) -> StatisticsCell { self.cell(counter.rawValue) }
+  public subscript(_ gauge: Gauge) -> StatisticsCell { self.cell(gauge.rawValue) }
+  public subscript(_ counter: Counter) -> StatisticsCell { self.cell(counter.rawValue) }
 
-  package subscript(_ histogram: ProcessHistogram) -> Histogram {
+  public subscript(_ histogram: ProcessHistogram) -> Histogram {
     Histogram(self.base + histogram.rawValue * Self.cellSize, bounds: Histogram.durations)
   }
 
   /// Whether a process lives in the slot.
-  package var isLive: Bool { self[.process].value != 0 }
+  public var isLive: Bool { self[.process].value != 0 }
 
   func clearGauges() {
     for index in 0..<Counter.callsEnded.rawValue { self.cell(index).set(0) }
@@ -99,7 +99,7 @@ package struct StatisticsSlot: @unchecked Sendable {
   }
 
   /// The methods that have numbers.
-  package var methods: some Sequence<MethodStatistics> {
+  public var methods: some Sequence<MethodStatistics> {
     (0..<Self.maximumMethods).lazy.map { self.method(at: $0) }.prefix { $0.isTaken }
   }
 

@@ -1,16 +1,16 @@
 /// Base64 with the standard alphabet
 /// ([RFC 4648 section 4](https://www.rfc-editor.org/rfc/rfc4648#section-4)), as `-bin` metadata uses.
-package enum Base64 {
+public enum Base64 {
   /// Encodes without padding, which is what
   /// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests) tells
   /// senders to write.
-  package static func encode(_ bytes: some Collection<UInt8>) -> String {
+  public static func encode(_ bytes: some Collection<UInt8>) -> String {
     bytes.withContiguousStorageIfAvailable { encode(UnsafeRawBufferPointer($0)) }
       ?? Array(bytes).withUnsafeBytes { encode($0) }
   }
 
   /// Encodes without padding.
-  package static func encode(_ bytes: UnsafeRawBufferPointer) -> String {
+  public static func encode(_ bytes: UnsafeRawBufferPointer) -> String {
     let groups = bytes.count / 3
     let tail = bytes.count % 3
     let length = groups * 4 + (tail == 0 ? 0 : tail + 1)
@@ -40,7 +40,7 @@ package enum Base64 {
   ///
   /// - Returns: `nil` for a character outside the alphabet, a length that no bytes have, more padding
   ///   than the last group lacks, or bits set beyond the last byte.
-  package static func decode(_ text: String) -> [UInt8]? {
+  public static func decode(_ text: String) -> [UInt8]? {
     text.withUTF8Bytes { decode($0[...]) }
   }
 

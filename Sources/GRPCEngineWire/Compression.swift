@@ -1,15 +1,15 @@
 internal import CGRPCEngineZlib
-package import NIOCore
+public import NIOCore
 
 /// A message encoding that both sides of a call may name in `grpc-encoding`.
-package enum CompressionAlgorithm: Hashable, Sendable, CaseIterable {
+public enum CompressionAlgorithm: Hashable, Sendable, CaseIterable {
   case identity
   /// The zlib format of RFC 1950, which HTTP calls deflate.
   case deflate
   case gzip
 
   /// - Returns: `nil` for a name that is not supported.
-  package init?(name: String) {
+  public init?(name: String) {
     switch name {
     case "identity": self = .identity
     case "deflate": self = .deflate
@@ -19,7 +19,7 @@ package enum CompressionAlgorithm: Hashable, Sendable, CaseIterable {
   }
 
   /// The name in `grpc-encoding`.
-  package var name: String {
+  public var name: String {
     switch self {
     case .identity: "identity"
     case .deflate: "deflate"
@@ -28,7 +28,7 @@ package enum CompressionAlgorithm: Hashable, Sendable, CaseIterable {
   }
 
   /// The value of `grpc-accept-encoding`.
-  package static let acceptEncoding = "identity, deflate, gzip"
+  public static let acceptEncoding = "identity, deflate, gzip"
 
   /// zlib's window size (the largest), plus 16 where it shall read and write gzip.
   fileprivate var windowBits: Int32 { self == .gzip ? 15 + 16 : 15 }
@@ -36,11 +36,11 @@ package enum CompressionAlgorithm: Hashable, Sendable, CaseIterable {
 
 /// Compresses and decompresses whole messages, as
 /// [compression.md](https://github.com/grpc/grpc/blob/master/doc/compression.md) describes.
-package enum Compression {
+public enum Compression {
   /// - Returns: the compressed message, which may be longer than `message`; `message` itself for
   ///   `identity`.
   /// - Throws: ``MessageCodecError/Reason/compressionFailed``.
-  package static func compress(
+  public static func compress(
     _ message: ByteBuffer,
     _ algorithm: CompressionAlgorithm
   ) throws(MessageCodecError) -> ByteBuffer {
@@ -75,7 +75,7 @@ package enum Compression {
   /// - Throws: ``MessageCodecError/Reason/compressedWithoutEncoding`` for `identity`,
   ///   ``MessageCodecError/Reason/decompressedTooLarge(limit:)`` and
   ///   ``MessageCodecError/Reason/corrupt(_:)``.
-  package static func decompress(
+  public static func decompress(
     _ message: ByteBuffer,
     _ algorithm: CompressionAlgorithm,
     maximumLength: Int

@@ -1,11 +1,11 @@
 /// Tells requests that are gRPC from those that are not.
-package enum ContentType {
+public enum ContentType {
   /// Whether a `content-type` is `application/grpc`, alone or with a subtype (`+proto`) or
   /// parameters (`;charset=utf-8`).
   ///
   /// Media types compare without regard to case, and white space may precede the `;`
   /// ([RFC 9110 section 8.3.1](https://www.rfc-editor.org/rfc/rfc9110#section-8.3.1)).
-  package static func isGRPC(_ value: String) -> Bool {
+  public static func isGRPC(_ value: String) -> Bool {
     value.withUTF8Bytes { bytes in
       guard bytes.count >= expected.utf8Count else { return false }
       for index in 0..<expected.utf8Count where lowercased(bytes[index]) != expected[index] {

@@ -1,7 +1,7 @@
 /// What HTTP/2 allows in a header field (RFC 9113 section 8.2.1).
-package enum HeaderField {
+public enum HeaderField {
   /// Whether a name is made of lower-case token characters; a pseudo-header's colon is not one.
-  package static func isValidName(_ name: String) -> Bool {
+  public static func isValidName(_ name: String) -> Bool {
     name.withUTF8Bytes { bytes in
       guard !bytes.isEmpty else { return false }
       for byte in bytes {
@@ -23,7 +23,7 @@ package enum HeaderField {
 
   /// Whether a value has no control characters but tabs. Blanks at its ends are borne although
   /// RFC 9113 forbids them: gRPC's own clients send what their users put into metadata.
-  package static func isValidValue(_ value: String) -> Bool {
+  public static func isValidValue(_ value: String) -> Bool {
     value.withUTF8Bytes { bytes in
       var isValid = true
       for byte in bytes where byte < 0x20 || byte == 0x7F {
@@ -34,7 +34,7 @@ package enum HeaderField {
   }
 
   /// Whether a field speaks of one connection, which HTTP/2 has no use for (section 8.2.2).
-  package static func isConnectionSpecific(_ name: String) -> Bool {
+  public static func isConnectionSpecific(_ name: String) -> Bool {
     switch name.utf8.count {
     case 7: name == "upgrade"
     case 10: name == "connection" || name == "keep-alive"

@@ -1,6 +1,6 @@
 /// A message that cannot be taken from or put on the wire. It ends its call with ``status``.
-package struct MessageCodecError: Error, Hashable, Sendable {
-  package enum Reason: Hashable, Sendable {
+public struct MessageCodecError: Error, Hashable, Sendable {
+  public enum Reason: Hashable, Sendable {
     /// The prefix announces more than the limit allows.
     case tooLarge(length: Int, limit: Int)
     /// The message grows past the limit when it is decompressed.
@@ -15,15 +15,15 @@ package struct MessageCodecError: Error, Hashable, Sendable {
     case compressionFailed
   }
 
-  package let reason: Reason
+  public let reason: Reason
 
-  package init(_ reason: Reason) {
+  public init(_ reason: Reason) {
     self.reason = reason
   }
 
   /// The code and the words of grpc's own servers, as grpcio 1.85 answers. A bad flag, which that one
   /// lets pass, has the words with which its predecessors refused it.
-  package var status: Status {
+  public var status: Status {
     switch reason {
     case .tooLarge(let length, let limit):
       Status(

@@ -1,13 +1,13 @@
-package import NIOCore
+public import NIOCore
 
 /// A message as it came off the wire.
-package struct ReceivedMessage: Sendable {
-  package var payload: ByteBuffer
+public struct ReceivedMessage: Sendable {
+  public var payload: ByteBuffer
 
   /// Whether the payload is encoded as the call's `grpc-encoding` says.
-  package var isCompressed: Bool
+  public var isCompressed: Bool
 
-  package init(payload: ByteBuffer, isCompressed: Bool) {
+  public init(payload: ByteBuffer, isCompressed: Bool) {
     self.payload = payload
     self.isCompressed = isCompressed
   }
@@ -19,7 +19,7 @@ package struct ReceivedMessage: Sendable {
 /// gathered in a buffer of its own, each byte copied once, whose size follows what has arrived: the
 /// length that a peer announces buys it no memory. After ``next()`` has returned `nil`, nothing of the
 /// payloads is held but the bytes of one unfinished message.
-package struct MessageDecoder: Sendable {
+public struct MessageDecoder: Sendable {
   private let maximumLength: Int
 
   /// The payload that is being read, and those after it.
@@ -37,12 +37,12 @@ package struct MessageDecoder: Sendable {
 
   /// - Parameter maximumLength: the longest message in bytes, its prefix not counted; `Int.max` for no
   ///   limit.
-  package init(maximumLength: Int) {
+  public init(maximumLength: Int) {
     self.maximumLength = maximumLength
   }
 
   /// Adds a payload after those that were added before.
-  package mutating func append(_ buffer: ByteBuffer) {
+  public mutating func append(_ buffer: ByteBuffer) {
     if buffer.readableBytes == 0 { return }
     if unreadBytes == 0 {
       current = buffer
@@ -57,7 +57,7 @@ package struct MessageDecoder: Sendable {
   /// - Throws: ``MessageCodecError/Reason/badFlag(_:)`` or
   ///   ``MessageCodecError/Reason/tooLarge(length:limit:)`` as soon as the prefix shows it. The stream
   ///   can't be read past such a prefix: every later call throws the same.
-  package mutating func next() throws(MessageCodecError) -> ReceivedMessage? {
+  public mutating func next() throws(MessageCodecError) -> ReceivedMessage? {
     if announced == nil { announced = try readPrefix() }
     guard let prefix = announced, let payload = readBody(of: prefix.length) else { return nil }
     announced = nil
@@ -66,19 +66,19 @@ package struct MessageDecoder: Sendable {
 
   /// Whether the last ``next()``, which returned `nil`, left bytes of an unfinished message: at the end
   /// of a stream, it was truncated.
-  package var hasPartialMessage: Bool { announced != nil || prefixCount > 0 }
+  public var hasPartialMessage: Bool { announced != nil || prefixCount > 0 }
 
   /// How many bytes are still to come of the message whose prefix ``next()`` has read; `nil` when there
   /// is none.
-  package var missingBytes: Int? {
+  public var missingBytes: Int? {
     announced.map { max(0, $0.length - gathered.readableBytes - unreadBytes) }
   }
 
   /// How many bytes are held: those not yet read, and those of an unfinished message.
-  package var bufferedBytes: Int { unreadBytes + prefixCount + gathered.readableBytes }
+  public var bufferedBytes: Int { unreadBytes + prefixCount + gathered.readableBytes }
 
   /// How many bytes of memory are reserved to gather an unfinished message in.
-  package var reservedBytes: Int { gathered.capacity }
+  public var reservedBytes: Int { gathered.capacity }
 
   private var unreadBytes: Int { current.readableBytes + laterBytes }
 }
@@ -179,7 +179,7 @@ extension MessageDecoder {
   }
 
   /// A first reservation that is small beside what a stream costs anyway.
-  package static var smallestReservation: Int { 4096 }
+  public static var smallestReservation: Int { 4096 }
   /// From here on a peer is taken to mean the length that it announced: most of a frame has come.
   private static var earnestBytes: Int { 8 * 1024 }
   /// A message of up to this size then gets its whole buffer at once, so that it is copied once:

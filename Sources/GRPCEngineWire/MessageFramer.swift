@@ -1,14 +1,14 @@
-package import NIOCore
+public import NIOCore
 
 /// Writes the prefix of a *Length-Prefixed-Message*
 /// ([PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests)).
-package enum MessageFramer {
+public enum MessageFramer {
   /// The prefix's size in bytes: a flag and a 32-bit length.
-  package static let prefixLength = 5
+  public static let prefixLength = 5
 
   /// - Parameter length: the message's size in bytes, after compression; at most `UInt32.max`, which
   ///   is all that the wire can say.
-  package static func writePrefix(
+  public static func writePrefix(
     compressed: Bool,
     length: Int,
     into buffer: inout ByteBuffer

@@ -1,27 +1,27 @@
-package import NIOHPACK
+public import NIOHPACK
 
 /// What the two applications of a call tell each other beside messages: keys and values, in order,
 /// with repeated keys kept.
 ///
 /// *Custom-Metadata* in
 /// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests).
-package struct Metadata: Sendable {
+public struct Metadata: Sendable {
   /// Keys that end in `-bin` carry bytes, all others ASCII text.
-  package enum Value: Hashable, Sendable {
+  public enum Value: Hashable, Sendable {
     case ascii(String)
     case binary([UInt8])
   }
 
-  package private(set) var entries: [(key: String, value: Value)] = []
+  public private(set) var entries: [(key: String, value: Value)] = []
 
-  package init() {}
+  public init() {}
 
   /// Adds an entry after those there are.
   ///
   /// Nothing is checked here: whoever takes entries from an application asks ``isValidKey(_:)``,
   /// ``isBinaryKey(_:)``, ``isValidASCIIValue(_:)`` and ``isReserved(_:)`` first, and tells it what is
   /// wrong.
-  package mutating func append(key: String, value: Value) {
+  public mutating func append(key: String, value: Value) {
     entries.append((key, value))
   }
 }
@@ -30,7 +30,7 @@ package struct Metadata: Sendable {
 
 extension Metadata {
   /// Whether a key is lower-case letters, digits, `_`, `-` and `.`, and not empty.
-  package static func isValidKey(_ key: String) -> Bool {
+  public static func isValidKey(_ key: String) -> Bool {
     key.withUTF8Bytes { bytes in
       bytes.allSatisfy { byte in
         switch byte {
@@ -45,12 +45,12 @@ extension Metadata {
   }
 
   /// Whether a text value is printable ASCII and spaces, or empty.
-  package static func isValidASCIIValue(_ value: String) -> Bool {
+  public static func isValidASCIIValue(_ value: String) -> Bool {
     value.withUTF8Bytes { bytes in bytes.allSatisfy { (0x20...0x7e).contains($0) } }
   }
 
   /// Whether a key's values are bytes: it ends in `-bin`.
-  package static func isBinaryKey(_ key: String) -> Bool {
+  public static func isBinaryKey(_ key: String) -> Bool {
     key.withUTF8Bytes { bytes in
       let count = bytes.count
       return count >= 4 && bytes[count - 4] == UInt8(ascii: "-")
@@ -68,7 +68,7 @@ extension Metadata {
   /// HTTP/2 forbids ([RFC 9113 section 8.2.2](https://www.rfc-editor.org/rfc/rfc9113#section-8.2.2)),
   /// pseudo-headers, and `content-length`, which trailers and frames would belie. grpcio drops most
   /// of these without a word.
-  package static func isReserved(_ key: String) -> Bool {
+  public static func isReserved(_ key: String) -> Bool {
     switch key.utf8.first {
     case UInt8(ascii: ":"):
       true
@@ -121,11 +121,11 @@ extension Metadata {
 // MARK: Header lists
 
 /// A received `-bin` value that is not base64.
-package struct MalformedMetadata: Error, Hashable, Sendable {
-  package let key: String
+public struct MalformedMetadata: Error, Hashable, Sendable {
+  public let key: String
 
   /// What grpc's own servers end such a call with.
-  package var status: Status {
+  public var status: Status {
     Status(
       code: .internalError,
       details: "Error parsing '\(key)' metadata: illegal base64 encoding"
@@ -141,14 +141,14 @@ extension Metadata {
   ///
   /// - Throws: ``MalformedMetadata`` when a binary value is not base64. grpc's own servers end the call
   ///   then, with ``MalformedMetadata/status``.
-  package init(validating headers: HPACKHeaders) throws(MalformedMetadata) {
+  public init(validating headers: HPACKHeaders) throws(MalformedMetadata) {
     var malformedKey: String?
     self.init(received: headers, malformedKey: &malformedKey)
     if let malformedKey { throw MalformedMetadata(key: malformedKey) }
   }
 
   /// As ``init(validating:)``, but leaves out binary values that are not base64.
-  package init(received headers: HPACKHeaders) {
+  public init(received headers: HPACKHeaders) {
     var malformedKey: String?
     self.init(received: headers, malformedKey: &malformedKey)
   }
@@ -178,7 +178,7 @@ extension Metadata {
   /// Adds every entry to a header list, bytes as base64.
   ///
   /// Entries whose key HTTP/2 cannot carry are left out.
-  package func append(to headers: inout HPACKHeaders) {
+  public func append(to headers: inout HPACKHeaders) {
     if entries.isEmpty { return }
     headers.reserveCapacity(headers.count + entries.count)
     // `HPACKHeaders.add` traps on a name that is not ASCII.

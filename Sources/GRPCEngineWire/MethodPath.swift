@@ -1,12 +1,12 @@
 /// A call's `:path`, taken apart: `/package.Service/Method`.
-package struct MethodPath: Hashable, Sendable {
+public struct MethodPath: Hashable, Sendable {
   /// The service with its package, which may itself contain `/`.
-  package let service: Substring
-  package let method: Substring
+  public let service: Substring
+  public let method: Substring
 
   /// - Returns: `nil` unless `path` starts with `/` and has a service and a method, parted by its last
   ///   `/`.
-  package init?(_ path: String) {
+  public init?(_ path: String) {
     let bytes = path.utf8
     guard bytes.first == UInt8(ascii: "/"),
       let separator = bytes.lastIndex(of: UInt8(ascii: "/")), separator > bytes.startIndex

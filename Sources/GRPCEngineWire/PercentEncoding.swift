@@ -2,9 +2,9 @@
 /// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#responses).
 ///
 /// Printable ASCII except `%` stands for itself; every other byte of the UTF-8 text becomes `%XX`.
-package enum PercentEncoding {
+public enum PercentEncoding {
   /// - Returns: the text as a header value; the same string when nothing needs escaping.
-  package static func encode(_ text: String) -> String {
+  public static func encode(_ text: String) -> String {
     text.withUTF8Bytes { bytes in
       var escaped = 0
       for byte in bytes where needsEscape(byte) { escaped += 1 }
@@ -31,7 +31,7 @@ package enum PercentEncoding {
   /// are not UTF-8 become U+FFFD.
   ///
   /// - Returns: the text; the same string when it holds no escape.
-  package static func decode(_ value: String) -> String {
+  public static func decode(_ value: String) -> String {
     value.withUTF8Bytes { bytes in
       guard bytes.contains(UInt8(ascii: "%")) else { return value }
       return String(unsafeUninitializedRepairedCapacity: bytes.count) { output in

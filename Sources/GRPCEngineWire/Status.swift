@@ -1,16 +1,16 @@
 /// How a call ended: a code and a text for people.
-package struct Status: Hashable, Sendable {
-  package var code: StatusCode
+public struct Status: Hashable, Sendable {
+  public var code: StatusCode
 
   /// Any text; ``PercentEncoding`` makes a header value of it.
-  package var details: String
+  public var details: String
 
-  package init(code: StatusCode, details: String = "") {
+  public init(code: StatusCode, details: String = "") {
     self.code = code
     self.details = details
   }
 
-  package static let ok = Status(code: .ok)
+  public static let ok = Status(code: .ok)
 
   /// What a call ends with when its stream is reset before a status arrived.
   ///
@@ -19,7 +19,7 @@ package struct Status: Hashable, Sendable {
   /// it says nothing of (`STREAM_CLOSED`, `HTTP_1_1_REQUIRED` and unknown ones) are `UNKNOWN`.
   ///
   /// - Parameter errorCode: the HTTP/2 error code of the RST_STREAM frame (RFC 9113 section 7).
-  package init(http2ErrorCode errorCode: Int) {
+  public init(http2ErrorCode errorCode: Int) {
     let code: StatusCode
     switch errorCode {
     case 0x0, 0x1, 0x2, 0x3, 0x4, 0x6, 0x9, 0xa: code = .internalError

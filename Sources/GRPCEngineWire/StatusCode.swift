@@ -2,12 +2,12 @@
 ///
 /// The numbers and names are those of
 /// [gRPC's status codes](https://github.com/grpc/grpc/blob/master/doc/statuscodes.md).
-package struct StatusCode: Hashable, Sendable, CustomStringConvertible {
+public struct StatusCode: Hashable, Sendable, CustomStringConvertible {
   /// The number on the wire, 0 to 16.
-  package let rawValue: Int
+  public let rawValue: Int
 
   /// - Returns: `nil` for a number that gRPC does not define.
-  package init?(rawValue: Int) {
+  public init?(rawValue: Int) {
     guard Self.names.indices.contains(rawValue) else { return nil }
     self.rawValue = rawValue
   }
@@ -16,28 +16,28 @@ package struct StatusCode: Hashable, Sendable, CustomStringConvertible {
     self.rawValue = rawValue
   }
 
-  package static let ok = StatusCode(known: 0)
-  package static let cancelled = StatusCode(known: 1)
-  package static let unknown = StatusCode(known: 2)
-  package static let invalidArgument = StatusCode(known: 3)
-  package static let deadlineExceeded = StatusCode(known: 4)
-  package static let notFound = StatusCode(known: 5)
-  package static let alreadyExists = StatusCode(known: 6)
-  package static let permissionDenied = StatusCode(known: 7)
-  package static let resourceExhausted = StatusCode(known: 8)
-  package static let failedPrecondition = StatusCode(known: 9)
-  package static let aborted = StatusCode(known: 10)
-  package static let outOfRange = StatusCode(known: 11)
-  package static let unimplemented = StatusCode(known: 12)
-  package static let internalError = StatusCode(known: 13)
-  package static let unavailable = StatusCode(known: 14)
-  package static let dataLoss = StatusCode(known: 15)
-  package static let unauthenticated = StatusCode(known: 16)
+  public static let ok = StatusCode(known: 0)
+  public static let cancelled = StatusCode(known: 1)
+  public static let unknown = StatusCode(known: 2)
+  public static let invalidArgument = StatusCode(known: 3)
+  public static let deadlineExceeded = StatusCode(known: 4)
+  public static let notFound = StatusCode(known: 5)
+  public static let alreadyExists = StatusCode(known: 6)
+  public static let permissionDenied = StatusCode(known: 7)
+  public static let resourceExhausted = StatusCode(known: 8)
+  public static let failedPrecondition = StatusCode(known: 9)
+  public static let aborted = StatusCode(known: 10)
+  public static let outOfRange = StatusCode(known: 11)
+  public static let unimplemented = StatusCode(known: 12)
+  public static let internalError = StatusCode(known: 13)
+  public static let unavailable = StatusCode(known: 14)
+  public static let dataLoss = StatusCode(known: 15)
+  public static let unauthenticated = StatusCode(known: 16)
 
   /// The specification's spelling, such as `DEADLINE_EXCEEDED`.
-  package var name: String { Self.names[rawValue] }
+  public var name: String { Self.names[rawValue] }
 
-  package var description: String { name }
+  public var description: String { name }
 
   private static let names = [
     "OK",

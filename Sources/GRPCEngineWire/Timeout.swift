@@ -1,9 +1,9 @@
 /// The value of `grpc-timeout`: up to eight digits and a unit, as *Timeout* in
 /// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests).
-package enum Timeout {
+public enum Timeout {
   /// - Returns: `nil` unless `value` is one to eight digits followed by one of `H M S m u n`. Zero
   ///   is accepted, as grpc's own servers do: such a call's deadline has passed on arrival.
-  package static func parse(_ value: String) -> Duration? {
+  public static func parse(_ value: String) -> Duration? {
     value.withUTF8Bytes { bytes in
       guard (2...9).contains(bytes.count), let unit = bytes.last else { return nil }
       // Eight digits of hours are 3.6e11 seconds: nothing below can overflow.
@@ -29,7 +29,7 @@ package enum Timeout {
   ///
   /// The wire has only positive values, so a duration that is not positive becomes `1n`; one beyond
   /// the wire's range becomes its largest value, `99999999H`.
-  package static func encode(_ duration: Duration) -> String {
+  public static func encode(_ duration: Duration) -> String {
     if duration <= .zero { return "1n" }
     if duration >= .seconds(largestAmount * 3600) { return "\(largestAmount)H" }
     let (seconds, attoseconds) = duration.components

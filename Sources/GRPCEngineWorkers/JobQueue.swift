@@ -1,31 +1,31 @@
-package import NIOCore
+public import NIOCore
 
 /// Calls that wait for a worker, in the order in which they came.
 ///
 /// Streams may be held by their peers, each with its worker; so only so many of them run at a time,
 /// and those beyond wait, while calls with one request and one response go past them. However many
 /// peers stall, some worker is left for those.
-package struct JobQueue<Job: QueuedCall>: Sendable {
+public struct JobQueue<Job: QueuedCall>: Sendable {
   private var brief = CircularBuffer<Job>()
   private var streams = CircularBuffer<Job>()
-  package private(set) var runningStreams = 0
+  public private(set) var runningStreams = 0
   /// Streams that may run at a time. When it falls, those that run are not touched.
-  package var maxRunningStreams: Int
+  public var maxRunningStreams: Int
 
-  package init(maxRunningStreams: Int) { self.maxRunningStreams = maxRunningStreams }
+  public init(maxRunningStreams: Int) { self.maxRunningStreams = maxRunningStreams }
 
   /// Calls that wait, those that may not run yet among them.
-  package var count: Int { self.brief.count + self.streams.count }
+  public var count: Int { self.brief.count + self.streams.count }
 
   /// Whether there is no call that may run now.
-  package var isEmpty: Bool { self.brief.isEmpty && !self.mayRunStream }
+  public var isEmpty: Bool { self.brief.isEmpty && !self.mayRunStream }
 
   /// Any of the calls that wait.
-  package var first: Job? { self.brief.first ?? self.streams.first }
+  public var first: Job? { self.brief.first ?? self.streams.first }
 
   /// Since when the oldest call waits, of those that may run now: what stalled peers keep from
   /// running tells nothing of the workers.
-  package var oldest: NIODeadline? {
+  public var oldest: NIODeadline? {
     let stream = self.mayRunStream ? self.streams.first?.queued : nil
     guard let brief = self.brief.first?.queued else { return stream }
     return stream.map { min($0, brief) } ?? brief
@@ -35,12 +35,12 @@ package struct JobQueue<Job: QueuedCall>: Sendable {
     !self.streams.isEmpty && self.runningStreams < self.maxRunningStreams
   }
 
-  package mutating func append(_ job: Job) {
+  public mutating func append(_ job: Job) {
     if job.isStream { self.streams.append(job) } else { self.brief.append(job) }
   }
 
   /// Takes the call that has waited longest, of those that may run.
-  package mutating func popFirst() -> Job? {
+  public mutating func popFirst() -> Job? {
     guard self.mayRunStream, let stream = self.streams.first else { return self.brief.popFirst() }
     if let brief = self.brief.first, brief.accepted < stream.accepted {
       return self.brief.popFirst()
@@ -50,7 +50,7 @@ package struct JobQueue<Job: QueuedCall>: Sendable {
   }
 
   /// Takes every call; none of them runs.
-  package mutating func removeAll() -> [Job] {
+  public mutating func removeAll() -> [Job] {
     defer {
       self.brief.removeAll()
       self.streams.removeAll()
@@ -59,7 +59,7 @@ package struct JobQueue<Job: QueuedCall>: Sendable {
   }
 
   /// A call that `popFirst` gave runs no more.
-  package mutating func finished(_ job: Job) {
+  public mutating func finished(_ job: Job) {
     if job.isStream { self.runningStreams -= 1 }
   }
 }

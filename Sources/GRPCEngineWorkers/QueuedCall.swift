@@ -1,7 +1,7 @@
-package import NIOCore
+public import NIOCore
 
 /// A call that waits for a worker, as far as the order of calls depends on it.
-package protocol QueuedCall: Sendable {
+public protocol QueuedCall: Sendable {
   /// Whether its peer can keep it waiting in the middle.
   var isStream: Bool { get }
   /// When its headers came.

@@ -1,4 +1,4 @@
-package import NIOCore
+public import NIOCore
 
 /// Which worker threads run, which sleep, and when another one is asked for: what `WorkerPool`
 /// does, as a value. It is told what happens and returns what is to be done; it knows no thread,
@@ -9,24 +9,24 @@ package import NIOCore
 /// call). Only an idle one is woken, only an idle one leaves, and waking it makes it awake at
 /// once, before the thread itself notices: so a thread whose sleep runs out while it is being
 /// woken finds that it is awake, and no wake-up is taken for another.
-package struct WorkerSchedule<Job: QueuedCall>: Sendable {
-  package struct Limits: Sendable {
+public struct WorkerSchedule<Job: QueuedCall>: Sendable {
+  public struct Limits: Sendable {
     /// Workers that may run a servicer at the same time (`max_workers`).
-    package var running: Int
+    public var running: Int
     /// Workers more than that which may be held by a stream whose peer stalls.
-    package var held: Int
+    public var held: Int
 
-    package init(running: Int, held: Int) {
+    public init(running: Int, held: Int) {
       self.running = running
       self.held = held
     }
   }
 
   /// One worker thread, from `entered` until `next` or `woke` ends it.
-  package typealias WorkerID = Int
+  public typealias WorkerID = Int
 
   /// What is to be done, outside of whatever guards the schedule.
-  package enum Action: Hashable, Sendable {
+  public enum Action: Hashable, Sendable {
     case none
     /// The worker is awake from now on; its thread is to be woken.
     case wake(WorkerID)
@@ -37,7 +37,7 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   }
 
   /// What a worker is to do that has nothing to run.
-  package enum Step: Sendable {
+  public enum Step: Sendable {
     case run(Job)
     /// To sleep until it is woken, and then ask `woke`; with `mayLeave`, for `surplusSeconds` at most.
     case sleep(mayLeave: Bool)
@@ -45,7 +45,7 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   }
 
   /// What a worker is to do whose sleep has ended.
-  package enum Awakening: Hashable, Sendable {
+  public enum Awakening: Hashable, Sendable {
     /// Somebody has woken it: it looks for a call.
     case goOn
     case sleep(mayLeave: Bool)
@@ -82,16 +82,16 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   private static var shortestRefusal: TimeAmount { .milliseconds(10) }
   private static var longestRefusal: TimeAmount { .seconds(1) }
   /// For how long calls wait for the first thread of all before they are refused.
-  package static var strandedTime: TimeAmount { .seconds(1) }
+  public static var strandedTime: TimeAmount { .seconds(1) }
   /// How long a thread that is one too many waits for work before it leaves, in seconds.
-  package static var surplusSeconds: Int { 5 }
+  public static var surplusSeconds: Int { 5 }
 
-  package let limits: Limits
+  public let limits: Limits
   private var queue: JobQueue<Job>
   private let maxRunningStreams: Int
   private var standings: [WorkerID: Standing] = [:]
   /// The awake ones in no order; the idle ones with the one that fell asleep last at the end.
-  package private(set) var awake: [WorkerID] = []
+  public private(set) var awake: [WorkerID] = []
   private var idle: [WorkerID] = []
   private var heldCount = 0
   private var evictedCount = 0
@@ -108,7 +108,7 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   private var retirePeriod = Self.shortestRetirePeriod
   private var lastRetired = NIODeadline.uptimeNanoseconds(0)
 
-  package init(limits: Limits) {
+  public init(limits: Limits) {
     self.limits = limits
     // Of the workers that may run, one is left for calls that nobody can hold.
     self.maxRunningStreams = limits.held + max(1, limits.running - 1)
@@ -118,22 +118,22 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   // MARK: Figures
 
   /// Calls that wait for a worker.
-  package var queuedCount: Int { self.queue.count }
+  public var queuedCount: Int { self.queue.count }
   /// Whether calls wait that a worker could run now.
-  package var hasWaiting: Bool { !self.queue.isEmpty }
-  package var oldestQueued: NIODeadline? { self.queue.oldest }
+  public var hasWaiting: Bool { !self.queue.isEmpty }
+  public var oldestQueued: NIODeadline? { self.queue.oldest }
   /// Any of the calls that wait.
-  package var anyQueued: Job? { self.queue.first }
-  package var counts: (awake: Int, idle: Int, held: Int) {
+  public var anyQueued: Job? { self.queue.first }
+  public var counts: (awake: Int, idle: Int, held: Int) {
     (self.awake.count, self.idle.count, self.heldCount)
   }
   /// Threads that are there, and the one that has been asked for.
-  package var threadCount: Int {
+  public var threadCount: Int {
     self.standings.count + (self.spawning == nil ? 0 : 1)
   }
 
   /// Whether nothing has run or waited for so long.
-  package func isIdle(for period: TimeAmount, now: NIODeadline) -> Bool {
+  public func isIdle(for period: TimeAmount, now: NIODeadline) -> Bool {
     self.queue.isEmpty && self.awake.isEmpty && now - self.lastTaken > period
   }
 
@@ -142,7 +142,7 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   /// A call waits for a worker.
   ///
   /// - Returns: what to do, and after how long to `look`, if at all: looking goes on by itself.
-  package mutating func submitted(_ job: Job) -> (Action, look: TimeAmount?) {
+  public mutating func submitted(_ job: Job) -> (Action, look: TimeAmount?) {
     self.queue.append(job)
     var action = Action.none
     let isAlone = self.awake.isEmpty
@@ -164,7 +164,7 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   /// - Parameter areBlocked: whether all that are awake were seen asleep in the kernel: they wait
   ///   for a database, a lock, a socket.
   /// - Returns: what to do, and after how long to look again, if at all.
-  package mutating func look(areBlocked: Bool, now: NIODeadline) -> (Action, again: TimeAmount?) {
+  public mutating func look(areBlocked: Bool, now: NIODeadline) -> (Action, again: TimeAmount?) {
     if let shortage, now >= shortage.until, !self.idle.isEmpty { self.endShortage() }
     guard !self.isStopping, self.queue.count > 0 else { return self.endLooking() }
     guard self.hasWaiting else {
@@ -235,7 +235,7 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   }
 
   /// A thread that was asked for is there, awake.
-  package mutating func entered() -> WorkerID {
+  public mutating func entered() -> WorkerID {
     self.spawning = nil
     self.endShortage()
     self.lastID += 1
@@ -249,7 +249,7 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   ///
   /// - Returns: the calls to refuse, as there has been no thread at all for `strandedTime`; and after
   ///   how long to look.
-  package mutating func spawnFailed(now: NIODeadline) -> (refused: [Job], look: TimeAmount?) {
+  public mutating func spawnFailed(now: NIODeadline) -> (refused: [Job], look: TimeAmount?) {
     self.spawning = nil
     var shortage = self.shortage ?? Shortage(since: now, attempts: 0, until: now)
     let delay = Self.shortestRefusal * (1 << min(shortage.attempts, 10))
@@ -270,7 +270,7 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   // MARK: Workers
 
   /// An awake worker looks for a call.
-  package mutating func next(_ worker: WorkerID, now: () -> NIODeadline) -> Step {
+  public mutating func next(_ worker: WorkerID, now: () -> NIODeadline) -> Step {
     if self.isStopping {
       // Nobody sleeps any more, however many they are: nobody would be woken.
       if let job = self.queue.popFirst() { return .run(job) }
@@ -292,7 +292,7 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   }
 
   /// The sleep of a worker has ended: somebody has woken it, its time has run out, or neither.
-  package mutating func woke(_ worker: WorkerID, hasTimedOut: Bool) -> Awakening {
+  public mutating func woke(_ worker: WorkerID, hasTimedOut: Bool) -> Awakening {
     guard self.standings[worker] == .idle else { return .goOn }
     guard hasTimedOut, self.standings.count > self.limits.running + self.heldCount,
       let index = self.idle.firstIndex(of: worker)
@@ -306,7 +306,7 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   private var mayBeSurplus: Bool { self.standings.count > self.limits.running }
 
   /// A call that `next` gave runs no more.
-  package mutating func finished(_ job: Job) { self.queue.finished(job) }
+  public mutating func finished(_ job: Job) { self.queue.finished(job) }
 
   private mutating func remove(_ worker: WorkerID) {
     guard let index = self.awake.firstIndex(of: worker) else { return }
@@ -317,7 +317,7 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   /// An awake worker waits for a peer, in the middle of a call. While it does, it does not count.
   ///
   /// - Parameter now: asked for only when calls wait.
-  package mutating func held(_ worker: WorkerID, now: () -> NIODeadline) -> Action {
+  public mutating func held(_ worker: WorkerID, now: () -> NIODeadline) -> Action {
     self.remove(worker)
     self.holds += 1
     self.heldCount += 1
@@ -326,7 +326,7 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   }
 
   /// A held worker goes on with its call, and may for a while be one more than may run.
-  package mutating func released(_ worker: WorkerID) {
+  public mutating func released(_ worker: WorkerID) {
     if case .held(_, isEvicted: true) = self.standings[worker] { self.evictedCount -= 1 }
     self.heldCount -= 1
     self.standings[worker] = .awake
@@ -336,7 +336,7 @@ package struct WorkerSchedule<Job: QueuedCall>: Sendable {
   /// Every worker leaves once no call waits that may run.
   ///
   /// - Returns: the workers to wake.
-  package mutating func stop() -> [WorkerID] {
+  public mutating func stop() -> [WorkerID] {
     self.isStopping = true
     defer { self.idle = [] }
     for worker in self.idle { self.standings[worker] = .awake }

@@ -1,11 +1,11 @@
-package import CPythonABI
+public import CPythonABI
 
 /// A Python type whose instances carry a Swift object.
 ///
 /// Made once, with the GIL held, and kept for the interpreter's life.
-package final class HeapType<Payload: AnyObject>: @unchecked Sendable {
+public final class HeapType<Payload: AnyObject>: @unchecked Sendable {
   // Safe to share: a type object, immutable after it was made and never released.
-  package let type: OpaquePointer
+  public let type: OpaquePointer
 
   private init(type: OpaquePointer) { self.type = type }
 
@@ -13,7 +13,7 @@ package final class HeapType<Payload: AnyObject>: @unchecked Sendable {
   ///   - name: dotted, `django_grpc._engine.Name`.
   ///   - slots: beside the ones for memory, which every type shares.
   /// - Returns: `nil` with an exception set when Python refuses the type.
-  package static func make(
+  public static func make(
     name: StaticString,
     documentation: StaticString,
     methods: [PyMethodDef],
@@ -75,7 +75,7 @@ package final class HeapType<Payload: AnyObject>: @unchecked Sendable {
   private static var disallowInstantiation: UInt { 1 << 7 }
 
   /// A new instance that keeps `payload` alive; `nil` with MemoryError set.
-  package func make(_ payload: Payload) -> PythonPointer? {
+  public func make(_ payload: Payload) -> PythonPointer? {
     guard let object = PyType_GenericAlloc(self.type, 0) else { return nil }
     engine_object_set_payload(object, Unmanaged.passRetained(payload as AnyObject).toOpaque())
     return object
@@ -85,19 +85,19 @@ package final class HeapType<Payload: AnyObject>: @unchecked Sendable {
   ///
   /// Python has checked that `self` is an instance before it calls a method; instances are only
   /// made by `make`, so a payload is always there.
-  package static func payload(_ object: PythonPointer?) -> Payload? {
+  public static func payload(_ object: PythonPointer?) -> Payload? {
     guard let object, let payload = engine_object_payload(object) else { return nil }
     return Unmanaged<Payload>.fromOpaque(payload).takeUnretainedValue()
   }
 
   /// The payload of any object; `nil` when it is no instance of this type.
-  package func checkedPayload(_ object: PythonPointer?) -> Payload? {
+  public func checkedPayload(_ object: PythonPointer?) -> Payload? {
     guard let object, py_type(object) == self.type else { return nil }
     return Self.payload(object)
   }
 }
 
 /// A slot that holds a C function.
-package func typeSlot<Function>(_ slot: CInt, _ function: Function) -> PyType_Slot {
+public func typeSlot<Function>(_ slot: CInt, _ function: Function) -> PyType_Slot {
   PyType_Slot(slot: slot, pfunc: unsafeBitCast(function, to: UnsafeMutableRawPointer.self))
 }

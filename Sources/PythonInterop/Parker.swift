@@ -7,13 +7,13 @@
 /// Lets one thread sleep until another wakes it.
 ///
 /// A wake-up that comes first is kept, so none is lost. Reusable: `park` takes the wake-up.
-package final class Parker: @unchecked Sendable {
+public final class Parker: @unchecked Sendable {
   // Safe to share: `isSignalled` is touched under `mutex` only, and both outlive every user.
   private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
   private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
   private var isSignalled = false
 
-  package init() {
+  public init() {
     pthread_mutex_init(self.mutex, nil)
     var attributes = pthread_condattr_t()
     pthread_condattr_init(&attributes)
@@ -31,7 +31,7 @@ package final class Parker: @unchecked Sendable {
   }
 
   /// Sleeps until `unpark`. The caller must not hold the GIL.
-  package func park() {
+  public func park() {
     pthread_mutex_lock(self.mutex)
     while !self.isSignalled { pthread_cond_wait(self.condition, self.mutex) }
     self.isSignalled = false
@@ -41,7 +41,7 @@ package final class Parker: @unchecked Sendable {
   /// Sleeps until `unpark`, for some seconds at the most. The caller must not hold the GIL.
   ///
   /// - Returns: false when the time ran out.
-  package func park(seconds: Int, milliseconds: Int = 0) -> Bool {
+  public func park(seconds: Int, milliseconds: Int = 0) -> Bool {
     var deadline = timespec()
     clock_gettime(CLOCK_MONOTONIC, &deadline)
     let nanoseconds = deadline.tv_nsec + milliseconds % 1000 * 1_000_000
@@ -59,7 +59,7 @@ package final class Parker: @unchecked Sendable {
   /// Takes a wake-up that is there already, without sleeping.
   ///
   /// - Returns: whether there was one.
-  package func tryPark() -> Bool {
+  public func tryPark() -> Bool {
     pthread_mutex_lock(self.mutex)
     defer {
       self.isSignalled = false
@@ -69,7 +69,7 @@ package final class Parker: @unchecked Sendable {
   }
 
   /// Wakes the sleeper, or keeps the wake-up for it. May be called from any thread.
-  package func unpark() {
+  public func unpark() {
     pthread_mutex_lock(self.mutex)
     self.isSignalled = true
     pthread_mutex_unlock(self.mutex)

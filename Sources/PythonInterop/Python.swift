@@ -1,47 +1,47 @@
 internal import CPythonABI
 
 /// The interpreter as a whole.
-package enum Python {
+public enum Python {
   /// Runs `body` without the GIL; for anything that waits. The caller holds the GIL.
   ///
   /// `body` must not touch Python objects.
-  package static func detached<Result>(_ body: () -> Result) -> Result {
+  public static func detached<Result>(_ body: () -> Result) -> Result {
     let state = PyEval_SaveThread()
     defer { PyEval_RestoreThread(state) }
     return body()
   }
 
   /// Runs `body` without the GIL, as `detached`, where it may throw.
-  package static func detachedThrowing<Result>(_ body: () throws -> Result) throws -> Result {
+  public static func detachedThrowing<Result>(_ body: () throws -> Result) throws -> Result {
     let state = PyEval_SaveThread()
     defer { PyEval_RestoreThread(state) }
     return try body()
   }
 
-  package static var none: PythonPointer { py_none() }
+  public static var none: PythonPointer { py_none() }
 
   /// A new reference to `None`, as a C function returns it.
-  package static func newNone() -> PythonPointer {
+  public static func newNone() -> PythonPointer {
     py_incref(py_none())
     return py_none()
   }
 
   /// A new reference to `True` or `False`.
-  package static func newBool(_ value: Bool) -> PythonPointer {
+  public static func newBool(_ value: Bool) -> PythonPointer {
     let object: PythonPointer = value ? py_true() : py_false()
     py_incref(object)
     return object
   }
 
-  package static func isNone(_ object: PythonPointer) -> Bool { object == py_none() }
+  public static func isNone(_ object: PythonPointer) -> Bool { object == py_none() }
 
   /// `object.name`; `nil` with an exception set when it has none.
-  package static func attribute(_ object: PythonPointer, _ name: String) -> PythonPointer? {
+  public static func attribute(_ object: PythonPointer, _ name: String) -> PythonPointer? {
     PyObject_GetAttrString(object, name)
   }
 
   /// `object.name`, or `nil`, without an exception, when it is missing or `None`.
-  package static func optionalAttribute(
+  public static func optionalAttribute(
     _ object: PythonPointer,
     _ name: String
   ) -> PythonHandle? {
@@ -54,7 +54,7 @@ package enum Python {
   }
 
   /// The name of an object's type, for messages.
-  package static func typeName(_ object: PythonPointer) -> String {
+  public static func typeName(_ object: PythonPointer) -> String {
     guard let type = PythonReference(owning: PyObject_Type(object)),
       let name = PythonReference(owning: PyObject_GetAttrString(type.pointer, "__name__"))
     else {
@@ -65,7 +65,7 @@ package enum Python {
   }
 
   /// Whether `object` is true, as `bool()` has it; false when asking raises.
-  package static func isTrue(_ object: PythonPointer) -> Bool {
+  public static func isTrue(_ object: PythonPointer) -> Bool {
     let result = PyObject_IsTrue(object)
     if result < 0 { PyErr_Clear() }
     return result == 1

@@ -1,12 +1,12 @@
 internal import CPythonABI
 
 /// An exception, taken from the interpreter or put there.
-package struct PythonError: ~Copyable {
+public struct PythonError: ~Copyable {
   /// The exception instance, with its traceback.
-  package let value: PythonReference
+  public let value: PythonReference
 
   /// Takes the exception that is set; `nil` when none is.
-  package static func fetch() -> PythonError? {
+  public static func fetch() -> PythonError? {
     var type: PythonPointer?
     var value: PythonPointer?
     var traceback: PythonPointer?
@@ -19,33 +19,33 @@ package struct PythonError: ~Copyable {
     return PythonError(value: value)
   }
 
-  package func matches(_ type: PythonPointer) -> Bool {
+  public func matches(_ type: PythonPointer) -> Bool {
     PyErr_GivenExceptionMatches(self.value.pointer, type) != 0
   }
 
   /// Sets an exception; the caller then returns `nil` (or -1) to the interpreter.
-  package static func raise(_ type: PythonPointer, _ message: String) {
+  public static func raise(_ type: PythonPointer, _ message: String) {
     PyErr_SetString(type, message)
   }
 
   /// Raises an exception that exists already.
-  package static func raiseAgain(_ error: PythonPointer) {
+  public static func raiseAgain(_ error: PythonPointer) {
     guard let type = PythonReference(owning: PyObject_Type(error)) else { return }
     PyErr_SetObject(type.pointer, error)
   }
 
   /// `ValueError`, `TypeError`, `RuntimeError` and `OSError`.
-  package static func raiseValueError(_ message: String) {
+  public static func raiseValueError(_ message: String) {
     PyErr_SetString(py_value_error(), message)
   }
-  package static func raiseTypeError(_ message: String) {
+  public static func raiseTypeError(_ message: String) {
     PyErr_SetString(py_type_error(), message)
   }
-  package static func raiseRuntimeError(_ message: String) {
+  public static func raiseRuntimeError(_ message: String) {
     PyErr_SetString(py_runtime_error(), message)
   }
   /// `OSError(errno, message)`, which Python turns into its subclass for that errno.
-  package static func raiseOSError(errno code: CInt, _ message: String) {
+  public static func raiseOSError(errno code: CInt, _ message: String) {
     guard let text = PythonReference(owning: PythonString.make(message)),
       let number = PythonReference(owning: PyLong_FromLong(Int(code))),
       let type = py_os_error(),
@@ -55,7 +55,7 @@ package struct PythonError: ~Copyable {
   }
 
   /// Reports the exception that is set to `sys.unraisablehook`, where nobody could catch it.
-  package static func reportUnraisable(_ context: PythonPointer) {
+  public static func reportUnraisable(_ context: PythonPointer) {
     PyErr_WriteUnraisable(context)
   }
 }

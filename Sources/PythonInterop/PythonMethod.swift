@@ -1,13 +1,13 @@
-package import CPythonABI
+public import CPythonABI
 
 /// A method of an object or a function of the module, as Python's tables have it.
-package enum PythonMethod {
-  package typealias Function = @convention(c) (PythonPointer?, PythonPointer?) -> PythonPointer?
-  package typealias KeywordFunction =
+public enum PythonMethod {
+  public typealias Function = @convention(c) (PythonPointer?, PythonPointer?) -> PythonPointer?
+  public typealias KeywordFunction =
     @convention(c) (PythonPointer?, PythonPointer?, PythonPointer?) -> PythonPointer?
 
   /// `name()`; the second parameter is always nil.
-  package static func noArguments(
+  public static func noArguments(
     _ name: StaticString,
     _ documentation: StaticString,
     _ function: @escaping Function
@@ -16,7 +16,7 @@ package enum PythonMethod {
   }
 
   /// `name(argument)`, positional only.
-  package static func oneArgument(
+  public static func oneArgument(
     _ name: StaticString,
     _ documentation: StaticString,
     _ function: @escaping Function
@@ -26,7 +26,7 @@ package enum PythonMethod {
 
   /// `name(a, b=…)`; the parameters are `self`, the tuple and the dict or nil: see
   /// `PythonArguments`.
-  package static func keywords(
+  public static func keywords(
     _ name: StaticString,
     _ documentation: StaticString,
     _ function: @escaping KeywordFunction
@@ -52,20 +52,20 @@ package enum PythonMethod {
 }
 
 /// The arguments of a call, by position or by name.
-package struct PythonArguments {
+public struct PythonArguments {
   private let tuple: PythonPointer?
   private let keywords: PythonPointer?
   private let names: [String]
 
   /// - Parameter names: the parameters, in order.
-  package init(_ tuple: PythonPointer?, _ keywords: PythonPointer?, _ names: String...) {
+  public init(_ tuple: PythonPointer?, _ keywords: PythonPointer?, _ names: String...) {
     self.tuple = tuple
     self.keywords = keywords
     self.names = names
   }
 
   /// The argument at `index`, borrowed; `nil`, without an exception, when it is missing.
-  package func optional(_ index: Int) -> PythonPointer? {
+  public func optional(_ index: Int) -> PythonPointer? {
     if let tuple = self.tuple, index < Int(PyTuple_Size(tuple)) {
       return PyTuple_GetItem(tuple, Py_ssize_t(index))
     }
@@ -74,14 +74,14 @@ package struct PythonArguments {
   }
 
   /// The argument at `index`, borrowed; `nil` with TypeError set when it is missing.
-  package subscript(index: Int) -> PythonPointer? {
+  public subscript(index: Int) -> PythonPointer? {
     if let value = self.optional(index) { return value }
     PythonError.raiseTypeError("missing required argument: '\(self.names[index])'")
     return nil
   }
 
   /// Whether there are neither too many arguments nor unknown ones; sets TypeError when there are.
-  package func areKnown() -> Bool {
+  public func areKnown() -> Bool {
     var given = self.tuple.map { Int(PyTuple_Size($0)) } ?? 0
     if let keywords = self.keywords {
       var known = 0

@@ -155,7 +155,7 @@ package struct FrameReader {
 
   private mutating func headers(_ raw: RawFrame) throws -> Frame? {
     guard raw.flags & FrameFlag.endHeaders != 0 else { return nil }
-    guard var (stream, isEnd, bytes) = self.block else {
+    guard case (let stream, let isEnd, var bytes)? = self.block else {
       throw MalformedFrame(what: "a CONTINUATION without HEADERS")
     }
     self.block = nil

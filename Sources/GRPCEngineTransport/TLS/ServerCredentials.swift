@@ -1,6 +1,6 @@
 internal import Glibc
 internal import NIOCore
-package import NIOSSL
+internal import NIOSSL
 internal import Synchronization
 
 /// Renews credentials if they have to be, and calls what it is given when they are as they should be.

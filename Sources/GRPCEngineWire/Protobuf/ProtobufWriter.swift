@@ -2,25 +2,25 @@
 ///
 /// Belongs to whoever writes; it is not shared between threads.
 /// https://protobuf.dev/programming-guides/encoding/
-package final class ProtobufWriter {
+public final class ProtobufWriter {
   @usableFromInline var bytes: [UInt8] = []
 
   /// - Parameter capacity: bytes to make room for at first; it grows.
-  package init(capacity: Int = 512) { self.bytes.reserveCapacity(capacity) }
+  public init(capacity: Int = 512) { self.bytes.reserveCapacity(capacity) }
 
   /// Bytes that were written.
-  @inlinable package var count: Int { self.bytes.count }
+  @inlinable public var count: Int { self.bytes.count }
 
   /// Gives what was written, valid while `body` runs; that must not write.
-  package func withContents<Result>(_ body: (UnsafeRawBufferPointer) -> Result) -> Result {
+  public func withContents<Result>(_ body: (UnsafeRawBufferPointer) -> Result) -> Result {
     self.bytes.withUnsafeBytes(body)
   }
 
   /// Forgets what was written, and keeps the memory for what is written next.
-  package func removeAll() { self.bytes.removeAll(keepingCapacity: true) }
+  public func removeAll() { self.bytes.removeAll(keepingCapacity: true) }
 
   @inlinable
-  package func writeVarint(_ value: UInt64) {
+  public func writeVarint(_ value: UInt64) {
     var rest = value
     while rest >= 0x80 {
       self.bytes.append(UInt8(truncatingIfNeeded: rest) | 0x80)
@@ -31,20 +31,20 @@ package final class ProtobufWriter {
 
   /// A negative number takes ten bytes, also in an `int32`.
   @inlinable
-  package func writeVarint(_ value: Int64) { self.writeVarint(UInt64(bitPattern: value)) }
+  public func writeVarint(_ value: Int64) { self.writeVarint(UInt64(bitPattern: value)) }
 
   @inlinable
-  package func writeFixed(_ value: some FixedWidthInteger) {
+  public func writeFixed(_ value: some FixedWidthInteger) {
     withUnsafeBytes(of: value.littleEndian) { self.bytes.append(contentsOf: $0) }
   }
 
   @inlinable
-  package func write(_ bytes: UnsafeRawBufferPointer) { self.bytes.append(contentsOf: bytes) }
+  public func write(_ bytes: UnsafeRawBufferPointer) { self.bytes.append(contentsOf: bytes) }
 
   /// Writes a tag and leaves room for the length of what follows.
   ///
   /// - Returns: what `endLength` takes.
-  package func beginLength(tag: UInt64) -> Int {
+  public func beginLength(tag: UInt64) -> Int {
     self.writeVarint(tag)
     self.bytes.append(0)
     return self.bytes.count
@@ -52,7 +52,7 @@ package final class ProtobufWriter {
 
   /// Fills in the length of what was written since `beginLength`. What has begun inside must have
   /// been ended.
-  package func endLength(_ begin: Int) {
+  public func endLength(_ begin: Int) {
     var rest = self.bytes.count - begin
     var position = begin - 1
     // Most messages are shorter than 128 bytes; the others move a little.

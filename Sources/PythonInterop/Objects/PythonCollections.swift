@@ -1,9 +1,9 @@
 internal import CPythonABI
 
 /// `tuple`, `dict` and whatever can be iterated.
-package enum PythonCollections {
+public enum PythonCollections {
   /// A tuple of new references; `nil` with an exception set when an item is missing.
-  package static func tuple(count: Int, _ item: (Int) -> PythonPointer?) -> PythonPointer? {
+  public static func tuple(count: Int, _ item: (Int) -> PythonPointer?) -> PythonPointer? {
     guard let tuple = PythonReference(owning: PyTuple_New(Py_ssize_t(count))) else { return nil }
     for index in 0..<count {
       guard let value = item(index) else { return nil }
@@ -16,7 +16,7 @@ package enum PythonCollections {
   /// Calls `body` with each item, borrowed, until it returns false.
   ///
   /// - Returns: whether the end was reached; when not, an exception may be set.
-  package static func forEach(
+  public static func forEach(
     _ iterable: PythonPointer,
     _ body: (PythonPointer) -> Bool
   ) -> Bool {
@@ -28,7 +28,7 @@ package enum PythonCollections {
   }
 
   /// `dict[key]`, borrowed; `nil` when it is missing.
-  package static func value(_ dict: PythonPointer, _ key: PythonPointer) -> PythonPointer? {
+  public static func value(_ dict: PythonPointer, _ key: PythonPointer) -> PythonPointer? {
     guard let value = PyDict_GetItemWithError(dict, key) else {
       PyErr_Clear()
       return nil
@@ -36,7 +36,7 @@ package enum PythonCollections {
     return value
   }
 
-  package static func value(_ dict: PythonPointer, _ key: String) -> PythonPointer? {
+  public static func value(_ dict: PythonPointer, _ key: String) -> PythonPointer? {
     PyDict_GetItemString(dict, key)
   }
 }

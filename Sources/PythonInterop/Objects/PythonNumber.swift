@@ -1,12 +1,12 @@
 internal import CPythonABI
 
 /// `int` and `float`.
-package enum PythonNumber {
-  package static func make(_ value: Int) -> PythonPointer? { PyLong_FromLong(value) }
-  package static func make(_ value: Double) -> PythonPointer? { PyFloat_FromDouble(value) }
+public enum PythonNumber {
+  public static func make(_ value: Int) -> PythonPointer? { PyLong_FromLong(value) }
+  public static func make(_ value: Double) -> PythonPointer? { PyFloat_FromDouble(value) }
 
   /// The value of an `int`; `nil`, without an exception, when it is none or does not fit.
-  package static func int(_ object: PythonPointer) -> Int? {
+  public static func int(_ object: PythonPointer) -> Int? {
     let value = PyLong_AsLong(object)
     if value == -1, PyErr_Occurred() != nil {
       PyErr_Clear()
@@ -16,7 +16,7 @@ package enum PythonNumber {
   }
 
   /// The value of a `float` or `int`; `nil`, without an exception, when it is neither.
-  package static func double(_ object: PythonPointer) -> Double? {
+  public static func double(_ object: PythonPointer) -> Double? {
     let value = PyFloat_AsDouble(object)
     if value == -1, PyErr_Occurred() != nil {
       PyErr_Clear()

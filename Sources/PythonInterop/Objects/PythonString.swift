@@ -1,8 +1,8 @@
 internal import CPythonABI
 
 /// `str`.
-package enum PythonString {
-  package static func make(_ text: String) -> PythonPointer? {
+public enum PythonString {
+  public static func make(_ text: String) -> PythonPointer? {
     var text = text
     return text.withUTF8 { buffer in
       buffer.withMemoryRebound(to: CChar.self) {
@@ -12,7 +12,7 @@ package enum PythonString {
   }
 
   /// The text of a `str`; `nil`, without an exception, when it is none or has lone surrogates.
-  package static func value(_ object: PythonPointer) -> String? {
+  public static func value(_ object: PythonPointer) -> String? {
     guard py_is_string(object) != 0 else { return nil }
     var count: Py_ssize_t = 0
     guard let start = PyUnicode_AsUTF8AndSize(object, &count) else {
@@ -24,7 +24,7 @@ package enum PythonString {
   }
 
   /// An interned `str` that lives as long as the interpreter: for names looked up on every call.
-  package static func intern(_ text: StaticString) -> PythonHandle? {
+  public static func intern(_ text: StaticString) -> PythonHandle? {
     let start = UnsafeRawPointer(text.utf8Start).assumingMemoryBound(to: CChar.self)
     guard let object = PyUnicode_InternFromString(start) else { return nil }
     return PythonHandle(PythonReference(owning: object))

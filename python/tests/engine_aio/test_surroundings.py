@@ -161,7 +161,10 @@ def test_mixed_interceptors_are_inside_on_their_thread_and_in_the_task(surrounde
 def test_call_that_goes_from_the_loop_to_a_worker(surrounded, notes):
     served = surrounded("a")
     assert served.unary("Unary", b"x") == b"x"
-    assert notes.until("leave") == [["begin", "async", "end"], ["start", "enter", "method", "leave"]]
+    assert notes.until("leave") == [
+        ["begin", "async", "end"],
+        ["start", "enter", "method", "leave"],
+    ]
 
 
 def test_call_that_goes_from_a_worker_to_the_loop(surrounded, notes):
