@@ -1,13 +1,14 @@
-package import NIOCore
+public import NIOCore
 
 /// What waits for a loop of another language, and whether there is one that takes it.
 ///
 /// A loop may end or fail to begin at any time, for want of threads or descriptors, or by what
 /// runs on it. What waits then is given back to be refused, and the next call asks for a new loop.
 ///
-/// A value without I/O: whoever owns it guards it, and does what it says.
-package struct LoopInbox<Item> {
-  private enum State {
+/// A value without I/O: whoever owns it guards it, and does what it says. Inlinable, so that it is
+/// specialised for its items where they are known.
+public struct LoopInbox<Item> {
+  @usableFromInline enum State {
     /// No loop, and nobody has asked for one: nothing waits.
     case idle
     /// A loop is to come.
@@ -17,26 +18,28 @@ package struct LoopInbox<Item> {
     case closed
   }
 
-  private struct Waiting {
-    var items: [Item] = []
+  @usableFromInline struct Waiting {
+    @usableFromInline var items: [Item] = []
     /// Since when there is something, when there is.
-    var since = NIODeadline.uptimeNanoseconds(0)
+    @usableFromInline var since = NIODeadline.uptimeNanoseconds(0)
 
-    mutating func append(_ item: Item, _ now: NIODeadline) {
+    @inlinable init() {}
+
+    @inlinable mutating func append(_ item: Item, _ now: NIODeadline) {
       if self.items.isEmpty { self.since = now }
       self.items.append(item)
     }
   }
 
   /// What an item is about.
-  package enum Subject: Sendable {
+  public enum Subject: Sendable {
     /// A call that no loop knows yet: it may ask for one.
     case newCall
     /// A call of the loop that is attached; without that one there is nobody to hear of it.
     case knownCall
   }
 
-  package enum Posted: Equatable, Sendable {
+  public enum Posted: Equatable, Sendable {
     /// It waits; nothing is to be done.
     case waits
     /// Somebody has to bring a loop, and call `attach` or `failed`.
@@ -47,11 +50,13 @@ package struct LoopInbox<Item> {
     case refused
   }
 
-  private var state = State.idle
+  @usableFromInline var state = State.idle
 
-  package init() {}
+  @inlinable public init() {}
 
-  package mutating func post(_ item: Item, about subject: Subject, now: NIODeadline) -> Posted {
+  @inlinable public mutating func post(_ item: Item, about subject: Subject, now: NIODeadline)
+    -> Posted
+  {
     // Taken out, so that the array has one owner and is appended to in place.
     var state = State.idle
     swap(&state, &self.state)
@@ -82,7 +87,7 @@ package struct LoopInbox<Item> {
   ///
   /// - Returns: whether it has to be woken for what waits already; `nil` when it is not wanted, as
   ///   there is one or will be none.
-  package mutating func attach() -> Bool? {
+  @inlinable public mutating func attach() -> Bool? {
     switch self.state {
     case .idle:
       self.state = .attached(Waiting())
@@ -96,7 +101,7 @@ package struct LoopInbox<Item> {
   }
 
   /// What the loop is to deal with in this turn.
-  package mutating func take() -> [Item] {
+  @inlinable public mutating func take() -> [Item] {
     guard case .attached(let waiting) = self.state else { return [] }
     var next = Waiting()
     // The next batch is likely as large; growing an array step by step is what costs.
@@ -108,7 +113,7 @@ package struct LoopInbox<Item> {
   /// The loop that was asked for does not come.
   ///
   /// - Returns: what is to be refused.
-  package mutating func failed() -> [Item] {
+  @inlinable public mutating func failed() -> [Item] {
     guard case .asked(let waiting) = self.state else { return [] }
     self.state = .idle
     return waiting.items
@@ -117,7 +122,7 @@ package struct LoopInbox<Item> {
   /// The loop that was attached takes no more.
   ///
   /// - Returns: what is to be refused.
-  package mutating func lost() -> [Item] {
+  @inlinable public mutating func lost() -> [Item] {
     guard case .attached(let waiting) = self.state else { return [] }
     self.state = .idle
     return waiting.items
@@ -126,7 +131,7 @@ package struct LoopInbox<Item> {
   /// No loop is wanted any more.
   ///
   /// - Returns: what is to be refused.
-  package mutating func close() -> [Item] {
+  @inlinable public mutating func close() -> [Item] {
     defer { self.state = .closed }
     switch self.state {
     case .asked(let waiting), .attached(let waiting): return waiting.items
@@ -134,12 +139,12 @@ package struct LoopInbox<Item> {
     }
   }
 
-  package var isClosed: Bool {
+  @inlinable public var isClosed: Bool {
     if case .closed = self.state { true } else { false }
   }
 
   /// Since when nothing has been taken of what waits; `nil` when nothing waits.
-  package var oldest: NIODeadline? {
+  @inlinable public var oldest: NIODeadline? {
     switch self.state {
     case .asked(let waiting), .attached(let waiting):
       waiting.items.isEmpty ? nil : waiting.since

@@ -79,7 +79,8 @@ class CallSignal(Signal):
         """
         plan = self._current_plan()
         if plan.stock is not None:
-            await hygiene.run_async(plan.stock)
+            if hygiene.has_async_work(plan.stock):
+                await hygiene.run_async(plan.stock)
             return list(plan.stock_responses)
         live = [(_receiver(it), run) for it, run in plan.steps]
         if sender is not None:

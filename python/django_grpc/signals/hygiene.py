@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
 from typing import Any
 
@@ -202,11 +202,8 @@ def _look_at_caches() -> bool:
 class _LoopCall:
     """A call that runs on a loop."""
 
-    __slots__ = ("has_ended", "uses_database")
-
-    def __init__(self) -> None:
-        self.has_ended = False
-        self.uses_database = False
+    has_ended = False
+    uses_database = False
 
 
 # The call that the code which runs now belongs to. `sync_to_async` takes it along to its thread.
@@ -310,7 +307,15 @@ def _close_unused_connections() -> None:
     close_old_connections(is_used=bool(_users))
 
 
-async def run_async(functions: Iterable[Callable[[], None]]) -> None:
+def has_async_work(functions: Collection[Callable[[], None]]) -> bool:
+    """Whether `run_async` has something to do: a coroutine costs more than asking."""
+    call = _call.get()
+    if call is None or call.uses_database:
+        return True
+    return close_used_caches in functions and _are_caches_used()
+
+
+async def run_async(functions: Collection[Callable[[], None]]) -> None:
     """Do what functions of this module do for a call on a loop."""
     call = _call.get()
     if call is None:  # not one of a server's
@@ -361,10 +366,12 @@ class CallHygiene:
         """See to the connections that a call on a loop may come to use."""
         _call.set(_LoopCall())
         thread = _sync_thread
-        if thread is not None:
+        if thread is None:
+            _look(at_begin=True)
+        elif thread.connections:
             for connection in thread.connections:
                 connection.queries_log.clear()
-        _look(at_begin=True)
+            _look(at_begin=True)
 
     def end(self) -> None:
         """See to what the call has left behind."""
@@ -372,7 +379,8 @@ class CallHygiene:
         if call is not None:
             call.has_ended = True
             _users.discard(call)
-        _look(at_begin=False)
+        if _sync_thread is None or _sync_thread.connections:
+            _look(at_begin=False)
 
 
 CALL_HYGIENE = CallHygiene()
