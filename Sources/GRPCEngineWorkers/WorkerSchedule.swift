@@ -34,6 +34,8 @@ public struct WorkerSchedule<Job: QueuedCall>: Sendable {
     case spawn
     /// The call of a held worker is to be ended, so that the worker is there for others.
     case evict(WorkerID)
+    /// The call is to be refused: every worker has left, and none will come.
+    case refuse
   }
 
   /// What a worker is to do that has nothing to run.
@@ -143,6 +145,7 @@ public struct WorkerSchedule<Job: QueuedCall>: Sendable {
   ///
   /// - Returns: what to do, and after how long to `look`, if at all: looking goes on by itself.
   public mutating func submitted(_ job: Job) -> (Action, look: TimeAmount?) {
+    guard !self.isStopping || !self.standings.isEmpty else { return (.refuse, nil) }
     self.queue.append(job)
     var action = Action.none
     let isAlone = self.awake.isEmpty

@@ -68,6 +68,10 @@ struct WorkerSimulation {
     let call = TestCall(id: self.lastCall, isStream: isStream, accepted: self.now)
     self.waiting.insert(call)
     let (action, look) = self.schedule.submitted(call)
+    if action == .refuse {
+      self.fail("a call is refused that somebody could run")
+      self.waiting.remove(call)
+    }
     self.perform(action)
     if look != nil { self.looks += 1 }
   }
@@ -165,7 +169,7 @@ struct WorkerSimulation {
 
   private mutating func perform(_ action: Schedule.Action) {
     switch action {
-    case .none: break
+    case .none, .refuse: break
     case .spawn: self.spawnsAsked += 1
     case .wake(let worker):
       switch self.threads[worker] {
@@ -258,6 +262,8 @@ struct WorkerSimulation {
     if isServed, self.schedule.hasWaiting {
       self.fail("calls wait that those there could have run")
     }
+    let late = TestCall(id: self.lastCall + 1, isStream: false, accepted: self.now)
+    if self.schedule.submitted(late).0 != .refuse { self.fail("a call waits after the end") }
   }
 
   private var runningCount: Int {

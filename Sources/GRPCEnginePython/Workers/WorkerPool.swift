@@ -38,6 +38,7 @@ final class WorkerPool: Sendable {
     case unpark(WorkerThread)
     case spawn
     case evict(Call)
+    case refuse
   }
 
   /// How often a server that has been busy is looked at for having become idle.
@@ -69,11 +70,18 @@ final class WorkerPool: Sendable {
     var shouldWatch = false
     self.state.withLock { state in
       let (action, look) = state.schedule.submitted(job)
-      self.backlog.isWaiting = true
       effect = Self.effect(of: action, state)
+      if case .refuse = effect { return }
+      self.backlog.isWaiting = true
       delay = look
       shouldWatch = !state.isWatchingForIdleness
       state.isWatchingForIdleness = true
+    }
+    if case .refuse = effect {
+      return job.call.finish(
+        Status(code: .unavailable, details: "The server has stopped"),
+        isLast: true
+      )
     }
     self.perform(effect)
     if let delay { self.scheduleLook(after: delay, on: job.call.eventLoop) }
@@ -120,13 +128,14 @@ final class WorkerPool: Sendable {
     case .none: return .none
     case .wake(let worker): return state.threads[worker].map { .unpark($0) } ?? .none
     case .spawn: return .spawn
+    case .refuse: return .refuse
     case .evict(let worker): return state.threads[worker]?.heldCall.map { .evict($0) } ?? .none
     }
   }
 
   private func perform(_ effect: Effect) {
     switch effect {
-    case .none: break
+    case .none, .refuse: break
     case .unpark(let worker): worker.parker.unpark()
     case .spawn: self.control.submit(.spawnWorker)
     case .evict(let call):
