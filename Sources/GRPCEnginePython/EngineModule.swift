@@ -77,11 +77,14 @@ package enum EngineModule {
         guard let object,
           let context = EngineTypes.current?.servicerContext.checkedPayload(object)
         else { return nil }
-        // A registered method alone sees to what it uses, and does it at less cost.
-        let isAlone = context.method.map { $0.isRegistered && $0.threadPool == nil } ?? false
-        let surroundings = isAlone ? nil : context.server.surroundings
-        surroundings?.perform(.enter)
-        defer { surroundings?.perform(.leave) }
+        // A registered method alone sees to what it uses, and does it at less cost. But what has
+        // failed is logged, and a log may be written to a database.
+        let surroundings = context.server.surroundings
+        let isAlone = context.method?.isAlone ?? false
+        if !isAlone { surroundings?.perform(.enter) }
+        defer {
+          if !isAlone || !context.hasSucceeded { surroundings?.perform(.leave) }
+        }
         CallRunner(context: context, object: object).run()
         return Python.newNone()
       },

@@ -18,8 +18,9 @@ final class BoundMethod: Sendable {
   let colour: Colour
   /// The pool that the behaviour asks for (`experimental_thread_pool`).
   let threadPool: PythonHandle?
-  /// Whether it was registered, and nothing but it runs for a call.
-  let isRegistered: Bool
+  /// Whether nothing but the behaviour runs Python code for a call, on a worker thread: it was
+  /// registered, and what makes messages of bytes and bytes of messages is not written in Python.
+  let isAlone: Bool
 
   /// What kind of function a behaviour is.
   enum Colour: Int, Sendable {
@@ -30,7 +31,6 @@ final class BoundMethod: Sendable {
 
   /// - Returns: `nil` with an exception set when `handler` is no method handler.
   init?(_ handler: PythonPointer, isRegistered: Bool = false) {
-    self.isRegistered = isRegistered
     guard let bindings = Bindings.current else { return nil }
     guard
       let requestStreaming = PythonReference(
@@ -69,6 +69,16 @@ final class BoundMethod: Sendable {
     self.colour = PythonNumber.int(colour.pointer).flatMap { Colour(rawValue: $0) } ?? .plain
     self.isNonBlocking = nonBlocking.map { Python.isTrue($0.pointer) } ?? false
     self.threadPool = Python.optionalAttribute(self.behavior.pointer, "experimental_thread_pool")
+    self.isAlone =
+      isRegistered && self.threadPool == nil && Self.isNative(self.requestDeserializer)
+      && Self.isNative(self.responseSerializer)
+  }
+
+  /// Whether a function is written in C, as protobuf's are.
+  private static func isNative(_ function: PythonHandle?) -> Bool {
+    guard let function else { return true }
+    return ["builtin_function_or_method", "method_descriptor"]
+      .contains(Python.typeName(function.pointer))
   }
 }
 

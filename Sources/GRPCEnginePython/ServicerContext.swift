@@ -61,6 +61,9 @@ class ServicerContext {
     return String(decoding: bytes, as: UTF8.self)
   }
 
+  /// Whether the call has ended, and well.
+  var hasSucceeded: Bool { self.call.code == .ok }
+
   /// Ends the call with what an outcome says, unless the servicer has said something else.
   func finish(_ fallback: Status, isLast: Bool = true) {
     self.call.finish(

@@ -183,6 +183,12 @@ async def generator_orm(request: bytes, context: Any) -> Any:
         yield b"ok"
 
 
+def asking(message: bytes) -> bytes:
+    """Make a message of bytes, or bytes of a message, with the database's help."""
+    ask()
+    return message
+
+
 UNARY = {
     "Plain": plain,
     "PlainOrm": plain_orm,
@@ -200,6 +206,8 @@ SCENARIOS: dict[str, tuple[list[Any], str]] = {
     "thread of a coroutine's own": ([], "Thread"),
     "proxy": ([], "Proxied"),
     "around": ([Around()], "Plain"),
+    "deserializer": ([], "Deserialized"),
+    "serializer": ([], "Serialized"),
 } | {
     f"{' '.join(type(it).__name__ for it in interceptors)}, {method}": (interceptors, method)
     for interceptors, method in itertools.product(
@@ -219,6 +227,8 @@ def add(server: Any) -> None:
     handlers = {key: grpc.unary_unary_rpc_method_handler(it) for key, it in UNARY.items()} | {
         key: grpc.unary_stream_rpc_method_handler(it) for key, it in STREAMS.items()
     }
+    handlers["Deserialized"] = grpc.unary_unary_rpc_method_handler(plain, asking)
+    handlers["Serialized"] = grpc.unary_unary_rpc_method_handler(plain, None, asking)
     SignalWrapper(server).add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("case.Case", handlers), Proxy())
     )
