@@ -15,6 +15,7 @@ final class PythonServer {
   let bindings: Bindings
   let control = ControlThread()
   let callbacks: CallbackThread
+  private let renewals: CallbackThread
   let pool: WorkerPool
   let bridge: AsyncioBridge
   /// `resolver(path, invocation_metadata)` gives the method handler of a call that has to be asked
@@ -41,7 +42,8 @@ final class PythonServer {
     self.bindings = bindings
     self.server = Server(configuration: configuration)
     self.busyTime = self.server.statistics.slot[.busyNanoseconds]
-    self.callbacks = CallbackThread(control: self.control)
+    self.callbacks = CallbackThread(.callbacks, control: self.control)
+    self.renewals = CallbackThread(.renewals, control: self.control)
     self.bridge = AsyncioBridge(control: self.control, slot: self.server.statistics.slot)
     self.pool = WorkerPool(
       limits: limits,
@@ -78,6 +80,7 @@ final class PythonServer {
     }
     self.pool.stop()
     self.callbacks.stop()
+    self.renewals.stop()
     self.control.submit(.stop)
   }
 
@@ -148,7 +151,7 @@ final class PythonServer {
     if let refresher {
       let index = self.refreshers.count
       self.refreshers.append(refresher)
-      refresh = { [callbacks] in callbacks.submit(.refreshCredentials(index, whenDone: $0)) }
+      refresh = { [renewals] in renewals.submit(.refreshCredentials(index, whenDone: $0)) }
     }
     return self.bound {
       try self.server.addPort(address, credentials: credentials, refresh: refresh)
@@ -227,6 +230,12 @@ final class PythonServer {
 
   func cancelAllCalls() { Python.detached { self.server.cancelAllCalls() } }
 
+  func cancelAllCalls(after seconds: Double) {
+    // More than anybody waits for, and far from the end of a 64-bit number.
+    let milliseconds = Int64(min(max(0, seconds * 1000), 1e12))
+    Python.detached { self.server.cancelAllCalls(after: .milliseconds(milliseconds)) }
+  }
+
   /// Has calls that end recorded, for `CallLogReader.next`. It must be called before `start`.
   func enableCallLog(_ filter: CallLog.Filter) {
     let reader = CallLogReader(filter, statistics: self.server.statistics)
@@ -239,6 +248,7 @@ final class PythonServer {
     self.callLog?.log.close()
     self.pool.stop()
     self.callbacks.stop()
+    self.renewals.stop()
     self.control.submit(.stop)
   }
 
@@ -323,7 +333,7 @@ final class PythonServer {
     let worker: PythonPointer
     /// With an asyncio loop.
     let loop: PythonPointer
-    /// With `run_callbacks` for its body.
+    /// With `run_callbacks` for its body; called with its kind.
     let callbacks: PythonPointer
   }
 
@@ -341,18 +351,35 @@ final class PythonServer {
           self.bindings.log("Cannot start the asyncio thread", error)
         }
         self.bridge.failed()
-      case .spawnCallbacks:
-        guard !Self.call(spawners.callbacks) else { return }
+      case .spawnCallbacks(let kind):
+        guard !Self.call(spawners.callbacks, kind.rawValue) else { return }
         PyErr_Clear()
-        self.callbacks.spawnFailed { self.perform($0) }
+        self.thread(kind).spawnFailed { self.perform($0) }
       default:
         self.perform(job)
       }
     }
   }
 
-  /// The body of the callbacks' thread.
-  func runCallbacks() { self.callbacks.run { self.perform($0) } }
+  /// The body of a thread for what users have given to be called.
+  func runCallbacks(_ kind: CallbackThread.Kind) {
+    self.thread(kind).run { self.perform($0) }
+  }
+
+  private func thread(_ kind: CallbackThread.Kind) -> CallbackThread {
+    switch kind {
+    case .callbacks: self.callbacks
+    case .renewals: self.renewals
+    }
+  }
+
+  private static func call(_ callable: PythonPointer, _ argument: Int) -> Bool {
+    guard let number = PythonReference(owning: PythonNumber.make(argument)),
+      let result = py_call1(callable, number.pointer)
+    else { return false }
+    py_decref(result)
+    return true
+  }
 
   /// - Returns: false with an exception set.
   private static func call(_ callable: PythonPointer) -> Bool {

@@ -126,10 +126,14 @@ package final class Server: Sendable {
         for socket in sockets { socket.close() }
         throw WrongState(message: "Cannot add a port to a server that has been stopped")
       }
+      // The event loops last until it has come, also when the server is stopped meanwhile.
+      self.connections.arrivalBegan()
       return running.group
     }
+    for socket in sockets { socket.own() }
     if let group {
-      for port in ports { try self.listen(port, on: group) }
+      defer { self.connections.arrivalEnded() }
+      try self.listen(ports, on: group)
     }
     return sockets.first?.port ?? 0
   }
@@ -149,6 +153,7 @@ package final class Server: Sendable {
       for socket in sockets { socket.close() }
       throw WrongState(message: "Cannot add a metrics port to a server that has been started")
     }
+    for socket in sockets { socket.own() }
     return sockets.first?.port ?? 0
   }
 
@@ -199,29 +204,52 @@ package final class Server: Sendable {
       // Somebody may have drained it, or started it, meanwhile.
       guard case .made(let prepared) = state.stage else { return nil }
       state.stage = .started(Running(group: group))
+      // The event loops last until all has been started.
+      self.connections.arrivalBegan()
       return prepared
     }
     guard let prepared else {
       group.shutdownGracefully { _ in }
       throw WrongState(message: "Cannot start a server that was started or stopped meanwhile")
     }
+    defer { self.connections.arrivalEnded() }
     self.statistics.begin()
     self.startHealth(on: group.next())
-    for port in prepared.ports { try self.listen(port, on: group) }
-    for source in prepared.sources {
-      let intake = try ConnectionIntake.start(
-        source,
-        configuration: self.configuration.transport,
-        acceptor: self,
-        registry: self.connections,
-        group: group,
-        descriptors: self.descriptors
-      )
-      // A server that drains still takes in, and sends away, what is handed over to it.
-      let isKept = self.keep(whileDraining: true) { $0.intakes.append(intake) }
-      if !isKept { intake.close() }
+    try Self.taking(prepared.operationsSockets, { $0.close() }) { operations in
+      try Self.taking(prepared.sources, { $0.close() }) { sources in
+        try self.listen(prepared.ports, on: group)
+        while let source = sources.popFirst() { try self.startIntake(source, on: group) }
+      }
+      try self.startOperations(&operations, prepared.workerFigures, on: group)
     }
-    try self.startOperations(prepared, on: group)
+  }
+
+  /// Has `body` take all of `items`; those that it leaves as it throws are given back.
+  private static func taking<Item>(
+    _ items: [Item],
+    _ giveBack: (Item) -> Void,
+    _ body: (inout ArraySlice<Item>) throws -> Void
+  ) throws {
+    var left = items[...]
+    defer { for item in left { giveBack(item) } }
+    try body(&left)
+  }
+
+  private func startIntake(
+    _ source: ConnectionIntake.Source,
+    on group: MultiThreadedEventLoopGroup
+  ) throws {
+    let intake = try ConnectionIntake.start(
+      source,
+      configuration: self.configuration.transport,
+      acceptor: self,
+      registry: self.connections,
+      group: group,
+      descriptors: self.descriptors
+    )
+    // A server that drains still takes in, and sends away, what is handed over to it.
+    let isKept = self.keep(whileDraining: true) { $0.intakes.append(intake) }
+    if !isKept { intake.close() }
   }
 
   /// Keeps what `start` or `addPort` has made, unless the server was drained meanwhile.
@@ -252,18 +280,18 @@ package final class Server: Sendable {
   }
 
   private func startOperations(
-    _ prepared: Prepared,
+    _ sockets: inout ArraySlice<BoundSocket>,
+    _ workerFigures: @escaping @Sendable () -> WorkerFigures?,
     on group: MultiThreadedEventLoopGroup
   ) throws {
     let board = self.statistics.board
-    let sockets = prepared.operationsSockets
-    if !sockets.isEmpty {
+    let hasPort = !sockets.isEmpty
+    if hasPort {
       let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
       guard self.keep(whileDraining: true, { $0.operationsGroup = group }) else {
-        for socket in sockets { socket.close() }
         return group.shutdownGracefully { _ in }
       }
-      for socket in sockets {
+      while let socket = sockets.popFirst() {
         let listener = try OperationsListener.start(
           socket,
           board: board,
@@ -274,30 +302,35 @@ package final class Server: Sendable {
       }
     }
     // Nobody else can see a board of one's own.
-    guard board.isShared || !sockets.isEmpty else { return }
+    guard board.isShared || hasPort else { return }
     let publisher = StatisticsPublisher(
       statistics: self.statistics,
       connections: self.connections,
       health: self.health,
-      workers: prepared.workerFigures
+      workers: workerFigures
     )
     publisher.start(on: group.next())
     if !self.keep(whileDraining: true, { $0.publisher = publisher }) { publisher.stop() }
   }
 
-  private func listen(_ port: Port, on group: MultiThreadedEventLoopGroup) throws {
-    let listener = try Listener.start(
-      port.socket,
-      credentials: port.credentials,
-      refresh: port.refresh,
-      configuration: self.configuration.transport,
-      acceptor: self,
-      registry: self.connections,
-      group: group,
-      limit: self.connectionLimit,
-      descriptors: self.descriptors
-    )
-    if !self.keep({ $0.listeners.append(listener) }) { listener.close() }
+  /// Listens on ports; when it throws, those that it did not come to are closed.
+  private func listen(_ ports: [Port], on group: MultiThreadedEventLoopGroup) throws {
+    try Self.taking(ports, { $0.socket.close() }) { ports in
+      while let port = ports.popFirst() {
+        let listener = try Listener.start(
+          port.socket,
+          credentials: port.credentials,
+          refresh: port.refresh,
+          configuration: self.configuration.transport,
+          acceptor: self,
+          registry: self.connections,
+          group: group,
+          limit: self.connectionLimit,
+          descriptors: self.descriptors
+        )
+        if !self.keep({ $0.listeners.append(listener) }) { listener.close() }
+      }
+    }
   }
 
   /// An event loop of this server, for timers; `nil` before `start`.
@@ -345,6 +378,14 @@ package final class Server: Sendable {
     case .draining: break
     case .stopped: whenStopped()
     }
+  }
+
+  /// Does what `cancelAllCalls` does once some time has passed, unless the server has stopped then.
+  ///
+  /// An event loop keeps the time: there may be no thread to be had when a server is to stop.
+  package func cancelAllCalls(after time: TimeAmount) {
+    guard let eventLoop = self.anyEventLoop else { return }
+    eventLoop.scheduleTask(in: time) { [weak self] in self?.cancelAllCalls() }
   }
 
   /// Ends every call in flight with UNAVAILABLE and closes every connection.

@@ -364,6 +364,9 @@ class Server:
     def cancel_all_calls(self) -> None:
         """End every call with UNAVAILABLE and close every connection."""
 
+    def cancel_all_calls_after(self, seconds: float, /) -> None:
+        """Do so when seconds have passed, unless the server has stopped then."""
+
     def enable_health(self) -> None:
         """Answer ``grpc.health.v1.Health``."""
 
@@ -413,7 +416,7 @@ class Server:
         self,
         spawn_worker: Callable[[], object],
         spawn_loop: Callable[[], object],
-        spawn_callbacks: Callable[[], object],
+        spawn_callbacks: Callable[[int], object],
     ) -> None:
         """Be the control thread, until `stop_threads`.
 
@@ -421,12 +424,16 @@ class Server:
             spawn_worker: Starts a thread whose body is `run_worker`.
             spawn_loop: Starts a thread with a loop, which calls `attach_loop` or `lose_loop`;
                 called when a call of an async method comes and there is no loop.
-            spawn_callbacks: Starts a thread whose body is `run_callbacks`; called when there is
-                something to call back for the first time.
+            spawn_callbacks: Starts a thread whose body is `run_callbacks` with the number that it
+                is called with; called when there is something to call for the first time.
         """
 
-    def run_callbacks(self) -> None:
-        """Call what users have given to be called, until `stop_threads`."""
+    def run_callbacks(self, kind: int, /) -> None:
+        """Call what users have given to be called, until `stop_threads`.
+
+        Args:
+            kind: 0 for callbacks of calls that have ended, 1 for what renews credentials.
+        """
 
     def stop_threads(self) -> None:
         """End the worker threads, once their queue is empty, and the control thread."""

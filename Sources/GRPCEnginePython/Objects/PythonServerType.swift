@@ -188,6 +188,18 @@ extension PythonServer {
         server.cancelAllCalls()
         return Python.newNone()
       },
+      PythonMethod.oneArgument(
+        "cancel_all_calls_after",
+        "End every call and connection that there still is when seconds have passed."
+      ) {
+        object,
+        seconds in
+        guard let server = PythonServer.server(object), let seconds,
+          let seconds = PythonNumber.double(seconds)
+        else { return nil }
+        server.cancelAllCalls(after: seconds)
+        return Python.newNone()
+      },
       PythonMethod.noArguments("statistics", "Figures of calls, connections and workers.") {
         object,
         _ in PythonServer.server(object)?.makeStatistics()
@@ -219,11 +231,17 @@ extension PythonServer {
         server.runControl(.init(worker: worker, loop: loop, callbacks: callbacks))
         return Python.newNone()
       },
-      PythonMethod.noArguments("run_callbacks", "The body of the callbacks' thread.") {
+      PythonMethod.oneArgument("run_callbacks", "The body of a thread for users' callbacks.") {
         object,
-        _ in
-        guard let server = PythonServer.server(object) else { return nil }
-        server.runCallbacks()
+        kind in
+        guard let server = PythonServer.server(object), let kind,
+          let number = PythonNumber.int(kind)
+        else { return nil }
+        guard let kind = CallbackThread.Kind(rawValue: number) else {
+          PythonError.raiseValueError("\(number) is no kind of callback")
+          return nil
+        }
+        server.runCallbacks(kind)
         return Python.newNone()
       },
       PythonMethod.noArguments("stop_threads", "End the worker and control threads.") {

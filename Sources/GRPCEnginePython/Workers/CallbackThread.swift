@@ -1,21 +1,34 @@
 internal import PythonInterop
 internal import Synchronization
 
-/// The Python thread for what users have given to be called: callbacks of calls that ended, and what
-/// renews credentials. Such code may block, and must then keep nobody from the `ControlThread`.
+/// A Python thread for what users have given to be called. Such code may block, and must then keep
+/// nobody from the `ControlThread`, nor new connections from their credentials.
 ///
 /// It is begun when there is something to call for the first time.
 final class CallbackThread: Sendable {
+  enum Kind: Int, Sendable {
+    /// Callbacks of calls that have ended.
+    case callbacks
+    /// What renews credentials.
+    case renewals
+  }
+
+  private let kind: Kind
   private let jobs = ControlThread()
   private let control: ControlThread
   private let isAsked = Atomic<Bool>(false)
 
-  init(control: ControlThread) { self.control = control }
+  init(_ kind: Kind, control: ControlThread) {
+    self.kind = kind
+    self.control = control
+  }
 
   /// May be called from any thread; never takes the GIL.
   func submit(_ job: ControlThread.Job) {
     self.jobs.submit(job)
-    if !self.isAsked.exchange(true, ordering: .relaxed) { self.control.submit(.spawnCallbacks) }
+    if !self.isAsked.exchange(true, ordering: .relaxed) {
+      self.control.submit(.spawnCallbacks(self.kind))
+    }
   }
 
   /// The body of the thread: performs jobs until `stop`. The GIL is held.

@@ -10,7 +10,7 @@ final class ControlThread: Sendable {
   enum Job: Sendable {
     case spawnWorker
     case spawnLoop
-    case spawnCallbacks
+    case spawnCallbacks(CallbackThread.Kind)
     /// Calls a Python object without arguments, and drops it.
     case call(PythonTransfer)
     /// The server has become ready, or is no longer, or for another reason.

@@ -12,6 +12,9 @@ package final class ConnectionRegistry: Sendable {
     var arrivals = 0
     var isDraining = false
     var isCancelled = false
+    /// What cuts arrivals short.
+    var cuts: [Int: @Sendable () -> Void] = [:]
+    var lastCut = 0
     var whenEmpty: [@Sendable () -> Void] = []
 
     var mayInsert: Bool { !self.isDraining || (self.arrivals > 0 && !self.isCancelled) }
@@ -75,12 +78,33 @@ package final class ConnectionRegistry: Sendable {
 
   /// A connection is on its way, or an intake may bring some: a drain waits for `arrivalEnded`.
   /// May be called from any thread.
-  func arrivalBegan() {
+  package func arrivalBegan() {
     self.state.withLock { $0.arrivals += 1 }
   }
 
+  /// The same for one that may take long.
+  ///
+  /// - Parameter cut: called once, on any thread, when every connection is to be closed, unless it has
+  ///   ended; it must not call back.
+  /// - Returns: what `arrivalEnded` is to be given.
+  func arrivalBegan(cut: @escaping @Sendable () -> Void) -> Int {
+    let (id, isCancelled) = self.state.withLock { state in
+      state.arrivals += 1
+      state.lastCut += 1
+      if !state.isCancelled { state.cuts[state.lastCut] = cut }
+      return (state.lastCut, state.isCancelled)
+    }
+    if isCancelled { cut() }
+    return id
+  }
+
+  func arrivalEnded(_ id: Int) {
+    self.state.withLock { $0.cuts[id] = nil }
+    self.arrivalEnded()
+  }
+
   /// It has come, or will not.
-  func arrivalEnded() {
+  package func arrivalEnded() {
     let callbacks = self.state.withLock { state -> [@Sendable () -> Void] in
       state.arrivals -= 1
       return state.takeCallbacks()
@@ -150,10 +174,12 @@ package final class ConnectionRegistry: Sendable {
 
   /// Ends every call with `status` and closes every connection. May be called from any thread.
   package func cancel(_ status: Status) {
-    let entries = self.state.withLock { state in
+    let (entries, cuts) = self.state.withLock { state in
       state.isCancelled = true
-      return Array(state.connections.values)
+      defer { state.cuts = [:] }
+      return (Array(state.connections.values), Array(state.cuts.values))
     }
+    for cut in cuts { cut() }
     for entry in entries { entry.eventLoop.execute { entry.connection.cancel(status) } }
   }
 }

@@ -13,6 +13,8 @@ package final class BoundSocket: Sendable {
   /// The socket's file, to be removed with it.
   package let path: String?
   private let file: FileIdentity?
+  /// What was handed in, of which `descriptor` is a copy; see `own`.
+  private let original: CInt?
 
   /// A system call failed.
   package struct Failure: Error {
@@ -20,8 +22,15 @@ package final class BoundSocket: Sendable {
     package let message: String
   }
 
-  private init(descriptor: CInt, port: Int, isTCP: Bool, path: String?) {
+  private init(
+    descriptor: CInt,
+    port: Int,
+    isTCP: Bool,
+    path: String?,
+    original: CInt? = nil
+  ) {
     self.descriptor = descriptor
+    self.original = original
     self.port = port
     self.isTCP = isTCP
     self.path = path
@@ -52,7 +61,8 @@ package final class BoundSocket: Sendable {
     }
   }
 
-  /// Takes a socket that listens already; its file, if it has one, stays its owner's.
+  /// Takes a socket that listens already; its file, if it has one, stays its owner's, and so does the
+  /// descriptor until `own`.
   ///
   /// - Throws: `Failure` with `EBADF`, `ENOTSOCK`, or `EINVAL` when it does not listen; the
   ///   descriptor stays the caller's then.
@@ -69,10 +79,26 @@ package final class BoundSocket: Sendable {
         message: "descriptor \(descriptor): a socket that does not listen"
       )
     }
-    _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC)
     let isTCP = family == AF_INET || family == AF_INET6
     let port = isTCP ? try Self.localPort(descriptor) : 1
-    return BoundSocket(descriptor: descriptor, port: port, isTCP: isTCP, path: nil)
+    // A copy: an event loop can't watch one descriptor twice, should it be handed in again.
+    let copy = fcntl(descriptor, F_DUPFD_CLOEXEC, 0)
+    guard copy >= 0 else { throw Self.failure("descriptor \(descriptor)") }
+    return BoundSocket(
+      descriptor: copy,
+      port: port,
+      isTCP: isTCP,
+      path: nil,
+      original: descriptor
+    )
+  }
+
+  /// Whether others may hold the socket, who listen on when this one is closed.
+  package var isAdopted: Bool { self.original != nil }
+
+  /// Takes possession of a descriptor that was handed in, which stays its owner's until then.
+  package func own() {
+    if let original { Glibc.close(original) }
   }
 
   /// Sets how many connections may wait to be accepted; the kernel caps it at

@@ -127,7 +127,8 @@ package final class ConnectionIntake: Sendable {
   private func run() {
     // It is closed by this thread alone, after this loop.
     guard let socket = self.socket.withLock({ $0 }) else { return }
-    while true {
+    while self.waitForConnection(socket) {
+      self.waitForDescriptors(socket)
       var descriptor: CInt = -1
       let result = grpc_engine_receive_descriptor(socket, &descriptor)
       if result < 0, errno == EINTR { continue }
@@ -139,9 +140,20 @@ package final class ConnectionIntake: Sendable {
         self.descriptors.failed(EMFILE)
         self.released.add()
       }
-      self.waitForDescriptors(socket)
     }
     self.ended()
+  }
+
+  /// Waits until there is something to receive: only then is it known whether there is a descriptor
+  /// for it, which the kernel would drop.
+  ///
+  /// - Returns: false when the socket can't be waited for.
+  private func waitForConnection(_ socket: CInt) -> Bool {
+    var request = pollfd(fd: socket, events: Int16(POLLIN), revents: 0)
+    while poll(&request, 1, -1) < 0 {
+      guard errno == EINTR || errno == EAGAIN || errno == ENOMEM else { return false }
+    }
+    return true
   }
 
   /// Leaves connections where they are, in the socket or with the other process, while there are no

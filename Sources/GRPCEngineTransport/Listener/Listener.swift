@@ -63,7 +63,7 @@ package final class Listener: Sendable {
       }
       .childChannelOption(.recvAllocator, value: Self.receiveAllocator)
       .childChannelInitializer { channel in
-        Self.refreshed(channel, refresh, within: configuration.handshakeTimeout)
+        Self.refreshed(channel, refresh, within: configuration.handshakeTimeout, registry)
           .flatMapThrowing {
             try Self.configure(
               channel,
@@ -88,7 +88,8 @@ package final class Listener: Sendable {
   private static func refreshed(
     _ channel: any Channel,
     _ refresh: CredentialsRefresh?,
-    within limit: TimeAmount
+    within limit: TimeAmount,
+    _ registry: ConnectionRegistry
   ) -> EventLoopFuture<Void> {
     guard let refresh else { return channel.eventLoop.makeSucceededVoidFuture() }
     let refreshed = channel.eventLoop.makePromise(of: Void.self)
@@ -96,7 +97,18 @@ package final class Listener: Sendable {
     let timer = channel.eventLoop.scheduleTask(in: limit) {
       refreshed.fail(ChannelError.connectTimeout(limit))
     }
-    refreshed.futureResult.whenComplete { _ in timer.cancel() }
+    // The server is there for it until then, also if it stops; and cuts it with the others.
+    let arrival = registry.arrivalBegan {
+      refreshed.fail(ChannelError.ioOnClosedChannel)
+    }
+    refreshed.futureResult.whenComplete { _ in
+      timer.cancel()
+      // Once it is a connection: for that it goes to the listener's event loop and back.
+      let listenerLoop = channel.parent?.eventLoop ?? channel.eventLoop
+      channel.eventLoop.execute {
+        listenerLoop.execute { channel.eventLoop.execute { registry.arrivalEnded(arrival) } }
+      }
+    }
     refresh { refreshed.succeed() }
     return refreshed.futureResult
   }
@@ -193,8 +205,9 @@ package final class Listener: Sendable {
     // First, so that a file which a successor makes there from now on stays, see `BoundSocket`.
     self.socket.removeFile()
     // Then hardly anybody can come between the last look and the end. The kernel drops the SYN of
-    // others, who try again, and find a successor or nobody.
-    self.socket.setBacklog(0)
+    // others, who try again, and find a successor or nobody. Not where others hold the socket, as
+    // systemd does: there they wait for whoever accepts next.
+    if !self.socket.isAdopted { self.socket.setBacklog(0) }
     eventLoop.execute { self.closeOnceEmpty(by: deadline, closed) }
     try? closed.futureResult.wait()
     self.endArrivals()

@@ -78,7 +78,8 @@ class Server(grpc.Server):
         self._observers: list[CallLogThread | Watchdog] = []
         self.health = Health(self.native, self._handlers.known)
         self._threads = _Threads(self.native, loop_factory, exit_callbacks)
-        self._lock = threading.Lock()
+        # Reentrant, as a handler of a signal may stop the server in the middle of its start.
+        self._lock = threading.RLock()
         self._is_started = False
         self._is_stopping = False
         self._on_end: Callable[[], None] = _nothing
@@ -291,8 +292,11 @@ class Server(grpc.Server):
                 for observer in self._observers:
                     observer.start()
                 self.native.start()  # the last: from now on there are calls
-            except BaseException:
+            except BaseException as error:
+                was_stopped = self._is_stopping
                 self._give_up()
+                if was_stopped and isinstance(error, ValueError):
+                    return  # a handler of a signal has stopped it: so there is nothing to start
                 raise
             _running.add(self)
 
@@ -334,9 +338,11 @@ class Server(grpc.Server):
         self.drain()
         if grace is None:
             self.native.cancel_all_calls()
-            self._stopped.wait()
+            # In the middle of a start, before there is a thread that would tell: `start` ends it.
+            if self._threads.are_started():
+                self._stopped.wait()
         else:
-            _AfterGrace(self.native, self._stopped, grace).start()
+            self.native.cancel_all_calls_after(grace)
         return self._stopped
 
     def drain(self) -> None:
@@ -461,8 +467,9 @@ class _Threads:
             self._spawn_callbacks,
         )
 
-    def _spawn_callbacks(self) -> None:
-        self._start("grpc-callbacks", self._native.run_callbacks)
+    def _spawn_callbacks(self, kind: int) -> None:
+        name = "grpc-renewals" if kind else "grpc-callbacks"
+        self._start(name, self._native.run_callbacks, kind)
 
     def _spawn_worker(self) -> None:
         # Those that stepped in for held workers have ended since.
@@ -499,20 +506,6 @@ class _Threads:
     def join(self, deadline: float) -> None:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-
-
-class _AfterGrace(threading.Thread):
-    """Ends every call once a time of grace is over."""
-
-    def __init__(self, native: _engine.Server, stopped: threading.Event, grace: float) -> None:
-        super().__init__(name="grpc-grace", daemon=True)
-        self._native = native
-        self._stopped = stopped
-        self._grace = grace
-
-    def run(self) -> None:
-        if not self._stopped.wait(self._grace):
-            self._native.cancel_all_calls()
 
 
 def _or_none(number: int | None) -> int:

@@ -844,3 +844,146 @@ def test_connections_have_no_option_that_needs_privileges(serve):
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
                 return
     pytest.fail("the server's end of the connection was not found")
+
+
+@contextlib.contextmanager
+def listening():
+    """A socket as systemd hands it in, which others hold too: its port, and its descriptor."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as owner:
+        yield owner.getsockname()[1], os.dup(owner.fileno())
+
+
+@ours_only("grpcio takes no descriptors")
+def test_a_socket_that_was_handed_in_goes_on_after_the_stop(serve):
+    """Who connects while nobody accepts waits for the next server, which has the socket too."""
+    with listening() as (port, descriptor), contextlib.ExitStack() as at_end:
+        again = os.dup(descriptor)
+        for handed_in in (descriptor, again):
+            server = serve.bare(handlers=echo_handlers())
+            server.add_insecure_port(f"fd:{handed_in}")
+            server.start()
+            assert answers(f"127.0.0.1:{port}")
+            assert server.stop(None).wait(PATIENCE)
+            for _ in range(20):
+                client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+                at_end.enter_context(client)
+
+
+@ours_only("grpcio takes no descriptors")
+def test_a_descriptor_may_be_handed_in_once(serve):
+    """An event loop can't watch one twice: that would end the process."""
+    with listening() as (port, descriptor):
+        server = serve.bare(handlers=echo_handlers())
+        server.add_insecure_port(f"fd:{descriptor}")
+        with pytest.raises(RuntimeError, match=f"descriptor {descriptor}"):
+            server.add_insecure_port(f"fd:{descriptor}")
+        server.start()
+        assert answers(f"127.0.0.1:{port}")
+
+
+@ours_only("reads descriptors of the engine")
+def test_start_that_fails_at_a_port_gives_the_others_back(serve):
+    server = serve.bare(handlers=echo_handlers())
+    ports = [server.add_insecure_port("127.0.0.1:0") for _ in range(2)]
+    ports.append(server.add_metrics_port("127.0.0.1:0"))
+    for entry in pathlib.Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError, IndexError):
+            found = socket.socket(fileno=os.dup(int(entry.name)))
+            with found:
+                is_first = found.getsockname()[1] == ports[0]
+            if is_first:
+                with open(os.devnull) as null:
+                    os.dup2(null.fileno(), int(entry.name))  # where nobody can listen
+    with pytest.raises(RuntimeError, match="Cannot start the server"):
+        server.start()
+    for port in ports:
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+
+
+@ours_only("a port may be added to a server of grpcio's before it starts")
+def test_ports_that_are_added_while_the_server_stops(serve):
+    """Each is bound, or refused with an exception; and the server stops."""
+    for number in range(30):
+        served = serve(options=[("django_grpc.event_loop_threads", 2)])
+        begun = threading.Event()
+
+        def add(server=served.server, begun=begun):
+            with contextlib.suppress(ValueError, RuntimeError):
+                for _ in range(100):
+                    server.add_insecure_port("127.0.0.1:0")
+                    begun.set()
+
+        adding = threading.Thread(target=add, daemon=True)
+        adding.start()
+        assert begun.wait(PATIENCE)
+        time.sleep(number / 10_000)  # wherever it is then
+        stopping = threading.Thread(target=served.server.stop, args=(None,), daemon=True)
+        stopping.start()
+        for thread in (stopping, adding):
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+_STOPPED_BY_A_SIGNAL = """
+import os, signal, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from django_grpc import engine
+
+name, grace = sys.argv[1], eval(sys.argv[2])
+server = engine.server(ThreadPoolExecutor(1))
+server.add_insecure_port("127.0.0.1:0")
+signal.signal(signal.SIGTERM, lambda *_: server.stop(grace))
+
+
+def wrap(owner, name):
+    real = getattr(owner, name)
+
+    def wrapped(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    setattr(owner, name, wrapped)
+
+
+wrap(*{"handlers": (server._handlers, "install"), "threads": (server._threads, "start"),
+       "health": (server.health, "start")}[name])
+server.start()
+assert not server.wait_for_termination(30)
+print("stopped", flush=True)
+os._exit(0)
+"""
+
+
+@ours_only("looks inside")
+@pytest.mark.parametrize("grace", [None, 1])
+@pytest.mark.parametrize("moment", ["handlers", "threads", "health"])
+def test_a_handler_of_a_signal_may_stop_a_server_that_starts(moment, grace):
+    """It runs on the thread that starts it, and holds what that holds."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _STOPPED_BY_A_SIGNAL, moment, repr(grace)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.stdout == "stopped\n", ended.stderr
+
+
+@ours_only("grpcio starts no thread for it")
+def test_a_grace_needs_no_thread(serve, gate, monkeypatch):
+    """There may be none to be had when a server is to stop: calls in flight get their time."""
+    methods, entered, release, _ = blocking(gate)
+    served = serve(methods)
+    call = served.unary_unary("Block").future(b"x", timeout=PATIENCE)
+    entered.pass_through()
+    with monkeypatch.context() as patch:
+
+        def refuse(thread):
+            raise RuntimeError("can't start new thread")
+
+        patch.setattr(threading.Thread, "start", refuse)
+        stopped = served.server.stop(PATIENCE)
+    release.set()
+    assert call.result() == b"x"
+    assert stopped.wait(PATIENCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 
 import grpc
@@ -654,6 +655,56 @@ def test_dynamic_credentials(serve, authority, server_pair):
     assert call(served, renewed) == b"x"
     # What is raised changes nothing.
     assert call(served, renewed) == b"x"
+
+
+@ours_only("grpcio fetches while it holds the connection")
+def test_stop_closes_who_waits_for_a_certificate(serve, gate, server_pair):
+    """Also while nobody answers what fetches it."""
+    asked, release = gate(), gate()
+    make = support.credentials.ssl_server_certificate_configuration
+    configuration = make([(server_pair.private_key, server_pair.certificate)])
+
+    def fetch():
+        asked.set()
+        release.pass_through()
+
+    credentials = support.credentials.dynamic_ssl_server_credentials(configuration, fetch)
+    served = serve(credentials=credentials)
+    with contextlib.ExitStack() as at_end:
+        clients = [
+            at_end.enter_context(socket.create_connection(("127.0.0.1", served.port), PATIENCE))
+            for _ in range(3)
+        ]
+        asked.pass_through()
+        assert served.server.stop(None).wait(PATIENCE)
+        for client in clients:
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+
+
+def test_callbacks_that_block_keep_nobody_from_a_certificate(serve, gate, authority, server_pair):
+    """Those of calls that have ended; each connection fetches its certificate meanwhile."""
+    begun, release = gate(), gate()
+    make = support.credentials.ssl_server_certificate_configuration
+    configuration = make([(server_pair.private_key, server_pair.certificate)])
+
+    def block(request, context):
+        def callback():
+            begun.set()
+            release.pass_through()
+
+        assert context.add_callback(callback)
+        return request
+
+    served = serve(
+        {"Block": unary_unary(block), "Echo": unary_unary(support.echo)},
+        credentials=support.credentials.dynamic_ssl_server_credentials(configuration, lambda: None),
+    )
+    trusted = grpc.ssl_channel_credentials(authority.certificate)
+    channel = served.channel(credentials=trusted)
+    assert served.unary_unary("Block", channel)(b"x", timeout=PATIENCE) == b"x"
+    begun.pass_through()
+    assert call(served, authority) == b"x"
 
 
 @pytest.mark.parametrize("kind", [str, bytearray, memoryview, lambda _pem: 5])

@@ -53,6 +53,53 @@ def test_workers_without_descriptors_leave_connections_waiting(serve):
     assert server.stop() == 0
 
 
+# Takes all descriptors but the reserve, and gives them back when it is told to.
+_GREEDY = HOOK.replace(
+    'elif verb == "grow":',
+    """elif verb == "take":
+            try:
+                while True:
+                    kept.append(open(os.devnull))
+            except OSError:
+                pass
+        elif verb == "give":
+            kept.clear()
+        elif verb == "grow":""",
+).replace(
+    "kept = []",
+    """kept = []
+
+import resource
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+""",
+)
+
+
+def test_connections_wait_while_servicers_have_all_descriptors(serve):
+    """Also the first that comes then: a worker that waits for it would lose it to the kernel."""
+    server = serve()
+    address = server.wait_up()
+    server.write_hook("greedy", _GREEDY)
+    server.reload()
+    with contextlib.ExitStack() as at_end:
+        workers = {}
+        while len(workers) < 2:
+            channel = at_end.enter_context(connect(address))
+            workers[ask(channel)[0]] = channel
+        for channel in workers.values():
+            assert ask(channel, "take")[1] == "greedy"
+        crowd = [at_end.enter_context(connect(address)) for _ in range(4)]
+        ready = [grpc.channel_ready_future(channel) for channel in crowd]
+        server.process.wait_for("Accepting connections pauses")
+        assert not any(future.done() for future in ready)
+        for channel in workers.values():
+            ask(channel, "give")
+        for channel in crowd:
+            assert ask(channel)[1] == "greedy"
+    assert server.stop() == 0
+
+
 def test_connections_that_have_gone_do_not_count(serve):
     server = serve()
     address = server.wait_up()
