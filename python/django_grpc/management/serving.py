@@ -111,10 +111,10 @@ class OwnPlace(Place):
         for descriptor in self._sockets.calls:
             host = f"fd:{descriptor}"
             try:
+                addresses.append(address_of(descriptor))  # which is the server's afterwards
                 utils.bind(server, config, 0, host=host, credentials=credentials)
             except (OSError, RuntimeError) as error:
                 raise CommandError(complaints.about_address(f"systemd's {host}", error)) from error
-            addresses.append(address_of(descriptor))
         return ", ".join(addresses)
 
     def _bind(
