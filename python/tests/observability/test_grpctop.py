@@ -269,9 +269,10 @@ class Terminal:
         return match
 
     def end(self):
+        # Read first: a terminal that nobody reads is full after a page or two.
+        self.wait_for(r"\x1b\[\?25h\x1b\[\?1049l")
         assert self.process.wait(PATIENCE) == 0
         assert termios.tcgetattr(self._slave) == self.before
-        self.wait_for(r"\x1b\[\?25h\x1b\[\?1049l")
 
     def close(self):
         self.process.kill()
