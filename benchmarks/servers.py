@@ -105,7 +105,9 @@ def ask(python: Path, folder: Path, *arguments: str) -> str:
 
 
 @contextmanager
-def running(python: Path, folder: Path, flags: Sequence[str] = ()) -> Iterator[Server]:
+def running(
+    python: Path, folder: Path, flags: Sequence[str] = (), under: Sequence[str] = ()
+) -> Iterator[Server]:
     """Fills a database in `folder` and serves the project from it.
 
     The server listens on a free loopback port, is ended by SIGTERM to its process id and,
@@ -113,6 +115,7 @@ def running(python: Path, folder: Path, flags: Sequence[str] = ()) -> Iterator[S
 
     Args:
         flags: more of them for `grpcserver`.
+        under: a command that runs the server, such as valgrind's.
 
     Raises:
         ServerError: it did not listen within 30 s, or it ended before it was told to, or not
@@ -124,7 +127,7 @@ def running(python: Path, folder: Path, flags: Sequence[str] = ()) -> Iterator[S
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(python), *server_arguments(port), *flags],
+            [*under, str(python), *server_arguments(port), *flags],
             cwd=PROJECT,
             env=environment(folder),
             stdout=output,
