@@ -1,13 +1,16 @@
 """The signals around async methods: order, colours of receivers, connections."""
 
 import asyncio
+import contextlib
+import contextvars
+import gc
 import threading
 
 import grpc
 import pytest
 from asgiref.sync import SyncToAsync, sync_to_async
 from django.core.cache import caches
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
 from harness import PATIENCE
@@ -382,6 +385,46 @@ def test_caches_that_a_receiver_uses_are_closed(serve):
     finally:
         grpc_request_finished.disconnect(use)
     assert ClosableCache.closed == ["closed"]
+
+
+@pytest.mark.usefixtures("database_in_a_file")
+@pytest.mark.parametrize("place", ["before its first query", "between queries", "in a transaction"])
+def test_call_that_ends_during_its_query_leaves_no_old_connection(place):
+    """As one does that is cancelled, and one with a task that outlives it."""
+    variables = contextvars.copy_context()
+    entered, release = threading.Event(), threading.Event()
+
+    def use():
+        if place != "before its first query":
+            connection.ensure_connection()
+        with transaction.atomic() if place == "in a transaction" else contextlib.nullcontext():
+            entered.set()
+            assert release.wait(PATIENCE)
+            if place != "in a transaction":
+                connection.cursor().execute("SELECT 1")
+
+    variables.run(hygiene.CALL_HYGIENE.begin)
+    on_sync_thread(hygiene._tidy)  # now it is known whose connections these are
+    working = SyncToAsync.single_thread_executor.submit(variables.copy().run, use)
+    try:
+        assert entered.wait(PATIENCE)
+        variables.run(hygiene.CALL_HYGIENE.end)
+    finally:
+        release.set()
+    working.result(PATIENCE)
+    # After what the query has put into the queue.
+    assert on_sync_thread(lambda: connection.connection is None)
+
+
+def test_call_of_a_loop_that_nobody_runs_uses_nothing():
+    """Its task goes with the loop, and has no end."""
+    variables = contextvars.copy_context()
+    variables.run(hygiene.CALL_HYGIENE.begin)
+    variables.run(hygiene._note_use)
+    assert hygiene._users
+    del variables
+    gc.collect()
+    assert not hygiene._users
 
 
 def test_receiver_that_raises(serve, signal_log):

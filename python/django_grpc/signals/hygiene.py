@@ -209,13 +209,17 @@ class _LoopCall:
     has_ended = False
     uses_database = False
 
+    def __init__(self) -> None:
+        # A call of a loop that nobody runs any more never ends, and is given up with its task.
+        self.reference = weakref.ref(self, _users.discard)
+
 
 # The call that the code which runs now belongs to. `sync_to_async` takes it along to its thread.
 _call: ContextVar[_LoopCall | None] = ContextVar("django_grpc.signals.hygiene.call", default=None)
 
 # Those that have used a connection and not ended. Added to on the threads of the queries, and
 # otherwise changed on the loop; each change is one operation of a set.
-_users: set[_LoopCall] = set()
+_users: set[weakref.ref[_LoopCall]] = set()
 
 # What the thread has on which `sync_to_async` runs thread-sensitive code; None when that has to be
 # asked.
@@ -253,20 +257,20 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
 
 def _note_use() -> None:
     call = _call.get()
-    if call is not None and not call.uses_database and not call.has_ended:
+    if call is None:
+        return
+    if not call.uses_database and not call.has_ended:
         call.uses_database = True
-        _users.add(call)
+        _users.add(call.reference)
+    if call.has_ended:  # perhaps just now: its end has not seen to what is used here
+        _users.discard(call.reference)
+        _tidy_soon()
 
 
 def _are_used() -> bool:
     """Whether the connections of this thread may be in use by calls on loops."""
     # On a thread of calls they are in use by one at a time: the one that asks.
-    if _thread.is_calls:
-        return False
-    for call in tuple(_users):
-        if call.has_ended:  # between the two last lines of `_note_use`
-            _users.discard(call)
-    return bool(_users)
+    return not _thread.is_calls and bool(_users)
 
 
 def _look(*, at_begin: bool) -> None:
@@ -278,8 +282,9 @@ def _look(*, at_begin: bool) -> None:
     if thread is None or (thread.connections and thread.deaths != _deaths):
         return _tidy_soon()
     for connection in thread.connections:
-        # Inside of a transaction nothing is done, and one that is under way is none of this call's.
-        if connection.connection is None or connection.in_atomic_block:
+        # Inside of a transaction nothing is done. One that is under way is none of a call's that
+        # begins; a call that was cancelled may leave it behind.
+        if connection.connection is None or (at_begin and connection.in_atomic_block):
             continue
         if (
             _is_suspect(connection)
@@ -341,7 +346,7 @@ def stop_using() -> None:
     call = _call.get()
     if call is not None:
         call.uses_database = False
-        _users.discard(call)
+        _users.discard(call.reference)
 
 
 def _are_caches_used() -> bool:
@@ -393,7 +398,7 @@ class CallHygiene:
         call = _call.get()
         if call is not None:
             call.has_ended = True
-            _users.discard(call)
+            _users.discard(call.reference)
         if _sync_thread is None or _sync_thread.connections:
             _look(at_begin=False)
 

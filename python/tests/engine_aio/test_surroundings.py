@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import queue
 import threading
 
@@ -11,6 +12,9 @@ import grpc.aio
 import pytest
 
 from .support import OURS, PATIENCE, handler
+
+if OURS:
+    from django_grpc.engine.coroutines import run_unary
 
 pytestmark = pytest.mark.skipif(not OURS, reason="the engine's own")
 
@@ -216,6 +220,32 @@ def test_surroundings_that_raise_are_logged_and_the_call_is_served(surrounded, n
     assert served.unary("Coroutine", b"x") == b"x"
     served.stop()
     assert "a surrounding's" in caplog.text
+
+
+def test_task_that_is_thrown_away_ends_in_no_other_call():
+    """The garbage collector comes by in whatever runs then."""
+    call = contextvars.ContextVar("call", default=None)
+    ended_in = []
+
+    class Context:
+        def _request(self):
+            return b""
+
+        def _done(self):
+            ended_in.append(call.get())
+
+        def __getattr__(self, name):
+            return lambda *arguments: None
+
+    async def wait(request, context):
+        await asyncio.sleep(0)
+
+    running = run_unary(Context(), wait)
+    running.send(None)
+    other = contextvars.copy_context()
+    other.run(call.set, "another")
+    other.run(running.close)
+    assert ended_in[0] is None
 
 
 def test_server_on_a_loop_has_surroundings_too(serve_aio, notes):
