@@ -13,20 +13,18 @@ import concurrent.futures
 import contextlib
 import contextvars
 import enum
-import logging
 import queue
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from django_grpc.engine.loops import log_seldom
+from django_grpc.engine.surroundings import inside, log_exception
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from django_grpc.engine.types import Surroundings
-
-logger = logging.getLogger("django_grpc")
 
 #: Seconds after which a thread that the system has refused is asked for again.
 _ASK_AGAIN = 0.5
@@ -232,7 +230,10 @@ class CrossingThreads:
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            job.run()
+            try:
+                job.run()
+            except BaseException:  # or the place of this thread would be lost for ever
+                log_exception("A thread for interceptors goes on after an error")
             del job  # while it waits, nothing of the call may stay
             with self._changed:
                 self._schedule.finished()
@@ -360,12 +361,8 @@ class Crossing:
     def _begin(self, job: _Message) -> None:
         if self._is_abandoned:  # its peer has gone, or its time, while it was queued
             return
-        surroundings = self._surroundings
-        if surroundings is not None:
-            _call_logged(surroundings.enter)
-        message = _perform(job)
-        if surroundings is not None:
-            _call_logged(surroundings.leave)
+        with inside(self._surroundings):
+            message = _perform(job)
         self._tell(message)
 
     def _ask_again(self) -> None:
@@ -382,13 +379,6 @@ class Crossing:
     def _receive(self, message: _Message) -> None:
         if self._to_task is not None and not self._to_task.done():
             self._to_task.set_result(message)
-
-
-def _call_logged(function: Callable[[], None]) -> None:
-    try:
-        function()
-    except Exception:
-        logger.exception("Exception in what surrounds a call")
 
 
 def _perform(job: _Message) -> _Message:

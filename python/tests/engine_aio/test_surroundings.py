@@ -8,6 +8,7 @@ import contextvars
 import functools
 import logging
 import queue
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -329,6 +330,20 @@ def test_writer_that_fails_gets_the_next_calls(error, caplog):
                 assert written.get(timeout=PATIENCE) == 1
     finally:
         logger.removeHandler(broken)
+
+
+@pytest.mark.parametrize("name", ["enter", "leave"])
+def test_surroundings_that_exit_cost_no_thread(surrounded, notes, name):
+    """There are four; a place that was lost would be missing for ever."""
+
+    def leave_python():
+        if threading.current_thread().name == "grpc-interceptor":
+            sys.exit("a surrounding's")
+
+    served = surrounded("ap")
+    setattr(notes, name, leave_python)
+    for _ in range(6):
+        assert served.unary("Coroutine", b"x") == b"x"
 
 
 def test_task_that_is_thrown_away_ends_in_no_other_call():
