@@ -1,14 +1,20 @@
 """The signals around async methods: order, colours of receivers, connections."""
 
 import asyncio
+import contextlib
+import contextvars
+import gc
 import threading
 
 import grpc
 import pytest
 from asgiref.sync import SyncToAsync, sync_to_async
-from django.db import connection, connections
+from django.core.cache import caches
+from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.test import override_settings
 from harness import PATIENCE
+from sampleapp.caches import ClosableCache
 
 from django_grpc.signals import grpc_request_finished, grpc_request_started, hygiene
 from django_grpc.signals.wrapper import SignalWrapper
@@ -283,8 +289,25 @@ def test_old_connection_is_closed_before_the_queries_of_the_next_call(serve):
     assert seen == [True]
 
 
-@pytest.mark.usefixtures("database_in_a_file")
-def test_rows_of_a_long_call_outlive_the_ends_of_others(serve):
+@pytest.fixture
+def plain_receiver(request):
+    """One that does nothing, of the signal with that name; or none."""
+
+    def receive(**kwargs):
+        pass
+
+    signal = {"started": grpc_request_started, "finished": grpc_request_finished}.get(request.param)
+    if signal is not None:
+        signal.connect(receive)
+    yield
+    if signal is not None:
+        signal.disconnect(receive)
+
+
+@pytest.mark.usefixtures("database_in_a_file", "plain_receiver")
+@pytest.mark.parametrize("plain_receiver", ["none", "started", "finished"], indirect=True)
+@pytest.mark.parametrize("sender", [None, object()])
+def test_rows_of_a_long_call_outlive_the_ends_of_others(serve, sender):
     """A connection with CONN_MAX_AGE=0 is closed when the last that uses it has ended."""
     others, closed = [], []
     between, go_on = threading.Event(), threading.Event()
@@ -296,6 +319,7 @@ def test_rows_of_a_long_call_outlive_the_ends_of_others(serve):
 
     async def method(request, context):
         if request == b"other":
+            await grpc_request_finished.asend(sender, request=request, context=context)
             return str(await sync_to_async(count)()).encode()
         cursor = await sync_to_async(begin)()
         between.set()
@@ -318,6 +342,89 @@ def test_rows_of_a_long_call_outlive_the_ends_of_others(serve):
     closed.append(on_sync_thread(lambda: connection.connection is None))
     assert others == [[b"2"]] * 3
     assert closed == [False, True]
+
+
+@pytest.mark.usefixtures("database_in_a_file", "plain_receiver")
+@pytest.mark.parametrize("plain_receiver", ["none", "started", "finished"], indirect=True)
+def test_queries_of_a_long_call_stay_in_the_log(serve, settings):
+    settings.DEBUG = True
+    between, go_on = threading.Event(), threading.Event()
+
+    def count():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        return len(connection.queries)
+
+    async def method(request, context):
+        await sync_to_async(count)()
+        if request == b"long":
+            between.set()
+            await asyncio.to_thread(go_on.wait, PATIENCE)
+        return str(await sync_to_async(count)()).encode()
+
+    channel = serve("unary_unary", method)
+    long = channel.unary_unary(f"/{SERVICE}/Method").future(b"long", timeout=PATIENCE)
+    assert between.wait(PATIENCE)
+    call(channel, "unary_unary", b"other")
+    go_on.set()
+    assert int(long.result()) == 4
+
+
+def test_caches_that_a_receiver_uses_are_closed(serve):
+    """As after an ordinary method."""
+
+    def use(**kwargs):
+        caches["default"].get("key")
+
+    channel = serve("unary_unary", answer)
+    ClosableCache.closed.clear()
+    grpc_request_finished.connect(use)
+    try:
+        with override_settings(CACHES={"default": {"BACKEND": "sampleapp.caches.ClosableCache"}}):
+            call(channel, "unary_unary")
+    finally:
+        grpc_request_finished.disconnect(use)
+    assert ClosableCache.closed == ["closed"]
+
+
+@pytest.mark.usefixtures("database_in_a_file")
+@pytest.mark.parametrize("place", ["before its first query", "between queries", "in a transaction"])
+def test_call_that_ends_during_its_query_leaves_no_old_connection(place):
+    """As one does that is cancelled, and one with a task that outlives it."""
+    variables = contextvars.copy_context()
+    entered, release = threading.Event(), threading.Event()
+
+    def use():
+        if place != "before its first query":
+            connection.ensure_connection()
+        with transaction.atomic() if place == "in a transaction" else contextlib.nullcontext():
+            entered.set()
+            assert release.wait(PATIENCE)
+            if place != "in a transaction":
+                connection.cursor().execute("SELECT 1")
+
+    variables.run(hygiene.CALL_HYGIENE.begin)
+    on_sync_thread(hygiene._tidy)  # now it is known whose connections these are
+    working = SyncToAsync.single_thread_executor.submit(variables.copy().run, use)
+    try:
+        assert entered.wait(PATIENCE)
+        variables.run(hygiene.CALL_HYGIENE.end)
+    finally:
+        release.set()
+    working.result(PATIENCE)
+    # After what the query has put into the queue.
+    assert on_sync_thread(lambda: connection.connection is None)
+
+
+def test_call_of_a_loop_that_nobody_runs_uses_nothing():
+    """Its task goes with the loop, and has no end."""
+    variables = contextvars.copy_context()
+    variables.run(hygiene.CALL_HYGIENE.begin)
+    variables.run(hygiene._note_use)
+    assert hygiene._users
+    del variables
+    gc.collect()
+    assert not hygiene._users
 
 
 def test_receiver_that_raises(serve, signal_log):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import TYPE_CHECKING, NamedTuple
+
+from django_grpc.engine.surroundings import inside, log_exception
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from django_grpc import _engine
-
-logger = logging.getLogger("django_grpc")
+    from django_grpc.engine.types import Surroundings
 
 
 class CallRecord(NamedTuple):
@@ -48,7 +48,13 @@ class CallRecord(NamedTuple):
 
 
 class CallLogThread:
-    """The thread that takes calls from the engine. It sleeps there, without the GIL."""
+    """The thread that takes calls from the engine. It sleeps there, without the GIL.
+
+    Attributes:
+        surroundings: What is put around each batch.
+    """
+
+    surroundings: Surroundings | None = None
 
     def __init__(
         self, native: _engine.Server, write: Callable[[list[CallRecord], int], None]
@@ -74,7 +80,8 @@ class CallLogThread:
     def _run(self) -> None:
         while (batch := self._native.next_calls()) is not None:
             calls, dropped = batch
-            try:
-                self._write([CallRecord._make(it) for it in calls], dropped)
-            except Exception:
-                logger.exception("Calls could not be logged")
+            with inside(self.surroundings):
+                try:
+                    self._write([CallRecord._make(it) for it in calls], dropped)
+                except BaseException:  # sys.exit() must not end the log
+                    log_exception("Calls could not be logged")

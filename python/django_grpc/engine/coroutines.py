@@ -8,6 +8,7 @@ not wait; here is the rest, with the semantics of grpc.aio.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import enum
 import functools
 import inspect
@@ -155,6 +156,8 @@ def _failed(context: AsyncServicerContext, error: BaseException) -> None:
     if isinstance(error, GeneratorExit):  # nobody runs the loop any more
         context.set_code(grpc.StatusCode.UNAVAILABLE)
         context._fail("The asyncio loop of the server has ended")
+        # Here, on whatever thread the task is thrown away, the variables may be another call's.
+        contextvars.Context().run(_done, context)
         return
     if isinstance(error, grpc.aio.InternalError) and context.done():
         # By which the engine says that there is nothing to go on with.

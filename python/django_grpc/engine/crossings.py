@@ -1,9 +1,13 @@
 """Calls that go back and forth between an asyncio loop and a thread while their handler is found.
 
 An ordinary interceptor runs on a thread, and what it continues with may be async again: it then
-waits on its thread for the loop. Such a call has one thread at the most, whatever the order of its
-interceptors: the ordinary ones inside run on the thread that waits for them already. So no call
-waits for a thread that others hold while they wait for one.
+waits on its thread for the loop. The ordinary ones inside run on the thread that waits for them
+already, so that no call waits for a thread that others hold while they wait for one.
+
+An async interceptor may put a timeout around what it continues with, or continue more than once, at
+the same time or again. So what happens is a tree: a `Crossing` is where coroutines run, a `Visit`
+one of its requests to a thread, each with its own end. A visit is on the thread that waits for its
+crossing, or on another one while that is busy.
 """
 
 from __future__ import annotations
@@ -13,20 +17,19 @@ import concurrent.futures
 import contextlib
 import contextvars
 import enum
-import logging
+import functools
 import queue
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from django_grpc.engine.loops import log_seldom
+from django_grpc.engine.surroundings import inside, log_exception
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from django_grpc.engine.types import Surroundings
-
-logger = logging.getLogger("django_grpc")
 
 #: Seconds after which a thread that the system has refused is asked for again.
 _ASK_AGAIN = 0.5
@@ -232,7 +235,10 @@ class CrossingThreads:
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            job.run()
+            try:
+                job.run()
+            except BaseException:  # or the place of this thread would be lost for ever
+                log_exception("A thread for interceptors goes on after an error")
             del job  # while it waits, nothing of the call may stay
             with self._changed:
                 self._schedule.finished()
@@ -262,13 +268,13 @@ def _tell_shortage(error: RuntimeError | None, refused: list[_Job]) -> None:
 
 class _Kind(enum.Enum):
     JOB = enum.auto()
-    """A function that the thread is to call."""
+    """A visit that the thread, which waits, is to run meanwhile."""
     REQUEST = enum.auto()
-    """A coroutine function that the task is to await."""
+    """A coroutine function that the task is to await, and where the thread waits for it."""
     RESULT = enum.auto()
     ERROR = enum.auto()
     END = enum.auto()
-    """The task has been cancelled: nobody waits for the thread any more."""
+    """Nobody waits for the thread any more."""
 
 
 class _Message(NamedTuple):
@@ -278,78 +284,207 @@ class _Message(NamedTuple):
     variables: contextvars.Context
 
 
-class Crossing:
-    """One call between its task and a thread, of which only one runs at any time.
+_Inbox = queue.SimpleQueue[_Message]
 
-    `on_thread` is for the task and `on_loop` for the thread; either may be used inside the other.
+
+class Crossing:
+    """Where coroutines of a call run, for a thread that waits for them if there is one.
+
+    Used on the loop only. Several tasks may use it at once: an async interceptor may continue more
+    than once, and may give up what it has begun.
     """
 
-    def __init__(self, threads: CrossingThreads, surroundings: Surroundings | None) -> None:
-        """Begin in the task."""
-        self._loop = asyncio.get_running_loop()
+    def __init__(
+        self,
+        threads: CrossingThreads,
+        surroundings: Surroundings | None,
+        host: _Inbox | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            threads: Those of the server.
+            surroundings: What is put around what they run.
+            host: Where a thread waits, which can do something else meanwhile.
+        """
         self._threads = threads
         self._surroundings = surroundings
-        # Calls of `on_loop` that wait on the thread: it can do something else for the task.
-        self._waiting = 0
-        self._is_abandoned = False
-        self._to_thread: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        self._to_task: asyncio.Future[_Message] | None = None
+        self._host = host
+        # Visits that a task waits for, and how many may occupy the host, whether one waits or not.
+        self._visits: dict[Visit, asyncio.Task[Any] | None] = {}
+        self._unfinished = 0
 
-    async def on_thread(self, function: Callable[[], Any]) -> Any:
-        """Return what a function returns on the thread, and await what it asks for meanwhile."""
-        if self._is_abandoned:
-            raise asyncio.CancelledError
-        job = _Message(_Kind.JOB, function, contextvars.copy_context())
-        self._to_task = self._loop.create_future()
-        if self._waiting:
-            self._to_thread.put(job)
-        else:
-            if not self._threads.submit(lambda: self._begin(job), self._refuse):
-                self._loop.call_later(_ASK_AGAIN, self._ask_again)
+    async def on_thread(self, function: Callable[[Visit], Any]) -> Any:
+        """Return what a function returns on a thread, and await what it asks for meanwhile."""
+        visit = Visit(function, self._threads, self._surroundings, self._finished)
+        self._visits[visit] = asyncio.current_task()
         try:
-            while (message := await self._to_task).kind is _Kind.REQUEST:
+            self._offer(visit)
+            return await visit.outcome()
+        finally:
+            del self._visits[visit]
+
+    def close(self) -> None:
+        """Have the host wait no longer. What still runs there is cancelled; it would hold it up."""
+        self._host = None
+        for visit, task in tuple(self._visits.items()):
+            visit.give_up()
+            if task is not None:
+                task.cancel()
+
+    def _offer(self, visit: Visit) -> None:
+        # Whoever takes it first runs it. The host waits for nobody but these visits, so that none
+        # waits for a thread that others hold while they wait for one.
+        if self._host is not None:
+            self._host.put(_Message(_Kind.JOB, visit, contextvars.Context()))
+        if self._host is None or self._unfinished:
+            refuse = visit.refuse if self._host is None else _wait_for_host
+            run = functools.partial(visit.run, self._surroundings)
+            if not self._threads.submit(run, refuse):
+                self._ask_again_later()
+        self._unfinished += 1
+
+    def _finished(self) -> None:
+        self._unfinished -= 1
+
+    def _ask_again_later(self) -> None:
+        asyncio.get_running_loop().call_later(_ASK_AGAIN, self._ask_again)
+
+    def _ask_again(self) -> None:
+        if not self._threads.ask_again():
+            self._ask_again_later()
+
+
+def _wait_for_host(error: NoThreadError) -> None:
+    pass
+
+
+class Visit:
+    """A function that runs on a thread, and a task that waits for it, of which one runs at a time.
+
+    The thread asks the task for coroutines. Once the task has given up they are refused.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Visit], Any],
+        threads: CrossingThreads,
+        surroundings: Surroundings | None,
+        finished: Callable[[], None],
+    ) -> None:
+        """Begin in the task.
+
+        Args:
+            function: What is to run.
+            threads: Those of the server.
+            surroundings: What is put around what they run.
+            finished: Called on the loop when the function has returned.
+        """
+        self._function = function
+        self._threads = threads
+        self._surroundings = surroundings
+        self._finished = finished
+        self._loop = asyncio.get_running_loop()
+        self._variables = contextvars.copy_context()
+        # Held by who runs it.
+        self._claim = threading.Lock()
+        # The rest is the loop's, but for looking.
+        self._is_over = False
+        self._messages: asyncio.Queue[_Message] = asyncio.Queue()
+        # Of the request that is being answered.
+        self._inbox: _Inbox | None = None
+
+    # On the loop
+
+    async def outcome(self) -> Any:
+        """Return what the function returns, and await what it asks for meanwhile."""
+        try:
+            while (message := await self._messages.get()).kind is _Kind.REQUEST:
                 _adopt(message.variables)
-                answer = await self._answer(message.value)
-                self._to_task = self._loop.create_future()
-                self._to_thread.put(answer)
-        except asyncio.CancelledError:
-            # Whatever the thread asks for from now on, nobody is there to answer.
-            self._is_abandoned = True
-            self._to_thread.put(_Message(_Kind.END, None, contextvars.copy_context()))
-            raise
-        self._to_task = None  # which has the exception, whose traceback has this frame
+                function, self._inbox = message.value
+                answer = await self._answer(function, self._inbox)
+                inbox, self._inbox = self._inbox, None
+                inbox.put(answer)
+                del answer
+        finally:
+            self.give_up()
         _adopt(message.variables)
         try:
             return _outcome(message)
         finally:
             del message
 
-    async def _answer(self, function: Callable[[], Awaitable[Any]]) -> _Message:
-        self._waiting += 1
+    async def _answer(
+        self, function: Callable[[Crossing], Awaitable[Any]], inbox: _Inbox
+    ) -> _Message:
+        crossing = Crossing(self._threads, self._surroundings, inbox)
         try:
-            return _Message(_Kind.RESULT, await function(), contextvars.copy_context())
+            return _Message(_Kind.RESULT, await function(crossing), contextvars.copy_context())
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             return _Message(_Kind.ERROR, error, contextvars.copy_context())
         finally:
-            self._waiting -= 1
+            crossing.close()
 
-    def on_loop(self, function: Callable[[], Awaitable[Any]]) -> Any:
-        """Return what a coroutine function returns in the call's task.
+    def give_up(self) -> None:
+        """Answer nothing any more that the thread asks for. May be called more than once."""
+        self._is_over = True
+        inbox, self._inbox = self._inbox, None
+        if inbox is not None:
+            inbox.put(_END)
+        while not self._messages.empty():
+            self._receive(self._messages.get_nowait())
+
+    def _receive(self, message: _Message) -> None:
+        if not self._is_over:
+            self._messages.put_nowait(message)
+        elif message.kind is _Kind.REQUEST:
+            _, inbox = message.value
+            inbox.put(_END)
+
+    def _receive_outcome(self, message: _Message) -> None:
+        self._finished()
+        self._receive(message)
+
+    # On a thread
+
+    def run(self, surroundings: Surroundings | None = None) -> None:
+        """Run the function, unless another thread does; raises nothing.
+
+        Args:
+            surroundings: What is to be put around it, if nothing is yet.
+        """
+        if self._claim.acquire(blocking=False):
+            with inside(surroundings):
+                message = self._perform()
+            self._tell(self._receive_outcome, message)
+
+    def refuse(self, error: NoThreadError) -> None:
+        """Say that no thread can run it; on any thread."""
+        if self._claim.acquire(blocking=False):
+            message = _Message(_Kind.ERROR, error, contextvars.Context())
+            self._tell(self._receive_outcome, message)
+
+    def on_loop(self, function: Callable[[Crossing], Awaitable[Any]]) -> Any:
+        """Return what a coroutine function returns in the task.
 
         Raises:
-            concurrent.futures.CancelledError: The call has ended.
+            concurrent.futures.CancelledError: The task has given up.
         """
-        self._tell(_Message(_Kind.REQUEST, function, contextvars.copy_context()))
+        inbox: _Inbox = queue.SimpleQueue()
+        request = _Message(_Kind.REQUEST, (function, inbox), contextvars.copy_context())
+        if not self._tell(self._receive, request):
+            raise concurrent.futures.CancelledError
+        del request
         while True:
             with self._threads.waiting():
-                message = self._to_thread.get()
+                message = inbox.get()
             if message.kind is not _Kind.JOB:
                 break
-            self._tell(_perform(message))
+            message.value.run()
+            del message  # while it waits, nothing of the visit may stay
         if message.kind is _Kind.END:
-            self._to_thread.put(message)  # for those around this, should it be caught
             raise concurrent.futures.CancelledError
         _adopt(message.variables)
         try:
@@ -357,46 +492,24 @@ class Crossing:
         finally:
             del message
 
-    def _begin(self, job: _Message) -> None:
-        if self._is_abandoned:  # its peer has gone, or its time, while it was queued
-            return
-        surroundings = self._surroundings
-        if surroundings is not None:
-            _call_logged(surroundings.enter)
-        message = _perform(job)
-        if surroundings is not None:
-            _call_logged(surroundings.leave)
-        self._tell(message)
+    def _perform(self) -> _Message:
+        if self._is_over:  # its peer has gone, or its time, while it was queued
+            return _END
+        variables = self._variables
+        try:
+            return _Message(_Kind.RESULT, variables.run(self._function, self), variables)
+        except BaseException as error:
+            return _Message(_Kind.ERROR, error, variables)
 
-    def _ask_again(self) -> None:
-        if not self._threads.ask_again():
-            self._loop.call_later(_ASK_AGAIN, self._ask_again)
-
-    def _refuse(self, error: NoThreadError) -> None:
-        self._tell(_Message(_Kind.ERROR, error, contextvars.Context()))
-
-    def _tell(self, message: _Message) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(self._receive, message)
-
-    def _receive(self, message: _Message) -> None:
-        if self._to_task is not None and not self._to_task.done():
-            self._to_task.set_result(message)
+    def _tell(self, receive: Callable[[_Message], None], message: _Message) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(receive, message)
+        except RuntimeError:  # the loop is closed: nobody waits
+            return False
+        return True
 
 
-def _call_logged(function: Callable[[], None]) -> None:
-    try:
-        function()
-    except Exception:
-        logger.exception("Exception in what surrounds a call")
-
-
-def _perform(job: _Message) -> _Message:
-    variables = job.variables
-    try:
-        return _Message(_Kind.RESULT, variables.run(job.value), variables)
-    except BaseException as error:
-        return _Message(_Kind.ERROR, error, variables)
+_END = _Message(_Kind.END, None, contextvars.Context())
 
 
 def _outcome(message: _Message) -> Any:

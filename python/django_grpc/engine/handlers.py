@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 from asgiref.sync import iscoroutinefunction
 
-from django_grpc.engine.crossings import Crossing, CrossingThreads
+from django_grpc.engine.crossings import Crossing, CrossingThreads, Visit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -136,7 +136,7 @@ class HandlerTable:
         found: Any
         if not self._runs_on_loop(index):
             found = await crossing.on_thread(
-                functools.partial(self._continue_on_thread, index, details, crossing)
+                functools.partial(self._continue_on_thread, index, details)
             )
         elif index == len(self._interceptors):
             found = self._look_up(details)
@@ -151,20 +151,16 @@ class HandlerTable:
                 found = await found
         return cast("MethodHandler | None", found)
 
-    def _continue_on_thread(
-        self, index: int, details: Any, crossing: Crossing
-    ) -> MethodHandler | None:
+    def _continue_on_thread(self, index: int, details: Any, visit: Visit) -> MethodHandler | None:
         found: Any
         if self._runs_on_loop(index):
-            found = crossing.on_loop(
-                functools.partial(self._continue_on_loop, index, details, crossing)
-            )
+            found = visit.on_loop(functools.partial(self._continue_on_loop, index, details))
         elif index == len(self._interceptors):
             found = self._look_up(details)
         else:
 
             def continuation(next_details: Any) -> MethodHandler | None:
-                return self._continue_on_thread(index + 1, next_details, crossing)
+                return self._continue_on_thread(index + 1, next_details, visit)
 
             found = self._interceptors[index].intercept_service(continuation, details)
         return cast("MethodHandler | None", found)

@@ -10,10 +10,13 @@ import logging
 import weakref
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from django_grpc.engine.surroundings import inside
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from django_grpc import _engine
+    from django_grpc.engine.types import Surroundings
 
 logger = logging.getLogger("django_grpc.health")
 
@@ -56,7 +59,12 @@ class Health:
     A server is ready unless something speaks against it: it shuts down, `set_not_ready`, a lease
     that ran out, calls that wait in the queue for too long. Each service, and the server as a whole
     under the name "", is SERVING while the server is ready and its own status is SERVING.
+
+    Attributes:
+        surroundings: What is put around the logging of changes.
     """
+
+    surroundings: Surroundings | None = None
 
     def __init__(self, native: _engine.Server, known: Callable[[], Iterable[str]]) -> None:
         """Make the health of a server; `known` gives the paths of its methods."""
@@ -70,7 +78,8 @@ class Health:
 
         def listener() -> None:
             if (health := reference()) is not None:
-                health._log_change()
+                with inside(health.surroundings):
+                    health._log_change()
 
         native.set_health_listener(listener)
 

@@ -233,15 +233,17 @@ class Server(grpc.Server):
                 the server's fault are written whatever the two say.
         """
         self.native.enable_call_log(sample, slow)
-        self._observers.append(CallLogThread(self.native, write))
+        self._observe(CallLogThread(self.native, write))
 
     def surround_calls(self, surroundings: Surroundings) -> None:
         """Have something called before and after everything that runs for a call; before `start`.
 
         Interceptors, methods and their generators, callbacks: on each thread that runs some of it,
-        and in the task of a call on a loop. A second call replaces what the first one gave.
+        and in the task of a call on a loop. Around what is logged of calls and of the server's
+        health on threads of the server's own, too. A second call replaces what the first one gave.
         """
-        self._handlers.surroundings = surroundings
+        for place in (self._handlers, self.health, *self._observers):
+            place.surroundings = surroundings
         self.native.surround_calls(surroundings)
 
     def watch_calls(self, seconds: float) -> None:
@@ -249,7 +251,11 @@ class Server(grpc.Server):
 
         They go to the logger ``django_grpc.watchdog``.
         """
-        self._observers.append(Watchdog(self.native, seconds))
+        self._observe(Watchdog(self.native, seconds))
+
+    def _observe(self, observer: CallLogThread | Watchdog) -> None:
+        observer.surroundings = self._handlers.surroundings
+        self._observers.append(observer)
 
     def adopt_connections(
         self, intake: int, released: int, server_credentials: ServerCredentials | None = None

@@ -31,7 +31,7 @@ class Surroundings(Protocol):
         """Be called on a thread of the server's own that will run calls, when it begins."""
 
     def enter(self) -> None:
-        """Be called on a thread that is about to run code of a call.
+        """Be called on a thread that is about to run code of a call, or to log something of calls.
 
         Not where nothing but a registered method runs, on a worker thread: it surrounds itself.
         """

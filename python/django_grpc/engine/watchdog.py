@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
+from django_grpc.engine.surroundings import inside, log_exception
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from django_grpc import _engine
+    from django_grpc.engine.types import Surroundings
 
 logger = logging.getLogger("django_grpc.watchdog")
 
@@ -59,7 +62,12 @@ class Watchdog:
 
     A servicer that keeps the GIL (in C code) keeps this thread from looking; what became overdue
     meanwhile is logged afterwards, whether it has ended or not.
+
+    Attributes:
+        surroundings: What is put around the logging.
     """
+
+    surroundings: Surroundings | None = None
 
     def __init__(self, native: _engine.Server, limit: float) -> None:
         """Prepare it; `start` starts it.
@@ -90,29 +98,36 @@ class Watchdog:
     def _run(self) -> None:
         self._look()  # so that the engine knows the limit
         while not self._closing.wait(self._interval):
-            try:
-                self._look()
-            except Exception:
-                logger.exception("The watchdog failed")
+            self._look()
         self._look()  # for what has ended since
 
     def _look(self) -> None:
+        try:
+            self._log_overdue()
+        except BaseException:  # sys.exit() must not end the watchdog
+            log_exception("The watchdog failed")
+
+    def _log_overdue(self) -> None:
         # The frames first: a call that is overdue afterwards was running then, so that a thread's
         # frame is of its call and not of the next one.
         frames = sys._current_frames()
         # Ours would hold the dictionary that holds it, and with that every frame of the process.
         del frames[threading.get_ident()]
-        for it in self._native.overdue_calls(self._limit):
-            call = OverdueCall._make(it)
-            logger.warning(
-                "%s",
-                describe(call, frames),
-                extra={
-                    "method": call.method,
-                    "peer": call.peer,
-                    "running_time": call.running_time,
-                },
-            )
+        overdue = self._native.overdue_calls(self._limit)
+        if not overdue:
+            return
+        with inside(self.surroundings):
+            for it in overdue:
+                call = OverdueCall._make(it)
+                logger.warning(
+                    "%s",
+                    describe(call, frames),
+                    extra={
+                        "method": call.method,
+                        "peer": call.peer,
+                        "running_time": call.running_time,
+                    },
+                )
 
 
 def describe(call: OverdueCall, frames: Mapping[int, types.FrameType]) -> str:

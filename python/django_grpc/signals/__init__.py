@@ -18,12 +18,14 @@ carry, so database connections and caches are kept as in the HTTP cycle.
 from django.core.cache import close_caches
 from django.db import close_old_connections, reset_queries
 
+from django_grpc.signals import hygiene
 from django_grpc.signals.dispatch import CallSignal
-from django_grpc.signals.hygiene import CALL_HYGIENE
 
 grpc_request_started = CallSignal()
 # Django's receivers come first, those of a project may open connections after them.
-grpc_request_finished = CallSignal(afterwards=CALL_HYGIENE.leave)
+grpc_request_finished = CallSignal(
+    afterwards=(hygiene.close_old_connections, hygiene.close_used_caches)
+)
 grpc_got_request_exception = CallSignal()
 grpc_shutdown = CallSignal()
 

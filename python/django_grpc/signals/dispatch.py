@@ -2,7 +2,7 @@
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import django.core.cache
@@ -48,12 +48,13 @@ class CallSignal(Signal):
     Everything else is Django's, and so are the semantics of ``send``.
 
     Args:
-        afterwards: Called when receivers that are not Django's own have run, whatever they raised.
+        afterwards: Functions of `hygiene`, called when receivers that are not Django's own have
+            run, whatever they raised.
     """
 
     _plan: _Plan | None = None
 
-    def __init__(self, afterwards: Callable[[], None] | None = None) -> None:
+    def __init__(self, afterwards: Collection[Callable[[], None]] = ()) -> None:
         super().__init__()
         self._afterwards = afterwards
 
@@ -63,13 +64,6 @@ class CallSignal(Signal):
         self._plan = None  # before another connect() gives the list its old length again
         return disconnected
 
-    def _current_plan(self) -> _Plan:
-        plan = self._plan
-        receivers = self.receivers
-        if plan is None or plan.receivers is not receivers or plan.length != len(receivers):
-            plan = self._make_plan()
-        return plan
-
     async def asend(self, sender: Any, **named: Any) -> list[tuple[Receiver, Any]]:
         """Call the receivers from a coroutine, as Django's `asend` does.
 
@@ -77,14 +71,21 @@ class CallSignal(Signal):
         side by side. When the only ordinary ones are Django's own there is mostly nothing for them
         to do, and no other thread is asked.
         """
-        plan = self._current_plan()
+        plan = self._plan_for(sender)
         if plan.stock is not None:
             if hygiene.has_async_work(plan.stock):
                 await hygiene.run_async(plan.stock)
             return list(plan.stock_responses)
+        try:
+            return await self._asend_all(plan, sender, named)
+        finally:
+            if self._afterwards and hygiene.has_async_work(self._afterwards):
+                await hygiene.run_async(self._afterwards)
+
+    async def _asend_all(
+        self, plan: _Plan, sender: Any, named: dict[str, Any]
+    ) -> list[tuple[Receiver, Any]]:
         live = [(_receiver(it), run) for it, run in plan.steps]
-        if sender is not None:
-            return await sync_to_async(self.send)(sender, **named)
         plain = [(it, run) for it, run in live if it is not None and not iscoroutinefunction(it)]
         stock = [run for _, run in plain if run is not None]
         responses: list[tuple[Receiver, Any]] = []
@@ -95,8 +96,10 @@ class CallSignal(Signal):
                     if run is not None:
                         responses.append((receiver, run()))
                     else:
-                        responses.append((receiver, receiver(signal=self, sender=None, **named)))
+                        responses.append((receiver, receiver(signal=self, sender=sender, **named)))
 
+            if stock:
+                hygiene.stop_using()  # as they see to what this call has used until now
             await sync_to_async(call)()
         else:
             await hygiene.run_async(stock)
@@ -104,7 +107,7 @@ class CallSignal(Signal):
         asynchronous = [it for it, _ in live if it is not None and iscoroutinefunction(it)]
         if asynchronous:
             results = await asyncio.gather(
-                *(it(signal=self, sender=None, **named) for it in asynchronous)
+                *(it(signal=self, sender=sender, **named) for it in asynchronous)
             )
             responses.extend(zip(asynchronous, results, strict=True))
         return responses
@@ -112,22 +115,29 @@ class CallSignal(Signal):
     def send(self, sender: Any, **named: Any) -> list[tuple[Receiver, Any]]:
         """Call the receivers in order; the first exception ends it and propagates."""
         plan, receivers = self._plan, self.receivers
-        # In line what `_current_plan` does: each call is here twice.
-        if plan is None or plan.receivers is not receivers or plan.length != len(receivers):
-            plan = self._make_plan()
+        # In line what `_plan_for` does: each call is here twice.
+        if (
+            plan is None
+            or plan.receivers is not receivers
+            or plan.length != len(receivers)
+            or sender is not None
+        ):
+            plan = self._make_plan(sender)
         if plan.stock is not None:
             for run in plan.stock:
                 run()
             return list(plan.stock_responses)
         try:
-            if sender is not None or plan.left_to_django:
+            if plan.left_to_django:
                 return super().send(sender, **named)
-            return self._send_all(plan, named)
+            return self._send_all(plan, sender, named)
         finally:
-            if self._afterwards is not None:
-                self._afterwards()
+            for run in self._afterwards:
+                run()
 
-    def _send_all(self, plan: _Plan, named: dict[str, Any]) -> list[tuple[Receiver, Any]]:
+    def _send_all(
+        self, plan: _Plan, sender: Any, named: dict[str, Any]
+    ) -> list[tuple[Receiver, Any]]:
         responses: list[tuple[Receiver, Any]] = []
         # As in Django, who is alive is settled before the first receiver runs.
         for receiver, run_stock in [(_receiver(it), run) for it, run in plan.steps]:
@@ -137,11 +147,22 @@ class CallSignal(Signal):
             if run_stock is not None:
                 run_stock()
             else:
-                response = receiver(signal=self, sender=None, **named)
+                response = receiver(signal=self, sender=sender, **named)
             responses.append((receiver, response))
         return responses
 
-    def _make_plan(self) -> _Plan:
+    def _plan_for(self, sender: Any) -> _Plan:
+        plan, receivers = self._plan, self.receivers
+        if (
+            plan is None
+            or plan.receivers is not receivers
+            or plan.length != len(receivers)
+            or sender is not None
+        ):
+            plan = self._make_plan(sender)
+        return plan
+
+    def _make_plan(self, sender: Any) -> _Plan:
         # Under the lock that guards the list: a plan of an older list is then in its place before
         # disconnect() throws it away.
         with self.lock:
@@ -149,12 +170,12 @@ class CallSignal(Signal):
             references = [
                 reference
                 for (_, sender_id), reference, *_ in receivers
-                if sender_id == id(None)  # those for a certain sender don't hear sender None
+                if sender_id in (id(None), id(sender))  # as Django has it
             ]
             live = [_receiver(reference) for reference in references]
             stock = [_STOCK.get(id(it)) for it in live]
             only_stock = None not in stock and len(references) == len(receivers)
-            self._plan = plan = _Plan(
+            plan = _Plan(
                 receivers=receivers,
                 length=len(receivers),
                 stock=tuple(run for run in stock if run is not None) if only_stock else None,
@@ -164,6 +185,8 @@ class CallSignal(Signal):
                 steps=tuple(zip(references, stock, strict=True)),
                 left_to_django=any(iscoroutinefunction(it) for it in live),
             )
+            if sender is None:
+                self._plan = plan
         return plan
 
 

@@ -97,7 +97,9 @@ connection_created.connect(
 
 
 def reset_queries() -> None:
-    """Do what ``django.db.reset_queries`` does."""
+    """Do what ``django.db.reset_queries`` does, unless other calls use the connections."""
+    if _users and _are_used():
+        return
     for connection in _thread.shared.connections:
         connection.queries_log.clear()
 
@@ -105,15 +107,17 @@ def reset_queries() -> None:
 _stock_rule = BaseDatabaseWrapper.close_if_unusable_or_obsolete
 
 
-def close_old_connections(*, is_used: bool = False) -> None:
+def close_old_connections() -> None:
     """Do what ``django.db.close_old_connections`` does, and ask those that may have died too.
 
-    Args:
-        is_used: Whether other calls use the connections, which their age must not end then.
+    Connections that other calls use are not ended by their age.
     """
     shared = _thread.shared
-    if not shared.connections:
-        return
+    if shared.connections:
+        _close_old_connections(shared, is_used=bool(_users) and _are_used())
+
+
+def _close_old_connections(shared: _Shared, *, is_used: bool) -> None:
     is_doubtful = shared.deaths != _deaths
     shared.deaths = _deaths
     for connection in shared.connections:
@@ -205,13 +209,17 @@ class _LoopCall:
     has_ended = False
     uses_database = False
 
+    def __init__(self) -> None:
+        # A call of a loop that nobody runs any more never ends, and is given up with its task.
+        self.reference = weakref.ref(self, _users.discard)
+
 
 # The call that the code which runs now belongs to. `sync_to_async` takes it along to its thread.
 _call: ContextVar[_LoopCall | None] = ContextVar("django_grpc.signals.hygiene.call", default=None)
 
 # Those that have used a connection and not ended. Added to on the threads of the queries, and
 # otherwise changed on the loop; each change is one operation of a set.
-_users: set[_LoopCall] = set()
+_users: set[weakref.ref[_LoopCall]] = set()
 
 # What the thread has on which `sync_to_async` runs thread-sensitive code; None when that has to be
 # asked.
@@ -242,16 +250,27 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
     if call is not shared.last_call and shared is not _sync_thread and _sync_thread is not None:
         shared.last_call = call
         if not connection.in_atomic_block:
-            close_old_connections()
+            _close_old_connections(shared, is_used=False)
             connection.close_if_health_check_failed()
     type(connection).ensure_connection(connection)
 
 
 def _note_use() -> None:
     call = _call.get()
-    if call is not None and not call.uses_database and not call.has_ended:
+    if call is None:
+        return
+    if not call.uses_database and not call.has_ended:
         call.uses_database = True
-        _users.add(call)
+        _users.add(call.reference)
+    if call.has_ended:  # perhaps just now: its end has not seen to what is used here
+        _users.discard(call.reference)
+        _tidy_soon()
+
+
+def _are_used() -> bool:
+    """Whether the connections of this thread may be in use by calls on loops."""
+    # On a thread of calls they are in use by one at a time: the one that asks.
+    return not _thread.is_calls and bool(_users)
 
 
 def _look(*, at_begin: bool) -> None:
@@ -263,8 +282,9 @@ def _look(*, at_begin: bool) -> None:
     if thread is None or (thread.connections and thread.deaths != _deaths):
         return _tidy_soon()
     for connection in thread.connections:
-        # Inside of a transaction nothing is done, and one that is under way is none of this call's.
-        if connection.connection is None or connection.in_atomic_block:
+        # Inside of a transaction nothing is done. One that is under way is none of a call's that
+        # begins; a call that was cancelled may leave it behind.
+        if connection.connection is None or (at_begin and connection.in_atomic_block):
             continue
         if (
             _is_suspect(connection)
@@ -294,17 +314,9 @@ def _tidy() -> None:
     _is_tidying = False
     _sync_thread = _thread.shared
     try:
-        _close_unused_connections()
+        close_old_connections()
     except Exception:
         logger.exception("Cannot close a database connection")
-
-
-def _close_unused_connections() -> None:
-    """Do what `close_old_connections` does, and leave to other calls what they use."""
-    for call in tuple(_users):
-        if call.has_ended:  # between the two last lines of `_note_use`
-            _users.discard(call)
-    close_old_connections(is_used=bool(_users))
 
 
 def has_async_work(functions: Collection[Callable[[], None]]) -> bool:
@@ -322,12 +334,19 @@ async def run_async(functions: Collection[Callable[[], None]]) -> None:
         await sync_to_async(_run_all)(functions)
         return
     if call.uses_database:
-        call.uses_database = False
-        _users.discard(call)
+        stop_using()
         # Waited for: whoever has the answer finds the connection closed, if it is to be.
-        await sync_to_async(_close_unused_connections)()
+        await sync_to_async(close_old_connections)()
     if close_used_caches in functions and _are_caches_used():
         await sync_to_async(close_used_caches)()
+
+
+def stop_using() -> None:
+    """Have the call on a loop that this is called in use no connection, until its next query."""
+    call = _call.get()
+    if call is not None:
+        call.uses_database = False
+        _users.discard(call.reference)
 
 
 def _are_caches_used() -> bool:
@@ -369,8 +388,9 @@ class CallHygiene:
         if thread is None:
             _look(at_begin=True)
         elif thread.connections:
-            for connection in thread.connections:
-                connection.queries_log.clear()
+            if not _users:
+                for connection in thread.connections:
+                    connection.queries_log.clear()
             _look(at_begin=True)
 
     def end(self) -> None:
@@ -378,7 +398,7 @@ class CallHygiene:
         call = _call.get()
         if call is not None:
             call.has_ended = True
-            _users.discard(call)
+            _users.discard(call.reference)
         if _sync_thread is None or _sync_thread.connections:
             _look(at_begin=False)
 

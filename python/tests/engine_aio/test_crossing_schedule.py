@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 
-from .support import OURS
+from .support import OURS, PATIENCE
 
 if OURS:
-    from django_grpc.engine.crossings import CrossingSchedule, Look
+    from django_grpc.engine.crossings import CrossingSchedule, CrossingThreads, Look
 
 pytestmark = pytest.mark.skipif(not OURS, reason="ours")
 
@@ -121,3 +122,17 @@ def test_no_job_waits_while_there_is_room(has_shortages):
             it.wake()
             it.look()
         assert it.schedule.threads == 0
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_job_that_raises_costs_no_thread(error):
+    """Though it must not."""
+
+    def fail():
+        raise error("a job's")
+
+    threads, done = CrossingThreads(1, []), threading.Event()
+    for job in (fail, fail, done.set):
+        assert threads.submit(job, lambda refusal: None)
+    assert done.wait(PATIENCE)
+    threads.close()

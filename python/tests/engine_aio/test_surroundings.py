@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import functools
+import logging
 import queue
+import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import grpc.aio
 import pytest
 
 from .support import OURS, PATIENCE, handler
+
+if OURS:
+    from django_grpc import engine
+    from django_grpc.engine.coroutines import run_unary
 
 pytestmark = pytest.mark.skipif(not OURS, reason="the engine's own")
 
@@ -216,6 +227,149 @@ def test_surroundings_that_raise_are_logged_and_the_call_is_served(surrounded, n
     assert served.unary("Coroutine", b"x") == b"x"
     served.stop()
     assert "a surrounding's" in caplog.text
+
+
+@contextlib.contextmanager
+def running(server):
+    """Start a server of one method, that of the request's seconds; gives what calls it."""
+
+    def method(request, context):
+        time.sleep(float(request))
+        return request
+
+    handlers = {"Sleep": handler("unary_unary", method)}
+    server.add_registered_method_handlers("test.Logged", handlers)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield functools.partial(channel.unary_unary("/test.Logged/Sleep"), timeout=PATIENCE)
+    finally:
+        assert server.stop(0).wait(PATIENCE)
+
+
+@pytest.fixture
+def note_logs(notes):
+    """Have the lines of a logger noted."""
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            notes.note("log")
+
+    handler, loggers = Handler(), []
+
+    def note(name):
+        loggers.append(logging.getLogger(name))
+        loggers[-1].addHandler(handler)
+
+    yield note
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("comes_first", [True, False])
+def test_log_of_calls_is_inside(notes, comes_first):
+    server = engine.server()
+    if comes_first:
+        server.surround_calls(notes)
+    server.log_calls(lambda calls, dropped: notes.note("write"))
+    if not comes_first:
+        server.surround_calls(notes)
+    with running(server) as call:
+        for _ in range(2):
+            call(b"0")
+            assert ["enter", "write", "leave"] in notes.until("leave")
+
+
+def test_watchdog_is_inside(notes, note_logs):
+    server = engine.server()
+    server.watch_calls(0.05)
+    server.surround_calls(notes)
+    note_logs("django_grpc.watchdog")
+    with running(server) as call:
+        call(b"0.2")
+    assert ["enter", "log", "leave"] in notes.until("leave")
+
+
+def test_log_of_the_health_is_inside(notes, note_logs):
+    server = engine.server(ThreadPoolExecutor(1))
+    server.enable_health(max_queue_wait=0.05)
+    server.surround_calls(notes)
+    note_logs("django_grpc.health")
+    logging.getLogger("django_grpc.health").warning("the test's own")
+    assert notes.until("log") == [["log"]]
+    with running(server) as call:
+        waiting = [call.func.future(b"0.3", timeout=PATIENCE) for _ in range(2)]
+        assert any(it[-2:] == ["enter", "log"] for it in notes.until("log"))
+        for each in waiting:
+            each.result()
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_writer_that_fails_gets_the_next_calls(error, caplog):
+    """Also where the handler that the failure is logged by fails, too."""
+
+    class Broken(logging.Handler):
+        def emit(self, record):
+            raise error("the handler's")
+
+    written = queue.SimpleQueue()
+
+    def write(calls, dropped):
+        written.put(len(calls))
+        raise error("the writer's")
+
+    logger, broken = logging.getLogger("django_grpc"), Broken()
+    server = engine.server()
+    server.log_calls(write)
+    logger.addHandler(broken)
+    try:
+        with running(server) as call:
+            for _ in range(3):
+                call(b"0")
+                assert written.get(timeout=PATIENCE) == 1
+    finally:
+        logger.removeHandler(broken)
+
+
+@pytest.mark.parametrize("name", ["enter", "leave"])
+def test_surroundings_that_exit_cost_no_thread(surrounded, notes, name):
+    """There are four; a place that was lost would be missing for ever."""
+
+    def leave_python():
+        if threading.current_thread().name == "grpc-interceptor":
+            sys.exit("a surrounding's")
+
+    served = surrounded("ap")
+    setattr(notes, name, leave_python)
+    for _ in range(6):
+        assert served.unary("Coroutine", b"x") == b"x"
+
+
+def test_task_that_is_thrown_away_ends_in_no_other_call():
+    """The garbage collector comes by in whatever runs then."""
+    call = contextvars.ContextVar("call", default=None)
+    ended_in = []
+
+    class Context:
+        def _request(self):
+            return b""
+
+        def _done(self):
+            ended_in.append(call.get())
+
+        def __getattr__(self, name):
+            return lambda *arguments: None
+
+    async def wait(request, context):
+        await asyncio.sleep(0)
+
+    running = run_unary(Context(), wait)
+    running.send(None)
+    other = contextvars.copy_context()
+    other.run(call.set, "another")
+    other.run(running.close)
+    assert ended_in[0] is None
 
 
 def test_server_on_a_loop_has_surroundings_too(serve_aio, notes):
