@@ -1,5 +1,6 @@
 """`manage.py grpcserver` as a process: what it prints, how it ends, what it says to mistakes."""
 
+import os
 import signal
 import socket
 import textwrap
@@ -396,3 +397,12 @@ def test_server_without_servicers_starts_and_says_so(start):
     process = start("--port", "0", servicers=[])
     process.wait_for("names no servicers")
     process.wait_for(LISTENING)
+
+
+@pytest.mark.parametrize("argument", ["--host", "--metrics", None])
+def test_argument_that_is_not_utf_8(argument, start):
+    text = os.fsdecode(b"unix:\xff")
+    process = start(*([argument, text] if argument else [text]))
+    assert process.wait() == 2
+    assert "is not UTF-8" in process.output
+    assert "Traceback" not in process.output

@@ -12,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django_grpc import conf, greenlets
 from django_grpc.addresses import format_address, is_unix, parse_addrport
 from django_grpc.management import complaints, reloading
+from django_grpc.management.arguments import unicode_text
 from django_grpc.management.output import flush_or_lose, make_output_tolerant
 from django_grpc.management.shutdown import ShutdownRequest, end_in_peace, end_process_soon
 from django_grpc.signals import grpc_shutdown
@@ -66,13 +67,16 @@ class Command(BaseCommand):
         parser.add_argument(
             "addrport",
             nargs="?",
+            type=unicode_text,
             help="Optional port number, or address:port, or unix:PATH; it stands above --host "
             "and --port.",
         )
         parser.add_argument("--max_workers", type=int, help="Number of workers")
         parser.add_argument("--port", type=int, default=50051, help="Port number to listen")
         parser.add_argument(
-            "--host", help="Address to listen on, or unix:PATH. Default: every address."
+            "--host",
+            type=unicode_text,
+            help="Address to listen on, or unix:PATH. Default: every address.",
         )
         parser.add_argument(
             "--grace",
@@ -125,7 +129,9 @@ class Command(BaseCommand):
             help="Answer the standard health service. Default: yes.",
         )
         parser.add_argument(
-            "--metrics", help="Where to serve Prometheus metrics: address:port or unix:PATH."
+            "--metrics",
+            type=unicode_text,
+            help="Where to serve Prometheus metrics: address:port or unix:PATH.",
         )
         parser.add_argument(
             "--access-log",
