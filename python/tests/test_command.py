@@ -406,3 +406,60 @@ def test_argument_that_is_not_utf_8(argument, start):
     assert process.wait() == 2
     assert "is not UTF-8" in process.output
     assert "Traceback" not in process.output
+
+
+@pytest.fixture
+def start_patched(start, tmp_path):
+    """Start a server whose settings run some code first."""
+
+    def start_patched(code, *arguments, **setting):
+        (tmp_path / "patching_settings.py").write_text(
+            f"from process_settings import *\n{textwrap.dedent(code)}\n"
+        )
+        environment = {"DJANGO_SETTINGS_MODULE": "patching_settings"}
+        return start("--port", "0", *arguments, environment=environment, **setting)
+
+    return start_patched
+
+
+def test_shortage_of_memory_for_worker_processes_is_one_sentence(start_patched):
+    process = start_patched(
+        """
+        import errno, mmap
+
+        def refuse(*args, **kwargs):
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+        mmap.mmap = refuse
+        """,
+        "--workers",
+        "2",
+    )
+    assert_refuses(
+        process, "worker processes share can't be made: memory is short. Raise", "ulimit"
+    )
+
+
+def test_shortage_of_memory_for_the_board_blames_no_setting(start_patched):
+    process = start_patched(
+        """
+        import os, resource
+        from django_grpc.workers import worker
+
+        class Pulse(worker.Pulse):
+            def __init__(self, *args):
+                super().__init__(*args)
+                with open("/proc/self/statm") as file:
+                    size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+                # The board takes 32 MiB.
+                resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20), resource.RLIM_INFINITY))
+
+        worker.Pulse = Pulse
+        """,
+        "--workers",
+        "2",
+    )
+    assert process.wait() == 1
+    assert "The statistics board can't be mapped: memory is short. Raise" in process.output
+    assert "options" not in process.output
+    assert "Traceback" not in process.output

@@ -168,6 +168,9 @@ def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options
             serving.run()
     except ImproperlyConfigured as error:
         raise CommandError(str(error)) from error
+    except MemoryError as error:
+        what = str(error) or "The server can't go on"  # Python's own says nothing
+        raise CommandError(complaints.about_memory(what)) from error
 
 
 class _Serving:

@@ -221,7 +221,9 @@ class Command(BaseCommand):
         from django_grpc.workers.worker import WorkerPlace
 
         with ShutdownRequest() as shutdown:
-            serving.serve(self, WorkerPlace(inheritance, shutdown), shutdown, **options)
+            with complaints.naming_share():
+                place = WorkerPlace(inheritance, shutdown)
+            serving.serve(self, place, shutdown, **options)
 
     def _supervise(self, config: conf.ServerConfig, **options: Any) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -235,6 +237,17 @@ class Command(BaseCommand):
         reuse_port = dict(reversed(config.options)).get("grpc.so_reuseport", 0)
         listening: list[listeners.ListeningSocket] = []
         metrics: list[listeners.ListeningSocket] = []
+
+        def write(text: str) -> None:
+            self.stdout.write(text)
+            self.stdout.flush()
+
+        def on_up(plan: Plan) -> None:
+            self._say_listening(
+                listeners.addresses(listening),
+                f"{plan.workers} processes of {plan.max_workers} workers",
+            )
+
         try:
             try:
                 listening += [listeners.adopt(it) for it in sockets.calls]
@@ -249,22 +262,14 @@ class Command(BaseCommand):
                     metrics += listeners.bind(config.metrics)
             except OSError as error:
                 raise CommandError(complaints.about_metrics(config.metrics, error)) from error
-        except CommandError:
-            for bound in listening:
+            with complaints.naming_share():
+                supervisor = Supervisor(
+                    Plan.of(config), listening, metrics, write=write, on_up=on_up
+                )
+        except BaseException:
+            for bound in listening + metrics:
                 bound.close()
             raise
-
-        def write(text: str) -> None:
-            self.stdout.write(text)
-            self.stdout.flush()
-
-        def on_up(plan: Plan) -> None:
-            self._say_listening(
-                listeners.addresses(listening),
-                f"{plan.workers} processes of {plan.max_workers} workers",
-            )
-
-        supervisor = Supervisor(Plan.of(config), listening, metrics, write=write, on_up=on_up)
         try:
             supervisor.run()
         except SupervisionError as error:
