@@ -8,6 +8,7 @@ import time
 
 import grpc
 import pytest
+from certificates import make_certificate
 from harness import LISTENING, PATIENCE, begin_sleep, listening, say_hello
 
 from django_grpc.management.shutdown import TOGETHER
@@ -463,3 +464,68 @@ def test_shortage_of_memory_for_the_board_blames_no_setting(start_patched):
     assert "The statistics board can't be mapped: memory is short. Raise" in process.output
     assert "options" not in process.output
     assert "Traceback" not in process.output
+
+
+REFUSE = """
+import threading
+start = threading.Thread.start
+
+def refuse(self):
+    if self.name.startswith({name!r}):
+        raise RuntimeError("can't start new thread")
+    start(self)
+
+threading.Thread.start = refuse
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "is_async"),
+    [
+        ("grpcserver-follow", [], False),
+        ("grpcserver-wait", [], True),
+        ("grpcserver-pulse", ["--workers", "2"], False),
+        ("grpcserver-control", ["--workers", "2"], False),
+        ("grpc-control", [], False),
+        ("grpc-call-log", ["--access-log", "text"], False),
+        ("grpc-watchdog", ["--watchdog", "5"], True),
+        ("django-main-thread", ["--autoreload"], False),
+        ("grpcserver-follow", ["--autoreload"], False),
+    ],
+)
+def test_shortage_of_threads_at_start_is_one_sentence(name, arguments, is_async, start_patched):
+    process = start_patched(REFUSE.format(name=name), *arguments, **{"async": is_async})
+    assert process.wait() == 1
+    assert "The system refuses the server a thread. Raise the limit of threads" in process.output
+    assert "listening" not in process.output
+    assert "Traceback" not in process.output
+
+
+def test_shortage_of_threads_for_renewed_certificates_is_one_sentence(start_patched, tmp_path):
+    made = make_certificate(tmp_path, "localhost")
+    pair = {"private_key": str(made.key_file), "certificate_chain": str(made.certificate_file)}
+    process = start_patched(REFUSE.format(name="grpc-certificates"), credentials=[pair])
+    assert_refuses(process, "The system refuses the server a thread. Raise the limit of threads")
+
+
+def test_server_does_without_the_thread_that_helps_signals(start_patched):
+    process = start_patched(REFUSE.format(name="grpcserver-signals"))
+    with listening(process) as channel:
+        assert say_hello(channel) == "Hello, World!"
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+def test_shortage_of_processes_for_the_reloader_is_one_sentence(start_patched):
+    process = start_patched(
+        """
+        import errno, subprocess
+
+        def refuse(*args, **kwargs):
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+        subprocess.Popen = refuse
+        """,
+        "--autoreload",
+    )
+    assert_refuses(process, "The process that serves can't be started", "ulimit -u")

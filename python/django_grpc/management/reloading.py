@@ -5,6 +5,7 @@ its main thread; when one changes it exits with status 3 and is started again. D
 kills the child outright when it is told to stop, so the parent here is ours.
 """
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,8 +14,10 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+from django.core.management.base import CommandError
 from django.utils import autoreload
 
+from django_grpc.management import threads
 from django_grpc.management.shutdown import ShutdownRequest
 
 # What a request says when a file has changed: nobody wants to wait for a drain then.
@@ -36,6 +39,7 @@ def run_child(serve: Callable[[ShutdownRequest], None]) -> None:
 
     Raises:
         SystemExit: With status 3 when a file has changed, 0 on SIGTERM.
+        CommandError: The system has no thread left to serve on.
     """
     shutdown = ShutdownRequest()
     has_begun = threading.Event()
@@ -51,7 +55,8 @@ def run_child(serve: Callable[[ShutdownRequest], None]) -> None:
 
     reason = signal.SIGTERM.name
     try:
-        autoreload.run_with_reloader(run)
+        with threads.explaining_refusal():
+            autoreload.run_with_reloader(run)
         reason = signal.SIGINT.name  # it swallows KeyboardInterrupt
     except SystemExit as leaving:
         if leaving.code == _RELOAD_STATUS:
@@ -69,6 +74,7 @@ def run_parent() -> None:
 
     Raises:
         SystemExit: With the child's status.
+        CommandError: The system does not let it start one.
     """
     parent = _Parent()
     previous = {
@@ -90,9 +96,15 @@ class _Parent:
         environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
         arguments = autoreload.get_child_arguments()
         while not self._is_stopping:
-            self._child = subprocess.Popen(  # noqa: S603 - our own command line
-                arguments, env=environment, close_fds=False
-            )
+            try:
+                self._child = subprocess.Popen(  # noqa: S603 - our own command line
+                    arguments, env=environment, close_fds=False
+                )
+            except OSError as error:
+                mend = f" {threads.MEND}" if error.errno == errno.EAGAIN else ""
+                raise CommandError(
+                    f"The process that serves can't be started: {error.strerror}.{mend}"
+                ) from error
             if self._is_stopping:  # it was told while the child was made, which has not heard
                 self._child.terminate()
             status = self._child.wait()

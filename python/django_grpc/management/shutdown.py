@@ -7,7 +7,7 @@ import threading
 import time
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
 from django_grpc.management.output import flush_or_lose, write_last_words
 
@@ -112,13 +112,21 @@ class _Waker:
         os.set_blocking(self._writer, False)  # as set_wakeup_fd wants it
         self._previous = signal.signal(_WAKE_UP, lambda number, frame: None)
         self._previous_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._thread = threading.Thread(target=self._run, name="grpcserver-signals", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="grpcserver-signals", daemon=True)
+        self._is_running = True
+        try:
+            thread.start()
+        except RuntimeError:
+            # Most signals come through without it. Where threads are short, those that the server
+            # can't do without say so.
+            self._is_running = False
 
     def stop(self) -> None:
         signal.set_wakeup_fd(self._previous_writer)
         signal.signal(_WAKE_UP, self._previous)
         os.close(self._writer)
+        if not self._is_running:
+            os.close(self._reader)
 
     def _run(self) -> None:
         main = threading.main_thread().ident
@@ -162,8 +170,16 @@ def end_process_soon(status: int, seconds: float = 1.0) -> None:
     """
 
     def end() -> None:
-        threading.Event().wait(seconds)
-        flush_or_lose()
-        os._exit(status)
+        end_process(status, seconds)
 
-    threading.Thread(target=end, name="grpcserver-end", daemon=True).start()
+    try:
+        threading.Thread(target=end, name="grpcserver-end", daemon=True).start()
+    except RuntimeError:  # the system refuses another thread
+        end()
+
+
+def end_process(status: int, seconds: float) -> NoReturn:
+    """End the process in so many seconds, whatever its threads do."""
+    time.sleep(seconds)
+    flush_or_lose()
+    os._exit(status)

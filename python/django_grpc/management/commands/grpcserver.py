@@ -206,7 +206,8 @@ class Command(BaseCommand):
             self.stderr.write(f"{type(error).__name__}: {error}")
             self.stderr.flush()
             if isinstance(error.__cause__, OSError | RuntimeError):
-                end_process_soon(1, seconds=0)  # the address can't be bound: no file mends that
+                # The address can't be bound, or a thread not be started: no file mends that.
+                end_process_soon(1, seconds=0)
             elif isinstance(cause := _root_cause(error), ImportError):
                 raise cause from None  # Django watches the file that the traceback ends in
 
