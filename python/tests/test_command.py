@@ -529,3 +529,33 @@ def test_shortage_of_processes_for_the_reloader_is_one_sentence(start_patched):
         "--autoreload",
     )
     assert_refuses(process, "The process that serves can't be started", "ulimit -u")
+
+
+def test_async_server_ends_although_no_thread_is_left(start, tmp_path):
+    (tmp_path / "last_threads.py").write_text(
+        textwrap.dedent(
+            """
+            import asyncio, threading
+            from sampleapp import helloworld_pb2, helloworld_pb2_grpc
+
+            def refuse(self):
+                raise RuntimeError("can't start new thread")
+
+            class Greeter(helloworld_pb2_grpc.GreeterServicer):
+                async def SayHello(self, request, context):
+                    name = await asyncio.to_thread(lambda: threading.current_thread().name)
+                    threading.Thread.start = refuse
+                    return helloworld_pb2.HelloReply(message=name)
+
+            def grpc_hook(server):
+                helloworld_pb2_grpc.add_GreeterServicer_to_server(Greeter(), server)
+            """
+        )
+    )
+    process = start("--port", "0", servicers=["last_threads.grpc_hook"], **{"async": True})
+    with listening(process) as channel:
+        assert say_hello(channel).startswith("asyncio_")
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
+    assert process.output.endswith("Graceful shutdown completed\n")
+    assert "Traceback" not in process.output

@@ -163,7 +163,7 @@ def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options
             _run_checks(command, **options)
         serving = _Serving(command, place, shutdown, config, options)
         if config.is_async:
-            with asyncio.Runner(loop_factory=utils.loop_factory(config)) as runner:
+            with _making_runner(config) as runner:
                 runner.run(serving.run_async())
         else:
             serving.run()
@@ -263,6 +263,21 @@ class _Serving:
             )
             with threads.explaining_refusal():
                 watcher.start()
+
+
+@contextlib.contextmanager
+def _making_runner(config: conf.ServerConfig) -> Iterator[asyncio.Runner]:
+    runner = asyncio.Runner(loop_factory=utils.loop_factory(config))
+    try:
+        yield runner
+    finally:
+        try:
+            runner.close()
+        except RuntimeError as error:
+            # The loop is closed, only its executor's threads aren't waited for: that takes one
+            # more. Python's own end waits for them, too.
+            if not threads.is_refusal(error):
+                raise
 
 
 def _do_nothing() -> None:
