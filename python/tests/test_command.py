@@ -559,3 +559,76 @@ def test_async_server_ends_although_no_thread_is_left(start, tmp_path):
         assert process.wait() == 0
     assert process.output.endswith("Graceful shutdown completed\n")
     assert "Traceback" not in process.output
+
+
+@pytest.fixture
+def stuck_servicer(tmp_path):
+    """The path of a hook whose module takes an hour to import."""
+
+    def write(*, swallows=False):
+        (tmp_path / "stuck_servicer.py").write_text(
+            textwrap.dedent(
+                f"""
+                import time
+                from sampleapp.servicer import grpc_hook
+
+                print("importing", flush=True)
+                try:
+                    time.sleep(3600)
+                except BaseException:
+                    if not {swallows}:
+                        raise
+                """
+            )
+        )
+        return "stuck_servicer.grpc_hook"
+
+    return write
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("arguments", [[], ["--autoreload"]], ids=str)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_signal_ends_a_start_that_takes_long(is_async, arguments, number, start, stuck_servicer):
+    process = start(
+        "--port", "0", *arguments, servicers=[stuck_servicer()], **{"async": is_async}
+    )  # fmt: skip
+    process.wait_for("importing")
+    process.send(number)
+    assert process.wait() == 0
+    assert process.output.count(f"Received {number.name}.") == 1
+    assert process.output.endswith("Graceful shutdown completed\n")
+    assert "listening" not in process.output
+    assert "Traceback" not in process.output
+
+
+def test_start_whose_end_the_project_swallows_does_not_get_to_listen(start, stuck_servicer):
+    process = start("--port", "0", servicers=[stuck_servicer(swallows=True)])
+    process.wait_for("importing")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+    assert process.output.endswith("Graceful shutdown completed\n")
+    assert "listening" not in process.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_workers_whose_address_is_still_looked_for(number, start_patched, tmp_path):
+    process = start_patched(
+        """
+        import socket, time
+
+        def getaddrinfo(*args, **kwargs):
+            print("resolving", flush=True)
+            time.sleep(3600)
+
+        socket.getaddrinfo = getaddrinfo
+        """,
+        "--workers",
+        "2",
+    )
+    process.wait_for("resolving")
+    process.send(number)
+    assert process.wait() == 0
+    assert process.output.count(f"Received {number.name}.") == 1
+    assert process.output.endswith("Graceful shutdown completed\n")
+    assert "Traceback" not in process.output

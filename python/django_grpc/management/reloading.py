@@ -18,7 +18,7 @@ from django.core.management.base import CommandError
 from django.utils import autoreload
 
 from django_grpc.management import threads
-from django_grpc.management.shutdown import ShutdownRequest
+from django_grpc.management.shutdown import ShutdownRequest, StoppedAtStart
 
 # What a request says when a file has changed: nobody wants to wait for a drain then.
 RELOAD = "reload"
@@ -38,15 +38,14 @@ def run_child(serve: Callable[[ShutdownRequest], None]) -> None:
             called again, in a new process, when a file has changed.
 
     Raises:
-        SystemExit: With status 3 when a file has changed, 0 on SIGTERM.
+        SystemExit: With status 3, when a file has changed, or the project's own.
+        StoppedAtStart: A signal came before anything was served.
         CommandError: The system has no thread left to serve on.
     """
-    shutdown = ShutdownRequest()
-    has_begun = threading.Event()
+    shutdown = ShutdownRequest(is_starting=True)
     has_ended = threading.Event()
 
     def run() -> None:
-        has_begun.set()
         try:
             autoreload.raise_last_exception()
             serve(shutdown)
@@ -56,17 +55,27 @@ def run_child(serve: Callable[[ShutdownRequest], None]) -> None:
     reason = signal.SIGTERM.name
     try:
         with threads.explaining_refusal():
-            autoreload.run_with_reloader(run)
-        reason = signal.SIGINT.name  # it swallows KeyboardInterrupt
-    except SystemExit as leaving:
-        if leaving.code == _RELOAD_STATUS:
-            reason = RELOAD
-        raise
+            reason = _reload(run)
     finally:
-        with shutdown:
-            shutdown.request(reason)
-            if has_begun.is_set():
+        never_serves = shutdown.end_start(reason)
+        if not never_serves:
+            with shutdown:
                 has_ended.wait()
+    if reason == RELOAD:
+        sys.exit(_RELOAD_STATUS)
+    if never_serves and not has_ended.is_set():
+        raise StoppedAtStart(reason)
+
+
+def _reload(run: Callable[[], None]) -> str:
+    """Run on a thread until a signal comes or a file changes, and return which."""
+    try:
+        autoreload.run_with_reloader(run)
+    except SystemExit as leaving:
+        if leaving.code not in (0, _RELOAD_STATUS):  # of a URLconf, which it imports
+            raise
+        return RELOAD if leaving.code == _RELOAD_STATUS else signal.SIGTERM.name
+    return signal.SIGINT.name  # it swallows KeyboardInterrupt
 
 
 def run_parent() -> None:

@@ -148,6 +148,7 @@ def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options
 
     Raises:
         CommandError: A mistake of the user's, or the system has no threads left.
+        StoppedAtStart: A shutdown was requested before anything was served.
     """
     try:
         config = place.configure(command.get_config(**options))
@@ -200,6 +201,7 @@ class _Serving:
             self._shutdown.request(STOPPED)
 
         threads.start(follow_server, name="grpcserver-follow")
+        self._shutdown.begin_serving()
         with _naming_start():
             self._server.start()
         self._started()
@@ -218,6 +220,7 @@ class _Serving:
             run_blocking = functools.partial(asyncio.get_running_loop().run_in_executor, executor)
             with threads.explaining_refusal():
                 await run_blocking(_do_nothing)
+            self._shutdown.begin_serving()
             with _naming_start():
                 await self._server.start()
             self._started()

@@ -14,7 +14,12 @@ from django_grpc.addresses import format_address, is_unix, parse_addrport
 from django_grpc.management import complaints, reloading
 from django_grpc.management.arguments import unicode_text
 from django_grpc.management.output import flush_or_lose, make_output_tolerant
-from django_grpc.management.shutdown import ShutdownRequest, end_in_peace, end_process_soon
+from django_grpc.management.shutdown import (
+    ShutdownRequest,
+    StoppedAtStart,
+    end_in_peace,
+    end_process_soon,
+)
 from django_grpc.signals import grpc_shutdown
 from django_grpc.workers import listeners, systemd
 from django_grpc.workers.messages import Inheritance, Plan
@@ -180,19 +185,27 @@ class Command(BaseCommand):
         self._inheritance = Inheritance.take()
         if self._inheritance is not None:
             self._serve_as_worker(self._inheritance, **options)
-        elif not options["autoreload"]:
+        elif options["autoreload"] and not reloading.is_child():
+            reloading.run_parent()
+        else:
+            try:
+                self._serve_or_supervise(**options)
+            except StoppedAtStart as stopped:
+                self._say_stopped_at_start(stopped, **options)
+
+    def _serve_or_supervise(self, **options: Any) -> None:
+        if options["autoreload"]:
+            self.stdout.write("ATTENTION! Autoreload is enabled!")
+            reloading.run_child(lambda shutdown: self._serve_reloaded(shutdown, **options))
+            return
+        with ShutdownRequest(is_starting=True) as shutdown:
             self.stdout.write(f"gRPC server starting at {datetime.datetime.now()}")
             config = self.get_config(**options)
             if config.worker_count > 1:
-                self._supervise(config, **options)
+                self._supervise(config, shutdown, **options)
             else:
-                with ShutdownRequest() as shutdown:
-                    self._serve_alone(shutdown, **options)
-        elif reloading.is_child():
-            self.stdout.write("ATTENTION! Autoreload is enabled!")
-            reloading.run_child(lambda shutdown: self._serve_reloaded(shutdown, **options))
-        else:
-            reloading.run_parent()
+                shutdown.wake_for_signals()
+                self._serve_alone(shutdown, **options)
 
     def _serve_reloaded(self, shutdown: ShutdownRequest, **options: Any) -> None:
         try:
@@ -202,6 +215,8 @@ class Command(BaseCommand):
                     "With --autoreload there is one process: 'workers' does not count."
                 )
             self._serve_alone(shutdown, **options)
+        except StoppedAtStart as stopped:  # by the other thread, which waits for this one
+            self._say_stopped_at_start(stopped, **options)
         except CommandError as error:
             self.stderr.write(f"{type(error).__name__}: {error}")
             self.stderr.flush()
@@ -210,6 +225,10 @@ class Command(BaseCommand):
                 end_process_soon(1, seconds=0)
             elif isinstance(cause := _root_cause(error), ImportError):
                 raise cause from None  # Django watches the file that the traceback ends in
+
+    def _say_stopped_at_start(self, stopped: StoppedAtStart, **options: Any) -> None:
+        self.say_stopping(stopped.reason, self.get_config(**options).grace)
+        self._say_stopped()
 
     def _serve_alone(self, shutdown: ShutdownRequest, **options: Any) -> None:
         from django_grpc.management import serving
@@ -226,7 +245,9 @@ class Command(BaseCommand):
                 place = WorkerPlace(inheritance, shutdown)
             serving.serve(self, place, shutdown, **options)
 
-    def _supervise(self, config: conf.ServerConfig, **options: Any) -> None:
+    def _supervise(
+        self, config: conf.ServerConfig, shutdown: ShutdownRequest, **options: Any
+    ) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise CommandError(
                 "Worker processes need the main thread, for the signals: run the command there, or "
@@ -272,10 +293,10 @@ class Command(BaseCommand):
                 bound.close()
             raise
         try:
-            supervisor.run()
+            supervisor.run(shutdown.begin_serving)
         except SupervisionError as error:
             raise CommandError(str(error), returncode=error.status) from error
-        write("Graceful shutdown completed")
+        self._say_stopped()
 
     def _get_address(self, **options: Any) -> tuple[str, int]:
         host = self.get_config(**options).host
@@ -326,7 +347,7 @@ class Command(BaseCommand):
             logger.exception("A receiver of grpc_shutdown failed")
             self.stderr.write(f"Error during graceful shutdown: {error}")
         if self._inheritance is None:
-            self.stdout.write("Graceful shutdown completed")
+            self._say_stopped()
 
     # What is printed
 
@@ -342,6 +363,10 @@ class Command(BaseCommand):
             f"Received {reason}. Starting graceful shutdown, "
             f"calls in flight have {grace:g} s to end..."
         )
+        self.stdout.flush()
+
+    def _say_stopped(self) -> None:
+        self.stdout.write("Graceful shutdown completed")
         self.stdout.flush()
 
 
