@@ -84,6 +84,11 @@ def test_server_comes_back_with_the_changed_code(start_reloading, module):
         ("import no_such_module\n", "No module named 'no_such_module'"),
         ("1 / 0\n", "ZeroDivisionError"),
         ("", "can't be imported"),
+        ("import sys\nsys.exit(4)\n", r"calls sys\.exit\(4\)"),
+        (
+            "import argparse\nargparse.ArgumentParser().parse_args(['strange'])\n",
+            r"calls sys\.exit\(2\)",
+        ),
     ],
 )
 @pytest.mark.parametrize("when", ["at start", "later"])

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from django.core.management.base import CommandError
@@ -44,14 +46,21 @@ def run_child(serve: Callable[[ShutdownRequest], None]) -> None:
     """
     shutdown = ShutdownRequest(is_starting=True)
     has_ended = threading.Event()
+    broken = _BrokenFiles()
 
     def run() -> None:
         try:
             autoreload.raise_last_exception()
             serve(shutdown)
+        except BaseException as error:
+            broken.add(error)
+            if isinstance(error, SystemExit):  # a thread ends on it without a word
+                traceback.print_exception(error)
+            raise
         finally:
             has_ended.set()
 
+    autoreload.autoreload_started.connect(broken.watch)
     reason = signal.SIGTERM.name
     try:
         with threads.explaining_refusal():
@@ -76,6 +85,36 @@ def _reload(run: Callable[[], None]) -> str:
             raise
         return RELOAD if leaving.code == _RELOAD_STATUS else signal.SIGTERM.name
     return signal.SIGINT.name  # it swallows KeyboardInterrupt
+
+
+class _BrokenFiles:
+    """Has the reloader watch the files that an error came through.
+
+    It watches the modules that could be imported, and the one file where the traceback ends: that
+    may be a library's, or of an error that it does not see.
+    """
+
+    def __init__(self) -> None:
+        self._files: frozenset[Path] = frozenset()
+        self._reloader: autoreload.BaseReloader | None = None
+
+    def add(self, error: BaseException) -> None:
+        """Have the files of an error watched; on any thread."""
+        found = {it.filename for it in traceback.extract_tb(error.__traceback__)}
+        if isinstance(error, SyntaxError) and error.filename:
+            found.add(error.filename)
+        self._files = frozenset(Path(it) for it in found if os.path.isfile(it))
+        self._tell()
+
+    def watch(self, sender: autoreload.BaseReloader, **kwargs: object) -> None:
+        """Receive that the reloader begins."""
+        self._reloader = sender
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._reloader is not None:
+            # Not in place: the reloader may be iterating over them.
+            self._reloader.extra_files = self._reloader.extra_files | self._files
 
 
 def run_parent() -> None:

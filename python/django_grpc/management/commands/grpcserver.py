@@ -223,8 +223,8 @@ class Command(BaseCommand):
             if isinstance(error.__cause__, OSError | RuntimeError):
                 # The address can't be bound, or a thread not be started: no file mends that.
                 end_process_soon(1, seconds=0)
-            elif isinstance(cause := _root_cause(error), ImportError):
-                raise cause from None  # Django watches the file that the traceback ends in
+            elif isinstance(cause := _root_cause(error), ImportError | SystemExit):
+                raise cause from None  # what its traceback names is watched
 
     def _say_stopped_at_start(self, stopped: StoppedAtStart, **options: Any) -> None:
         self.say_stopping(stopped.reason, self.get_config(**options).grace)
