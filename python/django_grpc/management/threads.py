@@ -27,8 +27,11 @@ def start(target: Callable[[], object], name: str) -> threading.Thread:
 
 
 @contextlib.contextmanager
-def explaining_refusal() -> Iterator[None]:
+def explaining_refusal(returncode: int = 1) -> Iterator[None]:
     """Name the mend where a thread can't be started.
+
+    Args:
+        returncode: The exit status that goes with it.
 
     Raises:
         CommandError: The system refused one. Other errors propagate.
@@ -38,7 +41,9 @@ def explaining_refusal() -> Iterator[None]:
     except RuntimeError as error:
         if not is_refusal(error):
             raise
-        raise CommandError(f"The system refuses the server a thread. {MEND}") from error
+        raise CommandError(
+            f"The system refuses the server a thread. {MEND}", returncode=returncode
+        ) from error
 
 
 def is_refusal(error: RuntimeError) -> bool:

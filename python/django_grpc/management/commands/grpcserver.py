@@ -186,7 +186,7 @@ class Command(BaseCommand):
         if self._inheritance is not None:
             self._serve_as_worker(self._inheritance, **options)
         elif options["autoreload"] and not reloading.is_child():
-            reloading.run_parent()
+            reloading.run_parent(self.stderr)
         else:
             try:
                 self._serve_or_supervise(**options)
@@ -222,7 +222,7 @@ class Command(BaseCommand):
             self.stderr.flush()
             if isinstance(error.__cause__, OSError | RuntimeError):
                 # The address can't be bound, or a thread not be started: no file mends that.
-                end_process_soon(1, seconds=0)
+                end_process_soon(reloading.HOPELESS_STATUS, seconds=0)
             elif isinstance(cause := _root_cause(error), ImportError | SystemExit):
                 raise cause from None  # what its traceback names is watched
 
