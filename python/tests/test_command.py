@@ -602,13 +602,21 @@ def test_signal_ends_a_start_that_takes_long(is_async, arguments, number, start,
     assert "Traceback" not in process.output
 
 
-def test_start_whose_end_the_project_swallows_does_not_get_to_listen(start, stuck_servicer):
-    process = start("--port", "0", servicers=[stuck_servicer(swallows=True)])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_start_whose_end_the_project_swallows_does_not_get_to_listen(
+    is_async, start, stuck_servicer, tmp_path
+):
+    path = tmp_path / "grpc.sock"
+    process = start(
+        f"unix:{path}", servicers=[stuck_servicer(swallows=True)], **{"async": is_async}
+    )  # fmt: skip
     process.wait_for("importing")
     process.send(signal.SIGTERM)
     assert process.wait() == 0
     assert process.output.endswith("Graceful shutdown completed\n")
     assert "listening" not in process.output
+    assert "Traceback" not in process.output
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

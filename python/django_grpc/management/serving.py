@@ -194,14 +194,18 @@ class _Serving:
         self._address = ""
 
     def run(self) -> None:
-        self._make_server()
-
         def follow_server() -> None:  # in case that a servicer stops it
             self._server.wait_for_termination()
             self._shutdown.request(STOPPED)
 
-        threads.start(follow_server, name="grpcserver-follow")
-        self._shutdown.begin_serving()
+        try:
+            self._make_server()
+            threads.start(follow_server, name="grpcserver-follow")
+            self._shutdown.begin_serving()
+        except BaseException:
+            if self._server is not None:
+                self._server.stop(None)  # it gives its ports back
+            raise
         with _naming_start():
             self._server.start()
         self._started()
@@ -212,15 +216,20 @@ class _Serving:
         self._command.on_shutdown()
 
     async def run_async(self) -> None:
-        self._make_server()
         # For what may block: the wait, and receivers of the shutdown, which may be ordinary
-        # functions that use the ORM. The thread is started now, as the system may refuse one later.
+        # functions that use the ORM. The thread is started now: later the system may refuse one.
         executor = ThreadPoolExecutor(1, "grpcserver-wait")
         try:
             run_blocking = functools.partial(asyncio.get_running_loop().run_in_executor, executor)
-            with threads.explaining_refusal():
-                await run_blocking(_do_nothing)
-            self._shutdown.begin_serving()
+            try:
+                self._make_server()
+                with threads.explaining_refusal():
+                    await run_blocking(_do_nothing)
+                self._shutdown.begin_serving()
+            except BaseException:
+                if self._server is not None:
+                    await self._server.stop(None)  # it gives its ports back
+                raise
             with _naming_start():
                 await self._server.start()
             self._started()
