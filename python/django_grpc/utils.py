@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,6 +49,7 @@ def create_server(
 
     Raises:
         ImproperlyConfigured: The setting has a mistake.
+        MemoryError: There is too little for the figures that worker processes share.
         OSError, RuntimeError: The address can't be bound; which, is for the engine to say.
     """
     config = conf.load()
@@ -80,6 +82,8 @@ def build_server(
         else:
             server = engine.server(pool, **arguments)
     except ValueError as error:
+        if str(error).endswith(f"can't be mapped: errno {errno.ENOMEM}"):  # nobody's mistake
+            raise MemoryError("The statistics board can't be mapped") from error
         raise ImproperlyConfigured(f"{conf.SETTING}['options'] can't be used: {error}") from error
     if hasattr(server, "on_worker_exit"):
         server.on_worker_exit(connections.close_all)

@@ -1,5 +1,6 @@
 """`manage.py grpcserver` as a process: what it prints, how it ends, what it says to mistakes."""
 
+import os
 import signal
 import socket
 import textwrap
@@ -7,6 +8,7 @@ import time
 
 import grpc
 import pytest
+from certificates import make_certificate
 from harness import LISTENING, PATIENCE, begin_sleep, listening, say_hello
 
 from django_grpc.management.shutdown import TOGETHER
@@ -396,3 +398,245 @@ def test_server_without_servicers_starts_and_says_so(start):
     process = start("--port", "0", servicers=[])
     process.wait_for("names no servicers")
     process.wait_for(LISTENING)
+
+
+@pytest.mark.parametrize("argument", ["--host", "--metrics", None])
+def test_argument_that_is_not_utf_8(argument, start):
+    text = os.fsdecode(b"unix:\xff")
+    process = start(*([argument, text] if argument else [text]))
+    assert process.wait() == 2
+    assert "is not UTF-8" in process.output
+    assert "Traceback" not in process.output
+
+
+@pytest.fixture
+def start_patched(start, tmp_path):
+    """Start a server whose settings run some code first."""
+
+    def start_patched(code, *arguments, **setting):
+        (tmp_path / "patching_settings.py").write_text(
+            f"from process_settings import *\n{textwrap.dedent(code)}\n"
+        )
+        environment = {"DJANGO_SETTINGS_MODULE": "patching_settings"}
+        return start("--port", "0", *arguments, environment=environment, **setting)
+
+    return start_patched
+
+
+def test_shortage_of_memory_for_worker_processes_is_one_sentence(start_patched):
+    process = start_patched(
+        """
+        import errno, mmap
+
+        def refuse(*args, **kwargs):
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+        mmap.mmap = refuse
+        """,
+        "--workers",
+        "2",
+    )
+    assert_refuses(
+        process, "worker processes share can't be made: memory is short. Raise", "ulimit"
+    )
+
+
+def test_shortage_of_memory_for_the_board_blames_no_setting(start_patched):
+    process = start_patched(
+        """
+        import os, resource
+        from django_grpc.workers import worker
+
+        class Pulse(worker.Pulse):
+            def __init__(self, *args):
+                super().__init__(*args)
+                with open("/proc/self/statm") as file:
+                    size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+                # The board takes 32 MiB.
+                resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20), resource.RLIM_INFINITY))
+
+        worker.Pulse = Pulse
+        """,
+        "--workers",
+        "2",
+    )
+    assert process.wait() == 1
+    assert "The statistics board can't be mapped: memory is short. Raise" in process.output
+    assert "options" not in process.output
+    assert "Traceback" not in process.output
+
+
+REFUSE = """
+import threading
+start = threading.Thread.start
+
+def refuse(self):
+    if self.name.startswith({name!r}):
+        raise RuntimeError("can't start new thread")
+    start(self)
+
+threading.Thread.start = refuse
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "is_async"),
+    [
+        ("grpcserver-follow", [], False),
+        ("grpcserver-wait", [], True),
+        ("grpcserver-pulse", ["--workers", "2"], False),
+        ("grpcserver-control", ["--workers", "2"], False),
+        ("grpc-control", [], False),
+        ("grpc-call-log", ["--access-log", "text"], False),
+        ("grpc-watchdog", ["--watchdog", "5"], True),
+        ("django-main-thread", ["--autoreload"], False),
+        ("grpcserver-follow", ["--autoreload"], False),
+    ],
+)
+def test_shortage_of_threads_at_start_is_one_sentence(name, arguments, is_async, start_patched):
+    process = start_patched(REFUSE.format(name=name), *arguments, **{"async": is_async})
+    assert process.wait() == 1
+    assert "The system refuses the server a thread. Raise the limit of threads" in process.output
+    assert "listening" not in process.output
+    assert "Traceback" not in process.output
+
+
+def test_shortage_of_threads_for_renewed_certificates_is_one_sentence(start_patched, tmp_path):
+    made = make_certificate(tmp_path, "localhost")
+    pair = {"private_key": str(made.key_file), "certificate_chain": str(made.certificate_file)}
+    process = start_patched(REFUSE.format(name="grpc-certificates"), credentials=[pair])
+    assert_refuses(process, "The system refuses the server a thread. Raise the limit of threads")
+
+
+def test_server_does_without_the_thread_that_helps_signals(start_patched):
+    process = start_patched(REFUSE.format(name="grpcserver-signals"))
+    with listening(process) as channel:
+        assert say_hello(channel) == "Hello, World!"
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+def test_shortage_of_processes_for_the_reloader_is_one_sentence(start_patched):
+    process = start_patched(
+        """
+        import errno, subprocess
+
+        def refuse(*args, **kwargs):
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+        subprocess.Popen = refuse
+        """,
+        "--autoreload",
+    )
+    assert_refuses(process, "The process that serves can't be started", "ulimit -u")
+
+
+def test_async_server_ends_although_no_thread_is_left(start, tmp_path):
+    (tmp_path / "last_threads.py").write_text(
+        textwrap.dedent(
+            """
+            import asyncio, threading
+            from sampleapp import helloworld_pb2, helloworld_pb2_grpc
+
+            def refuse(self):
+                raise RuntimeError("can't start new thread")
+
+            class Greeter(helloworld_pb2_grpc.GreeterServicer):
+                async def SayHello(self, request, context):
+                    name = await asyncio.to_thread(lambda: threading.current_thread().name)
+                    threading.Thread.start = refuse
+                    return helloworld_pb2.HelloReply(message=name)
+
+            def grpc_hook(server):
+                helloworld_pb2_grpc.add_GreeterServicer_to_server(Greeter(), server)
+            """
+        )
+    )
+    process = start("--port", "0", servicers=["last_threads.grpc_hook"], **{"async": True})
+    with listening(process) as channel:
+        assert say_hello(channel).startswith("asyncio_")
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
+    assert process.output.endswith("Graceful shutdown completed\n")
+    assert "Traceback" not in process.output
+
+
+@pytest.fixture
+def stuck_servicer(tmp_path):
+    """The path of a hook whose module takes an hour to import."""
+
+    def write(*, swallows=False):
+        (tmp_path / "stuck_servicer.py").write_text(
+            textwrap.dedent(
+                f"""
+                import time
+                from sampleapp.servicer import grpc_hook
+
+                print("importing", flush=True)
+                try:
+                    time.sleep(3600)
+                except BaseException:
+                    if not {swallows}:
+                        raise
+                """
+            )
+        )
+        return "stuck_servicer.grpc_hook"
+
+    return write
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("arguments", [[], ["--autoreload"]], ids=str)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_signal_ends_a_start_that_takes_long(is_async, arguments, number, start, stuck_servicer):
+    process = start(
+        "--port", "0", *arguments, servicers=[stuck_servicer()], **{"async": is_async}
+    )  # fmt: skip
+    process.wait_for("importing")
+    process.send(number)
+    assert process.wait() == 0
+    assert process.output.count(f"Received {number.name}.") == 1
+    assert process.output.endswith("Graceful shutdown completed\n")
+    assert "listening" not in process.output
+    assert "Traceback" not in process.output
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_start_whose_end_the_project_swallows_does_not_get_to_listen(
+    is_async, start, stuck_servicer, tmp_path
+):
+    path = tmp_path / "grpc.sock"
+    process = start(
+        f"unix:{path}", servicers=[stuck_servicer(swallows=True)], **{"async": is_async}
+    )  # fmt: skip
+    process.wait_for("importing")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+    assert process.output.endswith("Graceful shutdown completed\n")
+    assert "listening" not in process.output
+    assert "Traceback" not in process.output
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_workers_whose_address_is_still_looked_for(number, start_patched, tmp_path):
+    process = start_patched(
+        """
+        import socket, time
+
+        def getaddrinfo(*args, **kwargs):
+            print("resolving", flush=True)
+            time.sleep(3600)
+
+        socket.getaddrinfo = getaddrinfo
+        """,
+        "--workers",
+        "2",
+    )
+    process.wait_for("resolving")
+    process.send(number)
+    assert process.wait() == 0
+    assert process.output.count(f"Received {number.name}.") == 1
+    assert process.output.endswith("Graceful shutdown completed\n")
+    assert "Traceback" not in process.output

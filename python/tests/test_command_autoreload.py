@@ -27,23 +27,23 @@ class Module:
     """The source file of a servicer."""
 
     def __init__(self, path):
-        self._path = path
+        self.path = path
         self._modified_at = time.time() - 1000
 
     def write(self, text):
-        self._path.write_text(text)
-        self._touch()
+        self.path.write_text(text)
+        self.touch()
 
-    def _touch(self):
+    def touch(self):
         # The reloader compares times of modification, which two writes may share.
         self._modified_at += 10
-        os.utime(self._path, (self._modified_at, self._modified_at))
+        os.utime(self.path, (self._modified_at, self._modified_at))
 
     def change(self, text, process):
         """Replace it, and wait until the process has noticed."""
         self.write(text)
         # A change is noticed if the file was looked at before, and nothing tells when it was.
-        process.wait_for("Autoreload is enabled", nudge=self._touch)
+        process.wait_for("Autoreload is enabled", nudge=self.touch)
 
 
 @pytest.fixture
@@ -84,6 +84,11 @@ def test_server_comes_back_with_the_changed_code(start_reloading, module):
         ("import no_such_module\n", "No module named 'no_such_module'"),
         ("1 / 0\n", "ZeroDivisionError"),
         ("", "can't be imported"),
+        ("import sys\nsys.exit(4)\n", r"calls sys\.exit\(4\)"),
+        (
+            "import argparse\nargparse.ArgumentParser().parse_args(['strange'])\n",
+            r"calls sys\.exit\(2\)",
+        ),
     ],
 )
 @pytest.mark.parametrize("when", ["at start", "later"])
@@ -141,3 +146,84 @@ def test_port_that_is_taken_ends_the_server(start, start_reloading):
     process = start_reloading("--port", port)
     assert process.wait() == 1
     assert f"The server can't listen on 127.0.0.1:{port}" in process.output
+
+
+@pytest.fixture
+def start_with_app(start, module, tmp_path):
+    """Start a server with an app of the project, of one file."""
+    (tmp_path / "brittle").mkdir()
+    (tmp_path / "brittle/__init__.py").touch()
+    models = Module(tmp_path / "brittle/models.py")
+    models.write("from django.db import models\n")
+    (tmp_path / "settings_with_app.py").write_text(
+        "from process_settings import *\nINSTALLED_APPS = [*INSTALLED_APPS, 'brittle']\n"
+    )
+    process = start(
+        "--port", "0", "--autoreload",
+        servicers=["reloaded_servicer.grpc_hook"],
+        environment={"DJANGO_SETTINGS_MODULE": "settings_with_app"},
+    )  # fmt: skip
+    listening(process).close()
+    return process, models
+
+
+WAITING = "ended with status 1. It is started again when a file changes"
+
+
+def test_app_that_can_not_be_loaded_is_waited_for(start_with_app):
+    process, models = start_with_app
+    models.write("def broken(:\n")
+    process.wait_for(WAITING, nudge=models.touch)
+    assert "SyntaxError" in process.output
+    models.change("from django.db import models\n", process)
+    with listening(process) as channel:
+        assert say_hello(channel) == "first"
+
+
+def test_file_that_an_app_got_since_is_waited_for(start_with_app, tmp_path):
+    process, models = start_with_app
+    added = Module(tmp_path / "brittle/added.py")
+    added.write("def broken(:\n")
+    models.write("from brittle import added\n")
+    process.wait_for(WAITING, nudge=models.touch)
+    added.change("", process)
+    with listening(process) as channel:
+        assert say_hello(channel) == "first"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_server_ends_while_it_waits_for_an_app(number, start_with_app):
+    process, models = start_with_app
+    models.write("def broken(:\n")
+    process.wait_for(WAITING, nudge=models.touch)
+    process.send(number)
+    assert process.wait() == 0
+    assert process.output.splitlines()[-1].endswith("when a file changes.")
+
+
+def test_servicer_that_ends_the_process_is_waited_for(start, module):
+    module.write("import os\nos._exit(5)\n")
+    (module.path.parent / "settings_beside.py").write_text("from process_settings import *\n")
+    process = start(
+        "--port", "0", "--autoreload",
+        servicers=["reloaded_servicer.grpc_hook"],
+        environment={"DJANGO_SETTINGS_MODULE": "settings_beside"},
+    )  # fmt: skip
+    process.wait_for("ended with status 5. It is started again when a file changes")
+    module.change(HOOK.format(answer="mended"), process)
+    with listening(process) as channel:
+        assert say_hello(channel) == "mended"
+
+
+def test_url_configuration_that_ends_the_process_is_waited_for(start, module):
+    module.write("import sys\nsys.exit(4)\n")
+    (module.path.parent / "settings_with_urls.py").write_text(
+        "from process_settings import *\nROOT_URLCONF = 'reloaded_servicer'\n"
+    )
+    process = start(
+        "--port", "0", "--autoreload",
+        environment={"DJANGO_SETTINGS_MODULE": "settings_with_urls"},
+    )  # fmt: skip
+    process.wait_for("ended with status 4. It is started again when a file changes")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0

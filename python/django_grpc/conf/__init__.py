@@ -173,7 +173,8 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
             )
         ) from error
     except SystemExit as leaving:
-        raise _exited("E013", f"{place}: '{path}' can't be imported: its module", leaving) from None
+        who = f"{place}: '{path}' can't be imported: its module"
+        raise _exited("E013", who, leaving) from leaving
     if not callable(found):
         raise InvalidSetting(
             Problem(
@@ -225,7 +226,7 @@ def call_configured(key: str, path: str, *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except SystemExit as leaving:
-        raise _exited("E014", f"{_place(key)}: '{path}'", leaving) from None
+        raise _exited("E014", f"{_place(key)}: '{path}'", leaving) from leaving
 
 
 def _place(key: str) -> str:

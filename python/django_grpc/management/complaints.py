@@ -1,6 +1,10 @@
-"""What to say of an address that can't be listened on."""
+"""What to say of what the system refuses."""
 
+import contextlib
 import errno
+from collections.abc import Iterator
+
+from django.core.management.base import CommandError
 
 from django_grpc import conf
 
@@ -22,6 +26,31 @@ def about_metrics(address: str | None, error: OSError | RuntimeError) -> str:
         f"Metrics can't be served on {address}: {_reason(error)}. Change --metrics or "
         f"{conf.SETTING}['metrics']."
     )
+
+
+def about_memory(what: str) -> str:
+    """Say that memory is short, and what to do.
+
+    Args:
+        what: What could not be had; a clause.
+    """
+    return f"{what}: memory is short. Raise its limit (ulimit -v, a container's memory limit)."
+
+
+@contextlib.contextmanager
+def naming_share() -> Iterator[None]:
+    """Explain that what worker processes share, memory most of all, can't be had.
+
+    Raises:
+        CommandError: In place of an OSError.
+    """
+    what = "What the worker processes share can't be made"
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise CommandError(about_memory(what)) from error
+        raise CommandError(f"{what}: {error.strerror}.") from error
 
 
 def _reason(error: OSError | RuntimeError) -> str:

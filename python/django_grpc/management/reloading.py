@@ -2,24 +2,41 @@
 
 As with `runserver` there are two processes. The child serves on a thread and watches the files on
 its main thread; when one changes it exits with status 3 and is started again. Django's own parent
-kills the child outright when it is told to stop, so the parent here is ours.
+kills the child outright when it is told to stop, so the parent here is ours. It also watches the
+files itself when a child could not: only of `runserver` Django goes on when an app can't be loaded.
 """
 
+import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
+import traceback
 from collections.abc import Callable
+from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import FrameType
+from typing import Final
 
+from django.apps import apps
+from django.core.management.base import CommandError, OutputWrapper
 from django.utils import autoreload
 
-from django_grpc.management.shutdown import ShutdownRequest
+from django_grpc.management import threads
+from django_grpc.management.shutdown import ShutdownRequest, StoppedAtStart
 
 # What a request says when a file has changed: nobody wants to wait for a drain then.
-RELOAD = "reload"
-_RELOAD_STATUS = 3  # of a process that Django's reloader ends
+RELOAD: Final = "reload"
+_RELOAD_STATUS: Final = 3  # of a process that Django's reloader ends
+
+#: The status of a child that no changed file will mend; its parent ends with 1.
+HOPELESS_STATUS: Final = 75
+
+# Seconds between two looks at the files, as Django has it.
+_PERIOD: Final = 1.0
 
 
 def is_child() -> bool:
@@ -35,42 +52,94 @@ def run_child(serve: Callable[[ShutdownRequest], None]) -> None:
             called again, in a new process, when a file has changed.
 
     Raises:
-        SystemExit: With status 3 when a file has changed, 0 on SIGTERM.
+        SystemExit: With status 3, when a file has changed, or the project's own.
+        StoppedAtStart: A signal came before anything was served.
+        CommandError: The system has no thread left to serve on.
     """
-    shutdown = ShutdownRequest()
-    has_begun = threading.Event()
+    shutdown = ShutdownRequest(is_starting=True)
     has_ended = threading.Event()
+    broken = _BrokenFiles()
 
     def run() -> None:
-        has_begun.set()
         try:
             autoreload.raise_last_exception()
             serve(shutdown)
+        except BaseException as error:
+            broken.add(error)
+            if isinstance(error, SystemExit):  # a thread ends on it without a word
+                traceback.print_exception(error)
+            raise
         finally:
             has_ended.set()
 
+    autoreload.autoreload_started.connect(broken.watch)
     reason = signal.SIGTERM.name
     try:
-        autoreload.run_with_reloader(run)
-        reason = signal.SIGINT.name  # it swallows KeyboardInterrupt
-    except SystemExit as leaving:
-        if leaving.code == _RELOAD_STATUS:
-            reason = RELOAD
-        raise
+        with threads.explaining_refusal(returncode=HOPELESS_STATUS):
+            reason = _reload(run)
     finally:
-        with shutdown:
-            shutdown.request(reason)
-            if has_begun.is_set():
+        never_serves = shutdown.end_start(reason)
+        if not never_serves:
+            with shutdown:
                 has_ended.wait()
+    if reason == RELOAD:
+        sys.exit(_RELOAD_STATUS)
+    if never_serves and not has_ended.is_set():
+        raise StoppedAtStart(reason)
 
 
-def run_parent() -> None:
+def _reload(run: Callable[[], None]) -> str:
+    """Run on a thread until a signal comes or a file changes, and return which."""
+    try:
+        autoreload.run_with_reloader(run)
+    except SystemExit as leaving:
+        if leaving.code not in (0, _RELOAD_STATUS):  # of a URLconf, which it imports
+            raise
+        return RELOAD if leaving.code == _RELOAD_STATUS else signal.SIGTERM.name
+    return signal.SIGINT.name  # it swallows KeyboardInterrupt
+
+
+class _BrokenFiles:
+    """Has the reloader watch the files that an error came through.
+
+    It watches the modules that could be imported, and the one file where the traceback ends: that
+    may be a library's, or of an error that it does not see.
+    """
+
+    def __init__(self) -> None:
+        self._files: frozenset[Path] = frozenset()
+        self._reloader: autoreload.BaseReloader | None = None
+
+    def add(self, error: BaseException) -> None:
+        """Have the files of an error watched; on any thread."""
+        found = {it.filename for it in traceback.extract_tb(error.__traceback__)}
+        if isinstance(error, SyntaxError) and error.filename:
+            found.add(error.filename)
+        self._files = frozenset(Path(it) for it in found if os.path.isfile(it))
+        self._tell()
+
+    def watch(self, sender: autoreload.BaseReloader, **kwargs: object) -> None:
+        """Receive that the reloader begins."""
+        self._reloader = sender
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._reloader is not None:
+            # Not in place: the reloader may be iterating over them.
+            self._reloader.extra_files = self._reloader.extra_files | self._files
+
+
+def run_parent(output: OutputWrapper) -> None:
     """Start the child, again whenever it asks for it, and pass on what it is told.
+
+    Args:
+        output: Hears that a child could not run, and that a change is waited for.
 
     Raises:
         SystemExit: With the child's status.
+        CommandError: The system does not let it start one.
     """
-    parent = _Parent()
+    parent = _Parent(output)
     previous = {
         number: signal.signal(number, parent.pass_on) for number in (signal.SIGTERM, signal.SIGINT)
     }
@@ -82,31 +151,95 @@ def run_parent() -> None:
 
 
 class _Parent:
-    def __init__(self) -> None:
+    def __init__(self, output: OutputWrapper) -> None:
+        self._output = output
         self._child: subprocess.Popen[bytes] | None = None
-        self._is_stopping = False
+        # Has an item once it was told to stop. A signal handler may put one at any time.
+        self._told: SimpleQueue[None] = SimpleQueue()
+        self._files = _Files()
 
     def run(self) -> int:
         environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
         arguments = autoreload.get_child_arguments()
-        while not self._is_stopping:
-            self._child = subprocess.Popen(  # noqa: S603 - our own command line
-                arguments, env=environment, close_fds=False
-            )
-            if self._is_stopping:  # it was told while the child was made, which has not heard
+        while self._told.empty():
+            self._files.note()  # before the child reads them
+            try:
+                self._child = subprocess.Popen(  # noqa: S603 - our own command line
+                    arguments, env=environment, close_fds=False
+                )
+            except OSError as error:
+                mend = f" {threads.MEND}" if error.errno == errno.EAGAIN else ""
+                raise CommandError(
+                    f"The process that serves can't be started: {error.strerror}.{mend}"
+                ) from error
+            if not self._told.empty():  # it was told while the child was made, and has not heard
                 self._child.terminate()
             status = self._child.wait()
-            if self._is_stopping and status in (_RELOAD_STATUS, -signal.SIGTERM, -signal.SIGINT):
+            self._child = None
+            if not self._told.empty() and status in (
+                _RELOAD_STATUS,
+                -signal.SIGTERM,
+                -signal.SIGINT,
+            ):
                 return 0  # it was told before it could listen
-            if status != _RELOAD_STATUS:
+            if status == HOPELESS_STATUS:
+                return 1
+            if status <= 0 or not self._told.empty():
                 return 128 - status if status < 0 else status
+            if status != _RELOAD_STATUS:
+                self._wait_for_change(status)
         return 0
 
+    def _wait_for_change(self, status: int) -> None:
+        self._output.write(
+            f"The process that serves has ended with status {status}. It is started again when a "
+            "file changes."
+        )
+        self._output.flush()
+        while not self._files.have_changed():
+            with contextlib.suppress(Empty):
+                self._told.get(timeout=_PERIOD)
+                self._told.put(None)
+                return
+
     def pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._is_stopping = True
+        self._told.put(None)
         # The terminal sends ^C to both processes, and a second one would end the child at once.
         if self._child is not None and not (number == signal.SIGINT and _is_in_foreground()):
             self._child.send_signal(number)
+
+
+class _Files:
+    """The files of the modules that this process has imported, and those beside them.
+
+    The child may have failed on one that only it imports. Of libraries only the former count.
+    """
+
+    def __init__(self) -> None:
+        self._reloader = autoreload.StatReloader()
+        for app in apps.get_app_configs():
+            if _is_of_the_project(folder := Path(app.path).resolve()):
+                self._reloader.watch_dir(folder, "**/*.py")
+        for file in set(self._reloader.watched_files(include_globs=False)):
+            if _is_of_the_project(file.parent):
+                self._reloader.watch_dir(file.parent, "*.py")
+        self._noted: dict[Path, float] = {}
+
+    def note(self) -> None:
+        """Note what they are like now."""
+        self._noted = self._look()
+
+    def have_changed(self) -> bool:
+        """Whether they are no more as they were noted."""
+        return self._look() != self._noted
+
+    def _look(self) -> dict[Path, float]:
+        return dict(self._reloader.snapshot_files())
+
+
+def _is_of_the_project(folder: Path) -> bool:
+    libraries = {sysconfig.get_path(it) for it in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return not any(folder.is_relative_to(Path(it).resolve()) for it in libraries)
 
 
 def _is_in_foreground() -> bool:

@@ -7,10 +7,11 @@ not load.
 import abc
 import asyncio
 import contextlib
+import functools
 import gc
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
@@ -20,7 +21,7 @@ from django.db import DatabaseError, connections
 from django_grpc import conf, engine, utils
 from django_grpc.addresses import format_address
 from django_grpc.certificates import CertificateWatcher
-from django_grpc.management import complaints, reloading
+from django_grpc.management import complaints, reloading, threads
 from django_grpc.management.shutdown import ShutdownRequest
 from django_grpc.workers import systemd
 from django_grpc.workers.listeners import address_of
@@ -146,7 +147,8 @@ def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options
         options: The command's.
 
     Raises:
-        CommandError: A mistake of the user's.
+        CommandError: A mistake of the user's, or the system has no threads left.
+        StoppedAtStart: A shutdown was requested before anything was served.
     """
     try:
         config = place.configure(command.get_config(**options))
@@ -162,12 +164,15 @@ def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options
             _run_checks(command, **options)
         serving = _Serving(command, place, shutdown, config, options)
         if config.is_async:
-            with asyncio.Runner(loop_factory=utils.loop_factory(config)) as runner:
+            with _making_runner(config) as runner:
                 runner.run(serving.run_async())
         else:
             serving.run()
     except ImproperlyConfigured as error:
         raise CommandError(str(error)) from error
+    except MemoryError as error:
+        what = str(error) or "The server can't go on"  # Python's own says nothing
+        raise CommandError(complaints.about_memory(what)) from error
 
 
 class _Serving:
@@ -189,16 +194,21 @@ class _Serving:
         self._address = ""
 
     def run(self) -> None:
-        self._make_server()
-        with _naming_start():
-            self._server.start()
-        self._started()
-
         def follow_server() -> None:  # in case that a servicer stops it
             self._server.wait_for_termination()
             self._shutdown.request(STOPPED)
 
-        threading.Thread(target=follow_server, name="grpcserver-follow", daemon=True).start()
+        try:
+            self._make_server()
+            threads.start(follow_server, name="grpcserver-follow")
+            self._shutdown.begin_serving()
+        except BaseException:
+            if self._server is not None:
+                self._server.stop(None)  # it gives its ports back
+            raise
+        with _naming_start():
+            self._server.start()
+        self._started()
         grace = self._wait()
         begun = time.monotonic()
         self._server.stop(grace).wait()
@@ -206,26 +216,40 @@ class _Serving:
         self._command.on_shutdown()
 
     async def run_async(self) -> None:
-        self._make_server()
-        with _naming_start():
-            await self._server.start()
-        self._started()
-        grace = await asyncio.to_thread(self._wait)
-        begun = time.monotonic()
-        await self._server.stop(grace)
-        self._command.has_cut_calls = time.monotonic() - begun >= grace
-        # Receivers may be ordinary functions that use the ORM, which a loop's thread may not.
-        await asyncio.to_thread(self._command.on_shutdown)
+        # For what may block: the wait, and receivers of the shutdown, which may be ordinary
+        # functions that use the ORM. The thread is started now: later the system may refuse one.
+        executor = ThreadPoolExecutor(1, "grpcserver-wait")
+        try:
+            run_blocking = functools.partial(asyncio.get_running_loop().run_in_executor, executor)
+            try:
+                self._make_server()
+                with threads.explaining_refusal():
+                    await run_blocking(_do_nothing)
+                self._shutdown.begin_serving()
+            except BaseException:
+                if self._server is not None:
+                    await self._server.stop(None)  # it gives its ports back
+                raise
+            with _naming_start():
+                await self._server.start()
+            self._started()
+            grace = await run_blocking(self._wait)
+            begun = time.monotonic()
+            await self._server.stop(grace)
+            self._command.has_cut_calls = time.monotonic() - begun >= grace
+            await run_blocking(self._command.on_shutdown)
+        finally:
+            executor.shutdown(wait=False)
 
     def _make_server(self) -> None:
         self._server = self._command.get_server(self._config)
         if self._config.credentials is not None:
             self._credentials = utils.load_credentials(self._config.credentials)
         self._address = self._place.listen(self._server, self._config, self._credentials)
+        self._watch_certificates()
         _leave_to_the_process()
 
     def _started(self) -> None:
-        self._watch_certificates()
         self._command.on_listening(self._server, self._config, self._address, **self._options)
         self._place.started()
 
@@ -246,15 +270,37 @@ class _Serving:
     def _watch_certificates(self) -> None:
         settings, loaded = self._config.credentials, self._credentials
         if settings is not None and loaded is not None:
-            CertificateWatcher(
+            watcher = CertificateWatcher(
                 settings.paths(), lambda: utils.renew_credentials(settings, loaded)
-            ).start()
+            )
+            with threads.explaining_refusal():
+                watcher.start()
+
+
+@contextlib.contextmanager
+def _making_runner(config: conf.ServerConfig) -> Iterator[asyncio.Runner]:
+    runner = asyncio.Runner(loop_factory=utils.loop_factory(config))
+    try:
+        yield runner
+    finally:
+        try:
+            runner.close()
+        except RuntimeError as error:
+            # The loop is closed, only its executor's threads aren't waited for: that takes one
+            # more. Python's own end waits for them, too.
+            if not threads.is_refusal(error):
+                raise
+
+
+def _do_nothing() -> None:
+    pass
 
 
 @contextlib.contextmanager
 def _naming_start() -> Iterator[None]:
     try:
-        yield
+        with threads.explaining_refusal():
+            yield
     except (RuntimeError, ValueError) as error:  # the latter when it has started already
         raise CommandError(f"The server can't start: {error}") from error
 

@@ -7,7 +7,7 @@ import threading
 import time
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
 from django_grpc.management.output import flush_or_lose, write_last_words
 
@@ -26,6 +26,21 @@ _WAKE_UPS = 5
 _PAUSE = 0.02
 
 
+class StoppedAtStart(KeyboardInterrupt):
+    """A stop was requested before there was anything to drain.
+
+    Code of the project that is being imported lets it pass, as any KeyboardInterrupt.
+
+    Attributes:
+        reason: The reason that was given.
+    """
+
+    def __init__(self, reason: str) -> None:
+        """Name the reason."""
+        super().__init__(reason)
+        self.reason = reason
+
+
 class ShutdownRequest:
     """A place to wait until SIGTERM or SIGINT comes, or something else asks to stop.
 
@@ -33,9 +48,18 @@ class ShutdownRequest:
     Python can't handle signals, only `request` ends the wait. A signal that comes `TOGETHER`
     seconds after a stop has been requested, or later, ends the process at once, with the status
     that a shell gives a process which the signal killed.
+
+    Of a start, a request ends what happens: see `begin_serving`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_starting: bool = False) -> None:
+        """Prepare to be entered.
+
+        Args:
+            is_starting: Whether nothing is served yet: until `begin_serving`, a signal raises
+                StoppedAtStart wherever the main thread is.
+        """
+        self._is_starting = is_starting
         # A signal handler runs on the main thread between any two steps of what that does, so what
         # it calls must be reentrant. SimpleQueue.put is, Event.set is not.
         self._reasons: SimpleQueue[str] = SimpleQueue()
@@ -47,8 +71,18 @@ class ShutdownRequest:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
-            self._waker = _Waker()
+            if not self._is_starting:
+                self.wake_for_signals()
         return self
+
+    def wake_for_signals(self) -> None:
+        """Prepare the main thread, if that has entered it, for `wait`.
+
+        Called once, at the latest before something else asks Python for its signals, as event loops
+        do. It is done upon entry if nothing starts. On another thread it does nothing.
+        """
+        if self._previous:
+            self._waker = _Waker()
 
     def __exit__(
         self,
@@ -65,7 +99,10 @@ class ShutdownRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._requested_at is None:
-            self.request(signal.Signals(number).name)
+            name = signal.Signals(number).name
+            self.request(name)
+            if self._is_starting:
+                raise StoppedAtStart(name)
         elif time.monotonic() - self._requested_at >= TOGETHER:
             # SIG_DFL would do nothing in a container, whose first process the kernel spares.
             write_last_words(b"Ended at once.\n")
@@ -76,6 +113,35 @@ class ShutdownRequest:
         if self._requested_at is None:
             self._requested_at = time.monotonic()
         self._reasons.put(reason)
+
+    def begin_serving(self) -> None:
+        """Have requests wait for `wait` from now on; called by the thread that serves.
+
+        Raises:
+            StoppedAtStart: There has been one.
+        """
+        # `end_start` writes and reads in the other order: of two threads at the same time at least
+        # one sees what the other does. The one that gets the reason ends the start; should it be
+        # the other, this one waits here for the end of the process.
+        if self._is_starting:
+            self._is_starting = False
+            if self._requested_at is not None:
+                raise StoppedAtStart(self._reasons.get())
+
+    def end_start(self, reason: str) -> bool:
+        """Request a stop, from another thread than that which serves.
+
+        Returns:
+            Whether that does not serve yet, and never will: nobody else hears of the request.
+        """
+        self.request(reason)
+        if not self._is_starting:
+            return False
+        try:
+            self._reasons.get_nowait()
+        except Empty:  # it has just come to it, and sees the request
+            return False
+        return True
 
     def wait(self) -> str:
         """Block until a stop is requested.
@@ -112,13 +178,21 @@ class _Waker:
         os.set_blocking(self._writer, False)  # as set_wakeup_fd wants it
         self._previous = signal.signal(_WAKE_UP, lambda number, frame: None)
         self._previous_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._thread = threading.Thread(target=self._run, name="grpcserver-signals", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="grpcserver-signals", daemon=True)
+        self._is_running = True
+        try:
+            thread.start()
+        except RuntimeError:
+            # Most signals come through without it. Where threads are short, those that the server
+            # can't do without say so.
+            self._is_running = False
 
     def stop(self) -> None:
         signal.set_wakeup_fd(self._previous_writer)
         signal.signal(_WAKE_UP, self._previous)
         os.close(self._writer)
+        if not self._is_running:
+            os.close(self._reader)
 
     def _run(self) -> None:
         main = threading.main_thread().ident
@@ -162,8 +236,16 @@ def end_process_soon(status: int, seconds: float = 1.0) -> None:
     """
 
     def end() -> None:
-        threading.Event().wait(seconds)
-        flush_or_lose()
-        os._exit(status)
+        end_process(status, seconds)
 
-    threading.Thread(target=end, name="grpcserver-end", daemon=True).start()
+    try:
+        threading.Thread(target=end, name="grpcserver-end", daemon=True).start()
+    except RuntimeError:  # the system refuses another thread
+        end()
+
+
+def end_process(status: int, seconds: float) -> NoReturn:
+    """End the process in so many seconds, whatever its threads do."""
+    time.sleep(seconds)
+    flush_or_lose()
+    os._exit(status)

@@ -97,8 +97,12 @@ class Supervisor:
         self._sampled_at = time.monotonic()
         self._has_dead = False
 
-    def run(self) -> None:
+    def run(self, on_signals_taken: Callable[[], object] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT, and until the workers have drained.
+
+        Args:
+            on_signals_taken: Called when signals come here instead of to what handled them; what it
+                raises ends the run.
 
         Raises:
             SupervisionError: They can't be kept up; those that were left have drained.
@@ -106,6 +110,7 @@ class Supervisor:
         with self._signals:
             self._selector.register(self._signals, selectors.EVENT_READ, lambda: None)
             try:
+                on_signals_taken()
                 while not self._fleet.is_over:
                     now = time.monotonic()
                     self._carry_out(now)

@@ -6,13 +6,13 @@ import faulthandler
 import logging
 import signal
 import socket
-import threading
 import time
 from typing import Any, Final
 
 from django_grpc import conf, engine
+from django_grpc.management import threads
 from django_grpc.management.serving import STOPPED, Place, announce_shutdown
-from django_grpc.management.shutdown import ShutdownRequest, end_process_soon
+from django_grpc.management.shutdown import ShutdownRequest, end_process
 from django_grpc.workers import messages, prctl
 from django_grpc.workers.board import Pulse
 from django_grpc.workers.fleet import LEAVE_PATIENCE, MARGIN
@@ -75,8 +75,8 @@ class WorkerPlace(Place):
     def started(self) -> None:
         """Tell the parent, and hear what it says from now on."""
         self._pulse.beat()
-        threading.Thread(target=self._live, name="grpcserver-pulse", daemon=True).start()
-        threading.Thread(target=self._follow, name="grpcserver-control", daemon=True).start()
+        threads.start(self._live, name="grpcserver-pulse")
+        threads.start(self._follow, name="grpcserver-control")
         # From here on it drains when its parent has ended; should Python not get to that, the
         # engine sees it (`OrphanWatch`).
         prctl.outlive_parent()
@@ -112,7 +112,7 @@ class WorkerPlace(Place):
             elif message["event"] == messages.DRAIN:
                 self._shutdown.request(_TOLD)
         logger.warning("The parent of this worker process has ended: it drains, and ends too.")
+        self._shutdown.request(_ORPHANED)
         # Nobody else ends it, should it not get there.
         grace = self._config.grace if self._config is not None else 0
-        end_process_soon(1, seconds=grace + MARGIN)
-        self._shutdown.request(_ORPHANED)
+        end_process(1, grace + MARGIN)

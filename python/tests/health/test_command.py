@@ -205,10 +205,28 @@ def test_mistake_in_the_flags(arguments, said):
     assert complaint("--addr", "127.0.0.1:1", *arguments).startswith(said)
 
 
-@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "inf", "abc"])
 def test_timeout_that_is_none(timeout):
     with pytest.raises(CommandError, match="is not a number of seconds above 0"):
         call_command("grpchealth", "--timeout", timeout)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--watch"]], ids=str)
+def test_timeout_of_more_than_a_century(arguments, serve):
+    _, address = serve()
+    with pytest.raises(CommandError, match="is more than 3153600000 seconds, a century"):
+        call_command("grpchealth", "--addr", address, "--timeout", "3153600001", *arguments)
+
+
+def test_timeout_of_a_century(serve, capsys):
+    _, address = serve()
+    assert ask(capsys, "--addr", address, timeout=3153600000) == "SERVING\n"
+
+
+@pytest.mark.parametrize("name", ["--addr", "--service", "--tls-server-name"])
+def test_argument_that_is_not_utf_8(name):
+    with pytest.raises(CommandError, match=f"{name}: .* is not UTF-8"):
+        call_command("grpchealth", "--addr", "127.0.0.1:1", name, os.fsdecode(b"\xff"))
 
 
 def test_watch_prints_each_change(serve):

@@ -1,6 +1,5 @@
 """`manage.py grpchealth`: asks a server how it is, for the probes of containers."""
 
-import argparse
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,7 @@ from google.protobuf import descriptor_pool, message_factory
 
 from django_grpc import conf
 from django_grpc.health.descriptor import health_file
+from django_grpc.management.arguments import positive_seconds, unicode_text
 
 _SERVICE = "grpc.health.v1.Health"
 _DEFAULT_PORT = 50051
@@ -38,14 +38,18 @@ class Command(BaseCommand):
         """Declare the options; their names are those of grpc_health_probe."""
         parser.add_argument(
             "--addr",
+            type=unicode_text,
             help=f"HOST:PORT or unix:PATH. Default: the setting's host, port {_DEFAULT_PORT}.",
         )
         parser.add_argument(
-            "--service", default="", help="Full name of a service. Default: the whole server."
+            "--service",
+            type=unicode_text,
+            default="",
+            help="Full name of a service. Default: the whole server.",
         )
         parser.add_argument(
             "--timeout",
-            type=_positive,
+            type=positive_seconds,
             default=1.0,
             help="Seconds until there must be an answer. Default: 1.",
         )
@@ -67,6 +71,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--tls-server-name",
+            type=unicode_text,
             metavar="NAME",
             help="The name that the server's certificate must have. Default: the host.",
         )
@@ -149,13 +154,6 @@ class _Probe:
         values = self._response.ServingStatus.DESCRIPTOR.values_by_number
         value = values.get(response.status)
         return str(value.name) if value else f"of the unknown status {response.status}"
-
-
-def _positive(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
-    return seconds
 
 
 def _address(host: str) -> str:

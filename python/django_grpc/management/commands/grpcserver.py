@@ -12,8 +12,14 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django_grpc import conf, greenlets
 from django_grpc.addresses import format_address, is_unix, parse_addrport
 from django_grpc.management import complaints, reloading
+from django_grpc.management.arguments import unicode_text
 from django_grpc.management.output import flush_or_lose, make_output_tolerant
-from django_grpc.management.shutdown import ShutdownRequest, end_in_peace, end_process_soon
+from django_grpc.management.shutdown import (
+    ShutdownRequest,
+    StoppedAtStart,
+    end_in_peace,
+    end_process_soon,
+)
 from django_grpc.signals import grpc_shutdown
 from django_grpc.workers import listeners, systemd
 from django_grpc.workers.messages import Inheritance, Plan
@@ -66,13 +72,16 @@ class Command(BaseCommand):
         parser.add_argument(
             "addrport",
             nargs="?",
+            type=unicode_text,
             help="Optional port number, or address:port, or unix:PATH; it stands above --host "
             "and --port.",
         )
         parser.add_argument("--max_workers", type=int, help="Number of workers")
         parser.add_argument("--port", type=int, default=50051, help="Port number to listen")
         parser.add_argument(
-            "--host", help="Address to listen on, or unix:PATH. Default: every address."
+            "--host",
+            type=unicode_text,
+            help="Address to listen on, or unix:PATH. Default: every address.",
         )
         parser.add_argument(
             "--grace",
@@ -125,7 +134,9 @@ class Command(BaseCommand):
             help="Answer the standard health service. Default: yes.",
         )
         parser.add_argument(
-            "--metrics", help="Where to serve Prometheus metrics: address:port or unix:PATH."
+            "--metrics",
+            type=unicode_text,
+            help="Where to serve Prometheus metrics: address:port or unix:PATH.",
         )
         parser.add_argument(
             "--access-log",
@@ -174,19 +185,27 @@ class Command(BaseCommand):
         self._inheritance = Inheritance.take()
         if self._inheritance is not None:
             self._serve_as_worker(self._inheritance, **options)
-        elif not options["autoreload"]:
+        elif options["autoreload"] and not reloading.is_child():
+            reloading.run_parent(self.stderr)
+        else:
+            try:
+                self._serve_or_supervise(**options)
+            except StoppedAtStart as stopped:
+                self._say_stopped_at_start(stopped, **options)
+
+    def _serve_or_supervise(self, **options: Any) -> None:
+        if options["autoreload"]:
+            self.stdout.write("ATTENTION! Autoreload is enabled!")
+            reloading.run_child(lambda shutdown: self._serve_reloaded(shutdown, **options))
+            return
+        with ShutdownRequest(is_starting=True) as shutdown:
             self.stdout.write(f"gRPC server starting at {datetime.datetime.now()}")
             config = self.get_config(**options)
             if config.worker_count > 1:
-                self._supervise(config, **options)
+                self._supervise(config, shutdown, **options)
             else:
-                with ShutdownRequest() as shutdown:
-                    self._serve_alone(shutdown, **options)
-        elif reloading.is_child():
-            self.stdout.write("ATTENTION! Autoreload is enabled!")
-            reloading.run_child(lambda shutdown: self._serve_reloaded(shutdown, **options))
-        else:
-            reloading.run_parent()
+                shutdown.wake_for_signals()
+                self._serve_alone(shutdown, **options)
 
     def _serve_reloaded(self, shutdown: ShutdownRequest, **options: Any) -> None:
         try:
@@ -196,13 +215,20 @@ class Command(BaseCommand):
                     "With --autoreload there is one process: 'workers' does not count."
                 )
             self._serve_alone(shutdown, **options)
+        except StoppedAtStart as stopped:  # by the other thread, which waits for this one
+            self._say_stopped_at_start(stopped, **options)
         except CommandError as error:
             self.stderr.write(f"{type(error).__name__}: {error}")
             self.stderr.flush()
             if isinstance(error.__cause__, OSError | RuntimeError):
-                end_process_soon(1, seconds=0)  # the address can't be bound: no file mends that
-            elif isinstance(cause := _root_cause(error), ImportError):
-                raise cause from None  # Django watches the file that the traceback ends in
+                # The address can't be bound, or a thread not be started: no file mends that.
+                end_process_soon(reloading.HOPELESS_STATUS, seconds=0)
+            elif isinstance(cause := _root_cause(error), ImportError | SystemExit):
+                raise cause from None  # what its traceback names is watched
+
+    def _say_stopped_at_start(self, stopped: StoppedAtStart, **options: Any) -> None:
+        self.say_stopping(stopped.reason, self.get_config(**options).grace)
+        self._say_stopped()
 
     def _serve_alone(self, shutdown: ShutdownRequest, **options: Any) -> None:
         from django_grpc.management import serving
@@ -215,9 +241,13 @@ class Command(BaseCommand):
         from django_grpc.workers.worker import WorkerPlace
 
         with ShutdownRequest() as shutdown:
-            serving.serve(self, WorkerPlace(inheritance, shutdown), shutdown, **options)
+            with complaints.naming_share():
+                place = WorkerPlace(inheritance, shutdown)
+            serving.serve(self, place, shutdown, **options)
 
-    def _supervise(self, config: conf.ServerConfig, **options: Any) -> None:
+    def _supervise(
+        self, config: conf.ServerConfig, shutdown: ShutdownRequest, **options: Any
+    ) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise CommandError(
                 "Worker processes need the main thread, for the signals: run the command there, or "
@@ -229,6 +259,17 @@ class Command(BaseCommand):
         reuse_port = dict(reversed(config.options)).get("grpc.so_reuseport", 0)
         listening: list[listeners.ListeningSocket] = []
         metrics: list[listeners.ListeningSocket] = []
+
+        def write(text: str) -> None:
+            self.stdout.write(text)
+            self.stdout.flush()
+
+        def on_up(plan: Plan) -> None:
+            self._say_listening(
+                listeners.addresses(listening),
+                f"{plan.workers} processes of {plan.max_workers} workers",
+            )
+
         try:
             try:
                 listening += [listeners.adopt(it) for it in sockets.calls]
@@ -243,27 +284,19 @@ class Command(BaseCommand):
                     metrics += listeners.bind(config.metrics)
             except OSError as error:
                 raise CommandError(complaints.about_metrics(config.metrics, error)) from error
-        except CommandError:
-            for bound in listening:
+            with complaints.naming_share():
+                supervisor = Supervisor(
+                    Plan.of(config), listening, metrics, write=write, on_up=on_up
+                )
+        except BaseException:
+            for bound in listening + metrics:
                 bound.close()
             raise
-
-        def write(text: str) -> None:
-            self.stdout.write(text)
-            self.stdout.flush()
-
-        def on_up(plan: Plan) -> None:
-            self._say_listening(
-                listeners.addresses(listening),
-                f"{plan.workers} processes of {plan.max_workers} workers",
-            )
-
-        supervisor = Supervisor(Plan.of(config), listening, metrics, write=write, on_up=on_up)
         try:
-            supervisor.run()
+            supervisor.run(shutdown.begin_serving)
         except SupervisionError as error:
             raise CommandError(str(error), returncode=error.status) from error
-        write("Graceful shutdown completed")
+        self._say_stopped()
 
     def _get_address(self, **options: Any) -> tuple[str, int]:
         host = self.get_config(**options).host
@@ -314,7 +347,7 @@ class Command(BaseCommand):
             logger.exception("A receiver of grpc_shutdown failed")
             self.stderr.write(f"Error during graceful shutdown: {error}")
         if self._inheritance is None:
-            self.stdout.write("Graceful shutdown completed")
+            self._say_stopped()
 
     # What is printed
 
@@ -330,6 +363,10 @@ class Command(BaseCommand):
             f"Received {reason}. Starting graceful shutdown, "
             f"calls in flight have {grace:g} s to end..."
         )
+        self.stdout.flush()
+
+    def _say_stopped(self) -> None:
+        self.stdout.write("Graceful shutdown completed")
         self.stdout.flush()
 
 

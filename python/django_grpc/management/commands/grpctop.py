@@ -1,6 +1,5 @@
 """`manage.py grpctop`: what a running server does, live, in the terminal."""
 
-import argparse
 import shutil
 import sys
 import time
@@ -10,6 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_grpc import conf
+from django_grpc.management.arguments import positive_seconds
 from django_grpc.management.top.client import MetricsClient, MetricsError, Sample
 from django_grpc.management.top.screen import Screen
 from django_grpc.management.top.tables import tables
@@ -31,7 +31,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--interval",
-            type=_positive,
+            type=positive_seconds,
             default=1.0,
             help="Seconds between two looks. Default: 1.",
         )
@@ -106,13 +106,3 @@ def _watch(client: MetricsClient, before: Sample, interval: float) -> None:
                 complaint = ""
             except MetricsError as error:  # perhaps it is started anew
                 complaint = str(error)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value

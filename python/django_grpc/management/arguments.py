@@ -1,0 +1,35 @@
+"""Types of the commands' arguments."""
+
+import argparse
+
+from django_grpc.conf.values import CENTURY
+
+
+def positive_seconds(text: str) -> float:
+    """Read a number of seconds above 0.
+
+    Raises:
+        ArgumentTypeError: It is none, or more than a century.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    if value > CENTURY:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {CENTURY} seconds, a century")
+    return value
+
+
+def unicode_text(text: str) -> str:
+    """Refuse bytes that are not UTF-8, which Python reads as surrogates.
+
+    Raises:
+        ArgumentTypeError: There are some.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from None
+    return text
