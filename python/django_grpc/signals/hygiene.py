@@ -209,9 +209,9 @@ class _LoopCall:
     has_ended = False
     uses_database = False
 
-    def __init__(self) -> None:
-        # A call of a loop that nobody runs any more never ends, and is given up with its task.
-        self.reference = weakref.ref(self, _users.discard)
+    #: Made when it comes to use the database, which many a call never does. A call of a loop that
+    #: nobody runs any more never ends, and is given up with its task.
+    reference: "weakref.ref[_LoopCall] | None" = None
 
 
 # The call that the code which runs now belongs to. `sync_to_async` takes it along to its thread.
@@ -219,7 +219,7 @@ _call: ContextVar[_LoopCall | None] = ContextVar("django_grpc.signals.hygiene.ca
 
 # Those that have used a connection and not ended. Added to on the threads of the queries, and
 # otherwise changed on the loop; each change is one operation of a set.
-_users: set[weakref.ref[_LoopCall]] = set()
+_users: set[weakref.ref[_LoopCall] | None] = set()
 
 # What the thread has on which `sync_to_async` runs thread-sensitive code; None when that has to be
 # asked.
@@ -261,6 +261,8 @@ def _note_use() -> None:
         return
     if not call.uses_database and not call.has_ended:
         call.uses_database = True
+        if call.reference is None:
+            call.reference = weakref.ref(call, _users.discard)
         _users.add(call.reference)
     if call.has_ended:  # perhaps just now: its end has not seen to what is used here
         _users.discard(call.reference)
