@@ -35,7 +35,7 @@ final class PythonServer {
   let watchdog = Watchdog()
   private let busyTime: StatisticsCell
   private(set) var callLog: CallLogReader?
-  private var refusedThreads = LogLimit()
+  private var refusedThreads = NoticeLimit()
 
   init(configuration: ServerConfiguration, limits: WorkerPool.Schedule.Limits, bindings: Bindings) {
     self.configuration = configuration
@@ -231,9 +231,9 @@ final class PythonServer {
   func cancelAllCalls() { Python.detached { self.server.cancelAllCalls() } }
 
   func cancelAllCalls(after seconds: Double) {
-    // More than anybody waits for, and far from the end of a 64-bit number.
-    let milliseconds = Int64(min(max(0, seconds * 1000), 1e12))
-    Python.detached { self.server.cancelAllCalls(after: .milliseconds(milliseconds)) }
+    // What is no number counts as 0, too.
+    let time = TimeAmount(clampingSeconds: max(0, seconds))
+    Python.detached { self.server.cancelAllCalls(after: time) }
   }
 
   /// Has calls that end recorded, for `CallLogReader.next`. It must be called before `start`.
@@ -413,7 +413,7 @@ final class PythonServer {
   }
 
   private func logRefusedThread() {
-    guard let error = PythonError.fetch(), self.refusedThreads.admits(now: .now()) else { return }
+    guard let error = PythonError.fetch(), self.refusedThreads.admit(at: .now()) else { return }
     var reason = ""
     if let text = PythonReference(owning: PyObject_Str(error.value.pointer)) {
       reason = PythonString.value(text.pointer) ?? ""

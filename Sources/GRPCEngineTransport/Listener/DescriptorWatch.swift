@@ -56,16 +56,3 @@ package final class DescriptorWatch: Sendable {
     observer?(sentence())
   }
 }
-
-/// Lets one notice a second pass.
-package struct NoticeLimit: Sendable {
-  private var last: NIODeadline?
-
-  package init() {}
-
-  package mutating func admit(at now: NIODeadline) -> Bool {
-    if let last = self.last, now - last < .seconds(1) { return false }
-    self.last = now
-    return true
-  }
-}

@@ -114,15 +114,7 @@ class CallSignal(Signal):
 
     def send(self, sender: Any, **named: Any) -> list[tuple[Receiver, Any]]:
         """Call the receivers in order; the first exception ends it and propagates."""
-        plan, receivers = self._plan, self.receivers
-        # In line what `_plan_for` does: each call is here twice.
-        if (
-            plan is None
-            or plan.receivers is not receivers
-            or plan.length != len(receivers)
-            or sender is not None
-        ):
-            plan = self._make_plan(sender)
+        plan = self._plan_for(sender)
         if plan.stock is not None:
             for run in plan.stock:
                 run()

@@ -219,7 +219,7 @@ _call: ContextVar[_LoopCall | None] = ContextVar("django_grpc.signals.hygiene.ca
 
 # Those that have used a connection and not ended. Added to on the threads of the queries, and
 # otherwise changed on the loop; each change is one operation of a set.
-_users: set[weakref.ref[_LoopCall] | None] = set()
+_users: set[weakref.ref[_LoopCall]] = set()
 
 # What the thread has on which `sync_to_async` runs thread-sensitive code; None when that has to be
 # asked.
@@ -265,8 +265,14 @@ def _note_use() -> None:
             call.reference = weakref.ref(call, _users.discard)
         _users.add(call.reference)
     if call.has_ended:  # perhaps just now: its end has not seen to what is used here
-        _users.discard(call.reference)
+        _forget_use(call)
         _tidy_soon()
+
+
+def _forget_use(call: _LoopCall) -> None:
+    call.uses_database = False
+    if call.reference is not None:
+        _users.discard(call.reference)
 
 
 def _are_used() -> bool:
@@ -347,8 +353,7 @@ def stop_using() -> None:
     """Have the call on a loop that this is called in use no connection, until its next query."""
     call = _call.get()
     if call is not None:
-        call.uses_database = False
-        _users.discard(call.reference)
+        _forget_use(call)
 
 
 def _are_caches_used() -> bool:
@@ -400,7 +405,7 @@ class CallHygiene:
         call = _call.get()
         if call is not None:
             call.has_ended = True
-            _users.discard(call.reference)
+            _forget_use(call)
         if _sync_thread is None or _sync_thread.connections:
             _look(at_begin=False)
 
