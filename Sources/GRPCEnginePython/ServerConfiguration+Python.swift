@@ -35,7 +35,11 @@ extension ServerConfiguration {
     do {
       configuration.statistics = try board.open()
     } catch {
-      PythonError.raiseValueError(error.message)
+      if let errno = error.errno {
+        PythonError.raiseOSError(errno: errno, error.message)
+      } else {
+        PythonError.raiseValueError(error.message)
+      }
       return nil
     }
     return (configuration, limits)

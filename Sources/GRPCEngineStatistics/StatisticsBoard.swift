@@ -36,7 +36,13 @@ public final class StatisticsBoard: @unchecked Sendable {
 
   public struct Malformed: Error {
     public let message: String
-    public init(message: String) { self.message = message }
+    /// Why the system could not map it; `nil` when something is wrong with the board itself.
+    public let errno: CInt?
+
+    public init(message: String, errno: CInt? = nil) {
+      self.message = message
+      self.errno = errno
+    }
   }
 
   public static let magic: UInt64 = 0x3130_4442_4352_5047
@@ -77,7 +83,7 @@ public final class StatisticsBoard: @unchecked Sendable {
     let size = Int(status.st_size)
     guard let base = mmap(nil, size, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0),
       base != MAP_FAILED
-    else { throw Malformed(message: "The statistics board can't be mapped: errno \(errno)") }
+    else { throw Malformed(message: "The statistics board can't be mapped", errno: errno) }
     self.base = base
     self.isShared = true
     self.slotCount = (size - Self.headerSize) / Self.slotSize

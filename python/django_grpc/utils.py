@@ -81,9 +81,9 @@ def build_server(
             server = aio.server(migration_thread_pool=pool, **arguments)
         else:
             server = engine.server(pool, **arguments)
-    except ValueError as error:
-        if str(error).endswith(f"can't be mapped: errno {errno.ENOMEM}"):  # nobody's mistake
-            raise MemoryError("The statistics board can't be mapped") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # nobody's mistake
+            raise MemoryError(error.strerror) from error
         raise ImproperlyConfigured(f"{conf.SETTING}['options'] can't be used: {error}") from error
     if hasattr(server, "on_worker_exit"):
         server.on_worker_exit(connections.close_all)

@@ -38,7 +38,7 @@ final class WorkerPool: Sendable {
     case unpark(WorkerThread)
     case spawn
     case evict(Call)
-    case refuse
+    case refuse(Call)
   }
 
   /// How often a server that has been busy is looked at for having become idle.
@@ -70,18 +70,15 @@ final class WorkerPool: Sendable {
     var shouldWatch = false
     self.state.withLock { state in
       let (action, look) = state.schedule.submitted(job)
+      guard action != .refuse else {
+        effect = .refuse(job.call)
+        return
+      }
       effect = Self.effect(of: action, state)
-      if case .refuse = effect { return }
       self.backlog.isWaiting = true
       delay = look
       shouldWatch = !state.isWatchingForIdleness
       state.isWatchingForIdleness = true
-    }
-    if case .refuse = effect {
-      return job.call.finish(
-        Status(code: .unavailable, details: "The server has stopped"),
-        isLast: true
-      )
     }
     self.perform(effect)
     if let delay { self.scheduleLook(after: delay, on: job.call.eventLoop) }
@@ -125,19 +122,22 @@ final class WorkerPool: Sendable {
 
   private static func effect(of action: Schedule.Action, _ state: borrowing State) -> Effect {
     switch action {
-    case .none: return .none
+    // `refuse` is an answer to a call that comes, and to nothing else.
+    case .none, .refuse: return .none
     case .wake(let worker): return state.threads[worker].map { .unpark($0) } ?? .none
     case .spawn: return .spawn
-    case .refuse: return .refuse
     case .evict(let worker): return state.threads[worker]?.heldCall.map { .evict($0) } ?? .none
     }
   }
 
   private func perform(_ effect: Effect) {
     switch effect {
-    case .none, .refuse: break
+    case .none: break
     case .unpark(let worker): worker.parker.unpark()
     case .spawn: self.control.submit(.spawnWorker)
+    case .refuse(let call):
+      let status = Status(code: .unavailable, details: "The server has stopped")
+      call.finish(status, isLast: true)
     case .evict(let call):
       call.cancel(
         Status(

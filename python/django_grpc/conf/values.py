@@ -77,9 +77,14 @@ def parse_bool(value: Any) -> bool:
 
 def parse_count(value: Any) -> int:
     """Take a whole number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise Invalid(f" must be a whole number above 0, not {value!r}.", "Write for example 8.")
-    return _at_most(MOST, value, "Write for example 8.")
+    hint = "Write for example 8."
+    if not _is_whole(value) or value == 0:
+        raise Invalid(f" must be a whole number above 0, not {value!r}.", hint)
+    return _at_most(MOST, value, hint)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def parse_limit(value: Any) -> int | None:
@@ -87,9 +92,15 @@ def parse_limit(value: Any) -> int | None:
     hint = "Write None for no limit."
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not _is_whole(value) or value == 0:
         raise Invalid(f" must be a whole number above 0 or None, not {value!r}.", hint)
     return _at_most(MOST, value, hint)
+
+
+def _parse_whole(value: Any, most: int, hint: str) -> int:
+    if not _is_whole(value):
+        raise Invalid(f" must be a whole number, 0 or more, not {value!r}.", hint)
+    return _at_most(most, value, hint)
 
 
 def _at_most(most: int, value: int, hint: str) -> int:
@@ -235,11 +246,7 @@ _SHARED_CREDENTIAL_KEYS: dict[str, Callable[[Any], Any]] = {
 
 def parse_workers(value: Any) -> int:
     """Take a number of worker processes; 0 is one for each processor."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise Invalid(
-            f" must be a whole number, 0 or more, not {value!r}.", "Write 0 for all processors."
-        )
-    return _at_most(MOST_WORKERS, value, "Write 0 for all processors.")
+    return _parse_whole(value, MOST_WORKERS, "Write 0 for all processors.")
 
 
 def parse_duration(value: Any) -> float | None:
@@ -321,9 +328,7 @@ def _is_method_path(path: str) -> bool:
 
 
 def _parse_queue(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise Invalid(f" must be a whole number, 0 or more, not {value!r}.", "Write for example 8.")
-    return _at_most(MOST, value, "Write for example 8.")
+    return _parse_whole(value, MOST, "Write for example 8.")
 
 
 def _parse_format(value: Any) -> str:

@@ -98,7 +98,7 @@ connection_created.connect(
 
 def reset_queries() -> None:
     """Do what ``django.db.reset_queries`` does, unless other calls use the connections."""
-    if _users and _are_used():
+    if _users and _may_be_used_by_others():
         return
     for connection in _thread.shared.connections:
         connection.queries_log.clear()
@@ -107,17 +107,18 @@ def reset_queries() -> None:
 _stock_rule = BaseDatabaseWrapper.close_if_unusable_or_obsolete
 
 
-def close_old_connections() -> None:
+def close_old_connections(*, is_used: bool | None = None) -> None:
     """Do what ``django.db.close_old_connections`` does, and ask those that may have died too.
 
-    Connections that other calls use are not ended by their age.
+    Args:
+        is_used: Whether other calls use the connections, which are not ended by their age then.
+            Default: what is known of it.
     """
     shared = _thread.shared
-    if shared.connections:
-        _close_old_connections(shared, is_used=bool(_users) and _are_used())
-
-
-def _close_old_connections(shared: _Shared, *, is_used: bool) -> None:
+    if not shared.connections:
+        return
+    if is_used is None:
+        is_used = bool(_users) and _may_be_used_by_others()
     is_doubtful = shared.deaths != _deaths
     shared.deaths = _deaths
     for connection in shared.connections:
@@ -250,7 +251,7 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
     if call is not shared.last_call and shared is not _sync_thread and _sync_thread is not None:
         shared.last_call = call
         if not connection.in_atomic_block:
-            _close_old_connections(shared, is_used=False)
+            close_old_connections(is_used=False)
             connection.close_if_health_check_failed()
     type(connection).ensure_connection(connection)
 
@@ -275,10 +276,10 @@ def _forget_use(call: _LoopCall) -> None:
         _users.discard(call.reference)
 
 
-def _are_used() -> bool:
-    """Whether the connections of this thread may be in use by calls on loops."""
+def _may_be_used_by_others() -> bool:
+    """Whether calls on loops may use the connections of this thread, if there are any."""
     # On a thread of calls they are in use by one at a time: the one that asks.
-    return not _thread.is_calls and bool(_users)
+    return not _thread.is_calls
 
 
 def _look(*, at_begin: bool) -> None:

@@ -21,16 +21,17 @@ def plain_echo(request, context):
     return request
 
 
+def refuse_thread(thread):
+    raise RuntimeError("can't start new thread")
+
+
 @ours_only("grpcio's server starts no thread")
 def test_start_that_fails_leaves_a_server_that_has_stopped(monkeypatch):
-    def refuse(thread):
-        raise RuntimeError("can't start new thread")
-
     async def run():
         server = create_aio_server()
         port = server.add_insecure_port("127.0.0.1:0")
         with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", refuse)
+            patch.setattr(threading.Thread, "start", refuse_thread)
             with pytest.raises(RuntimeError, match="can't start new thread"):
                 await server.start()
         async with asyncio.timeout(PATIENCE):
@@ -47,13 +48,10 @@ def test_start_that_fails_leaves_a_server_that_has_stopped(monkeypatch):
 
 @ours_only("grpcio's server starts no thread")
 def test_termination_is_told_of_a_start_that_failed(monkeypatch):
-    def refuse(thread):
-        raise RuntimeError("can't start new thread")
-
     async def run():
         server = create_aio_server()
         with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", refuse)
+            patch.setattr(threading.Thread, "start", refuse_thread)
             with pytest.raises(RuntimeError, match="can't start new thread"):
                 await server.start()
         assert not await server.wait_for_termination(PATIENCE)

@@ -54,7 +54,7 @@ def test_workers_without_descriptors_leave_connections_waiting(serve):
 
 
 # Takes all descriptors but the reserve, and gives them back when it is told to.
-_GREEDY = HOOK.replace(
+_GREEDY = _SCARCE.replace(
     'elif verb == "grow":',
     """elif verb == "take":
             try:
@@ -65,14 +65,6 @@ _GREEDY = HOOK.replace(
         elif verb == "give":
             kept.clear()
         elif verb == "grow":""",
-).replace(
-    "kept = []",
-    """kept = []
-
-import resource
-
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-""",
 )
 
 
