@@ -56,6 +56,9 @@ def test_a_server_that_is_killed_loses_its_own_calls_only(pair) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             next(answers)
         assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
+    # While it is taken apart its port may still be open, and a call into it may have been run for
+    # all that Envoy knows.
+    first.wait()
     # The other's calls go on, and so do new ones: what a dead server refuses the other one takes.
     assert all(answers.is_active() for name, answers in begun if name == "server-2")
     channel = proxy.channel()
