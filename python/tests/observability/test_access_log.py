@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import grpc
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import SyncToAsync, sync_to_async
 from django.db import connection
 from engine.raw import RawConnection
 from harness import PATIENCE, listening, say_hello
@@ -70,6 +70,9 @@ def serve():
         config, problems = conf.parse(setting)
         assert problems == []
         server = utils.build_server(config)
+        if config.access_log is not None and config.access_log.sql:
+            # Its connection may be open since a test before; a server's is opened while it serves.
+            SyncToAsync.single_thread_executor.submit(queries.watch_connections).result(PATIENCE)
         handlers = {"Method": handler_of(kind, method), **dict(more)}
         wrapper = SignalWrapper(server, utils.load_instruments(config, []))
         wrapper.add_registered_method_handlers(SERVICE, handlers)
