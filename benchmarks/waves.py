@@ -6,7 +6,8 @@ end together, in either direction, some of them cancelled, some lost with their 
 brief calls beside them, some of which fail or run out of time. After each wave nothing happens
 for longer than any timeout in the engine. Then the server is measured side by side with one that
 has just been started, in turns: trivial calls, calls that block for 10 ms, threads, descriptors;
-and its memory with what it was after the first wave. Exit status 1 when it falls behind.
+and its memory with what it was after the first waves. Exit status 1 when it falls behind, by more
+than 5 % of each of three fresh servers.
 """
 
 import argparse
@@ -35,6 +36,9 @@ _TOLERANCE = 0.05
 #: Pairs of rounds of each work. The best of each side count: what else the machine does can only
 #: slow a round down.
 _ROUNDS = 5
+#: How many fresh servers one that falls behind is compared with. Two that start alike may differ
+#: for all their lives, by where their memory lies; one that is worn is behind each of them.
+_FRESH_SERVERS = 3
 _WORKS = [work for work in WORKS if work.name in ("unary", "block")]
 
 
@@ -43,13 +47,13 @@ class Finding:
     """What one wave left.
 
     Attributes:
-        rates: of each work, ours after the waves as a share of the fresh server's.
+        rates: of each work, ours after the waves as a share of each fresh server's, in turn.
         threads: more than the fresh server has.
         open_files: more than the fresh server has.
         resident_kib: of the server.
     """
 
-    rates: dict[str, float]
+    rates: dict[str, list[float]]
     threads: int
     open_files: int
     resident_kib: int
@@ -57,9 +61,9 @@ class Finding:
     def complaints(self, first: "Finding") -> list[str]:
         """What is not as it should be."""
         found = [
-            f"{name}: {rate:.3f} of what a fresh server does"
-            for name, rate in self.rates.items()
-            if rate < 1 - _TOLERANCE
+            f"{name}: {_shares(rates)} of what fresh servers do"
+            for name, rates in self.rates.items()
+            if _is_behind(rates)
         ]
         if self.threads > 0:
             found.append(f"{self.threads} threads more than a fresh server has")
@@ -68,6 +72,14 @@ class Finding:
         if self.resident_kib > first.resident_kib * (1 + _TOLERANCE):
             found.append(f"{self.resident_kib:,} KiB, after the first waves {first.resident_kib:,}")
         return found
+
+
+def _is_behind(rates: list[float]) -> bool:
+    return max(rates) < 1 - _TOLERANCE
+
+
+def _shares(rates: list[float]) -> str:
+    return ", ".join(f"{rate:.3f}" for rate in rates)
 
 
 def _wave(side: Side, streams: int) -> None:
@@ -102,9 +114,15 @@ def _figures(side: Side) -> dict[str, Any]:
 
 def _measure(side: Side, python: Path, folder: Path, seconds: float) -> Finding:
     resident = side.server.memory().resident
-    with serving("fresh", python, folder) as fresh:
-        rates = {work.name: _compare(side, fresh, work, seconds) for work in _WORKS}
-        ours, theirs = _figures(side), fresh.probe()
+    rates: dict[str, list[float]] = {work.name: [] for work in _WORKS}
+    for number in range(_FRESH_SERVERS):
+        wanted = [work for work in _WORKS if not rates[work.name] or _is_behind(rates[work.name])]
+        if not wanted:
+            break
+        with serving("fresh", python, folder.with_name(f"{folder.name}-{number}")) as fresh:
+            for work in wanted:
+                rates[work.name].append(_compare(side, fresh, work, seconds))
+            ours, theirs = _figures(side), fresh.probe()
     return Finding(
         rates,
         ours["threads"] - theirs["threads"],
@@ -128,7 +146,7 @@ def _run(python: Path, options: argparse.Namespace) -> list[str]:
             # Pools and caches have filled after the first two.
             wrong = finding.complaints(findings[min(1, len(findings) - 1)])
             complaints += [f"wave {number}: {line}" for line in wrong]
-            rates = ", ".join(f"{name} {rate:.3f}" for name, rate in finding.rates.items())
+            rates = "; ".join(f"{name} {_shares(them)}" for name, them in finding.rates.items())
             print(
                 f"wave {number:>2}: {rates} of fresh; threads {finding.threads:+}, files "
                 f"{finding.open_files:+}, {finding.resident_kib:,} KiB"
