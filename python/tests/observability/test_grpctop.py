@@ -1,5 +1,6 @@
 """`manage.py grpctop`, against real servers, on a real (pseudo) terminal."""
 
+import contextlib
 import fcntl
 import http.server
 import io
@@ -25,6 +26,7 @@ from harness import PATIENCE, begin_sleep, listening, say_hello
 
 from django_grpc.management.top.client import MetricsClient, Sample
 from django_grpc.management.top.rates import method_rates, process_rates
+from django_grpc.management.top.screen import Screen
 from django_grpc.management.top.tables import tables
 
 from .support import METHOD, SERVICE, handler_of
@@ -292,6 +294,23 @@ def terminal():
     yield open_terminal
     for it in opened:
         it.close()
+
+
+def test_an_interrupt_that_is_swallowed_still_ends_it(monkeypatch):
+    """A file's finalizer drops what is raised in it."""
+    master, slave = pty.openpty()
+    try:
+        with open(slave, "r+b", buffering=0) as raw, io.TextIOWrapper(raw) as end:
+            monkeypatch.setattr(sys, "stdin", end)
+            monkeypatch.setattr(sys, "stdout", end)
+            with Screen() as screen:
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+                with pytest.raises(KeyboardInterrupt):
+                    screen.wait(time.monotonic() + 5, lambda: None)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        os.close(master)
 
 
 @pytest.mark.parametrize("key", [b"q", b"Q", b"\x03"])

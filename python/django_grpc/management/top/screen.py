@@ -31,7 +31,8 @@ class Screen:
         self._attributes: list[Any] = []
         self._resized: tuple[int, int] = (-1, -1)
         self._old_wakeup = -1
-        self._old_handler: Any = None
+        self._old_handlers: dict[int, Any] = {}
+        self._is_interrupted = False
 
     def __enter__(self) -> Self:
         self._attributes = termios.tcgetattr(self._input)
@@ -40,7 +41,9 @@ class Screen:
         for end in self._resized:
             os.set_blocking(end, False)
         self._old_wakeup = signal.set_wakeup_fd(self._resized[1], warn_on_full_buffer=False)
-        self._old_handler = signal.signal(signal.SIGWINCH, lambda *_: None)
+        self._handle(signal.SIGWINCH, lambda *_: None)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._handle(signal.SIGINT, self._interrupt)
         self._write(_ENTER)
         return self
 
@@ -51,7 +54,8 @@ class Screen:
         traceback: TracebackType | None,
     ) -> None:
         self._write(_LEAVE)
-        signal.signal(signal.SIGWINCH, self._old_handler)
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_wakeup)
         for end in self._resized:
             os.close(end)
@@ -77,8 +81,13 @@ class Screen:
         Args:
             until: The monotonic clock's time at which to return None.
             on_resize: Called whenever the terminal has another size.
+
+        Raises:
+            KeyboardInterrupt: Also when one came before, and whoever ran then has swallowed it.
         """
         while (left := until - time.monotonic()) > 0:
+            if self._is_interrupted:
+                raise KeyboardInterrupt
             ready, _, _ = select.select([self._input, self._resized[0]], [], [], left)
             if self._resized[0] in ready:
                 os.read(self._resized[0], 512)
@@ -87,6 +96,14 @@ class Screen:
                 # At the end of the input, a terminal that has gone, there is nothing to go on for.
                 return os.read(self._input, 1).decode(errors="replace") or "q"
         return None
+
+    def _handle(self, number: int, handler: Callable[[int, Any], None]) -> None:
+        self._old_handlers[number] = signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        # A file's finalizer, for one, drops whatever is raised in it.
+        self._is_interrupted = True
+        raise KeyboardInterrupt
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text)
