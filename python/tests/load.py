@@ -1,5 +1,6 @@
 """A steady load on a server, and an account of what became of it."""
 
+import itertools
 import threading
 import time
 from types import TracebackType
@@ -9,6 +10,9 @@ import grpc
 
 # The longest that a call may take before it counts as failed, in seconds.
 _TIMEOUT = 10.0
+
+# What a load that came too late may catch up with, in seconds.
+_LATENESS = 0.1
 
 
 class Failure(NamedTuple):
@@ -31,8 +35,10 @@ class SteadyLoad:
     """Makes unary calls at a steady rate, from entering to leaving it.
 
     A call begins when its time has come, whether those before it have ended or not, so that a
-    server that stands still for a moment shows. Calls fail fast: one that finds no connection is a
-    failure. What grpc itself tries again, it may.
+    server that stands still for a moment shows. When the calls of half a second wait, no more begin
+    until some have ended: what stands still for longer, a whole machine, would show nothing but how
+    many connections a proxy may have. Calls fail fast: one that finds no connection is a failure.
+    What grpc itself tries again, it may.
 
     Leaving waits for the calls that are under way; `calls` and `failures` are complete then, and
     may be looked at before.
@@ -71,6 +77,7 @@ class SteadyLoad:
         self._methods = [channel.unary_unary(method) for channel in self._channels]
         self._request = request if isinstance(request, bytes) else request.SerializeToString()
         self._interval = 1 / rate
+        self._most_pending = max(50, round(rate / 2))
         self._timeout = timeout
         self._changed = threading.Condition()
         self._calls = 0
@@ -126,13 +133,14 @@ class SteadyLoad:
             channel.close()
 
     def _run(self) -> None:
-        number = 0
-        while True:
-            due = self._begun + number * self._interval
+        due = self._begun
+        for method in itertools.cycle(self._methods):
             if self._is_stopping.wait(max(0.0, due - time.monotonic())):
                 return
-            self._begin(self._methods[number % len(self._methods)])
-            number += 1
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending < self._most_pending)
+            self._begin(method)
+            due = max(due + self._interval, time.monotonic() - _LATENESS)
 
     def _begin(self, method: Any) -> None:
         begun = time.monotonic()
