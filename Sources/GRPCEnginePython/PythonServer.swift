@@ -257,6 +257,7 @@ final class PythonServer {
   /// The body of a worker thread.
   func runWorker(_ object: PythonPointer) {
     let worker = WorkerThread()
+    defer { worker.end() }
     self.pool.enter(worker)
     self.watchdog.enter(worker)
     defer { self.watchdog.leave(worker) }

@@ -250,8 +250,8 @@ public struct WorkerSchedule<Job: QueuedCall>: Sendable {
   /// The thread that was asked for could not be started. Until one can, of those that there are one
   /// is left for calls that nobody can hold.
   ///
-  /// - Returns: the calls to refuse, as there has been no thread at all for `strandedTime`; and after
-  ///   how long to look.
+  /// - Returns: the calls to refuse, as there has been no thread at all for `strandedTime` or none
+  ///   is asked for any more; and after how long to look.
   public mutating func spawnFailed(now: NIODeadline) -> (refused: [Job], look: TimeAmount?) {
     self.spawning = nil
     var shortage = self.shortage ?? Shortage(since: now, attempts: 0, until: now)
@@ -260,7 +260,8 @@ public struct WorkerSchedule<Job: QueuedCall>: Sendable {
     shortage.until = now + min(delay, Self.longestRefusal)
     self.shortage = shortage
     self.queue.maxRunningStreams = min(self.maxRunningStreams, max(1, self.standings.count - 1))
-    let isStranded = self.standings.isEmpty && now - shortage.since >= Self.strandedTime
+    let isStranded =
+      self.standings.isEmpty && (self.isStopping || now - shortage.since >= Self.strandedTime)
     let refused = isStranded ? self.queue.removeAll() : []
     return (refused, self.queue.count > 0 ? self.beginLooking(after: Self.shortestLook) : nil)
   }
@@ -338,12 +339,14 @@ public struct WorkerSchedule<Job: QueuedCall>: Sendable {
 
   /// Every worker leaves once no call waits that may run.
   ///
-  /// - Returns: the workers to wake.
-  public mutating func stop() -> [WorkerID] {
+  /// - Returns: the workers to wake; and the calls to refuse, where there is no worker and none is to
+  ///   come.
+  public mutating func stop() -> (woken: [WorkerID], refused: [Job]) {
     self.isStopping = true
     defer { self.idle = [] }
     for worker in self.idle { self.standings[worker] = .awake }
     self.awake.append(contentsOf: self.idle)
-    return self.idle
+    let isDeserted = self.standings.isEmpty && self.spawning == nil
+    return (self.idle, isDeserted ? self.queue.removeAll() : [])
   }
 }

@@ -82,14 +82,18 @@ struct WorkerSimulation {
     if Int.random(in: 0..<100, using: &self.random) < self.refusals {
       let (refused, look) = self.schedule.spawnFailed(now: self.now)
       if look != nil { self.looks += 1 }
-      for call in refused {
-        if !self.threads.isEmpty { self.fail("a call is refused although there are threads") }
-        if self.waiting.remove(call) == nil { self.fail("a call is refused that did not wait") }
-      }
+      self.refuse(refused)
     } else {
       let worker = self.schedule.entered()
       if self.threads[worker] != nil { self.fail("two workers have one name") }
       self.threads[worker] = .awake(nil)
+    }
+  }
+
+  private mutating func refuse(_ calls: [TestCall]) {
+    for call in calls {
+      if !self.threads.isEmpty { self.fail("a call is refused although there are threads") }
+      if self.waiting.remove(call) == nil { self.fail("a call is refused that did not wait") }
     }
   }
 
@@ -255,13 +259,12 @@ struct WorkerSimulation {
   }
 
   private mutating func stop() {
-    let isServed = !self.threads.isEmpty
-    for worker in self.schedule.stop() { self.perform(.wake(worker)) }
+    let (woken, refused) = self.schedule.stop()
+    for worker in woken { self.perform(.wake(worker)) }
+    self.refuse(refused)
     self.run { $0.threads.isEmpty && $0.spawnsAsked == 0 }
     if !self.threads.isEmpty { self.fail("\(self.threads.count) threads go on after the stop") }
-    if isServed, self.schedule.hasWaiting {
-      self.fail("calls wait that those there could have run")
-    }
+    if self.schedule.queuedCount > 0 { self.fail("calls wait for nobody after the end") }
     let late = TestCall(id: self.lastCall + 1, isStream: false, accepted: self.now)
     if self.schedule.submitted(late).0 != .refuse { self.fail("a call waits after the end") }
   }

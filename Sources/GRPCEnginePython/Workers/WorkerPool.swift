@@ -164,8 +164,7 @@ final class WorkerPool: Sendable {
       let (refused, look) = state.schedule.spawnFailed(now: .now())
       return (refused, look, state.schedule.anyQueued?.call.eventLoop)
     }
-    let status = Status(code: .unavailable, details: "The server can start no thread")
-    for job in refused { job.call.finish(status, isLast: true) }
+    Self.refuse(refused, "The server can start no thread")
     if let delay, let eventLoop { self.scheduleLook(after: delay, on: eventLoop) }
   }
 
@@ -250,12 +249,18 @@ final class WorkerPool: Sendable {
 
   // MARK: Life and statistics
 
-  /// Ends every worker once the queue is empty. May be called from any thread.
+  /// Ends every worker once the queue is empty. With the GIL held, as calls may go that nobody runs.
   func stop() {
-    let woken = self.state.withLock { state in
-      state.schedule.stop().compactMap { state.threads[$0] }
+    let (woken, refused) = self.state.withLock { state in
+      let (woken, refused) = state.schedule.stop()
+      return (woken.compactMap { state.threads[$0] }, refused)
     }
     for worker in woken { worker.parker.unpark() }
+    Self.refuse(refused, "The server has stopped")
+  }
+
+  private static func refuse(_ jobs: [PythonJob], _ details: String) {
+    for job in jobs { job.call.finish(Status(code: .unavailable, details: details), isLast: true) }
   }
 
   /// Since when the oldest call waits for a worker; `nil` when none waits.

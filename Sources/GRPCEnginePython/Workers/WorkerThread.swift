@@ -2,11 +2,13 @@ internal import CPythonABI
 internal import GRPCEngineServer
 internal import Glibc
 internal import PythonInterop
+internal import Synchronization
 
 /// One Python thread that runs calls.
 final class WorkerThread: @unchecked Sendable {
-  // Safe to share: `id` is set before anybody else knows of it, `current` and `isReported` are touched with the GIL held only, `heldCall` under
-  // the pool's mutex only, `parker` is safe itself, and everything else is immutable.
+  // Safe to share: `id` is set before anybody else knows of it, `current` and `isReported` are
+  // touched with the GIL held only, `heldCall` under the pool's mutex only, `parker` and `hasEnded`
+  // are safe themselves, and everything else is immutable.
   let parker = Parker()
   /// What the pool calls it; set once, when the thread enters the pool.
   var id = 0
@@ -18,6 +20,7 @@ final class WorkerThread: @unchecked Sendable {
   /// What the system calls the thread, and Python its `native_id`.
   let systemID: UInt64
   private let thread: pthread_t
+  private let hasEnded = Atomic<Bool>(false)
 
   /// Made on the thread itself.
   init() {
@@ -25,7 +28,12 @@ final class WorkerThread: @unchecked Sendable {
     self.systemID = UInt64(PyThread_get_thread_native_id())
   }
 
-  var isCurrent: Bool { pthread_equal(self.thread, pthread_self()) != 0 }
+  /// The thread ends now; for itself to say. The system may then give its identity to another one.
+  func end() { self.hasEnded.store(true, ordering: .releasing) }
+
+  var isCurrent: Bool {
+    pthread_equal(self.thread, pthread_self()) != 0 && !self.hasEnded.load(ordering: .acquiring)
+  }
 
   /// Whether the thread sleeps in the kernel: for a worker in the middle of a call, that it waits
   /// for something else than the processor. `nil` when the system does not tell, as when this

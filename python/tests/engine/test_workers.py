@@ -443,6 +443,74 @@ def test_worker_that_stepped_in_ends_and_says_so(serve):
     assert eventually(lambda: len(ended) == len(set(ended)) >= 3)
 
 
+@ours_only("looks at the engine's pool")
+def test_a_call_that_outlives_its_worker_holds_none(serve):
+    """Also where the system gives the worker's identity to the thread that reads the requests."""
+    told = {}
+    may_end = threading.Event()
+
+    def outlive(requests, _context, send):
+        told.update(requests=requests, send=send, worker=threading.get_ident())
+
+    outlive.experimental_non_blocking = True
+
+    def hold(requests, _context):
+        yield from requests
+
+    def requests_of_peer():
+        may_end.wait(PATIENCE)
+        yield b"late"
+
+    served = serve(
+        {
+            "Echo": unary_unary(echo),
+            "Hold": stream_stream(hold),
+            "Outlive": stream_stream(outlive),
+        },
+        workers=1,
+    )
+    # Workers that are held, so that there is a surplus one for the call, which then leaves.
+    held = [threading.Event() for _ in range(6)]
+
+    def first_and_end(event):
+        yield b"x"
+        event.wait(PATIENCE)
+
+    streams = [served.stream_stream("Hold")(first_and_end(it), timeout=PATIENCE) for it in held]
+    for stream in streams:
+        assert next(stream) == b"x"
+    call = served.stream_stream("Outlive")(requests_of_peer(), timeout=PATIENCE)
+    assert eventually(lambda: "worker" in told)
+    for event in held:
+        event.set()
+    for stream in streams:
+        assert list(stream) == []
+    assert eventually(
+        lambda: told["worker"] not in {thread.ident for thread in threading.enumerate()}, within=40
+    )
+    read, others_end = [], threading.Event()
+
+    def read_if_alike():
+        if threading.get_ident() == told["worker"]:
+            read.append(next(told["requests"]))
+        else:
+            others_end.wait(PATIENCE)
+
+    threads = [threading.Thread(target=read_if_alike) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    may_end.set()
+    others_end.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    if not read:
+        pytest.skip("the system did not give the worker's identity to another thread")
+    told["send"](None)
+    assert list(call) == []
+    assert served.call("unary_unary", "Echo", b"x").result() == b"x"
+    assert served.server.statistics()["workers_held"] == 0
+
+
 # Threads that can't be had
 
 
