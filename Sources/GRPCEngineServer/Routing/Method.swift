@@ -10,18 +10,24 @@ package final class Method: Sendable {
   package let limits: MethodLimits?
   let gate: MethodGate?
 
+  /// - Parameter predecessor: what the path named so far. Where the limits are the same its calls
+  ///   count on.
   init(
     path: String,
     handler: any MethodHandler,
     statistics: MethodStatistics,
-    limits: MethodLimits? = nil
+    limits: MethodLimits? = nil,
+    replacing predecessor: Method? = nil
   ) {
     self.path = path
     self.handler = handler
     self.statistics = statistics
     self.limits = limits
-    self.gate = limits.flatMap { limits in
-      limits.concurrency.map { MethodGate(concurrency: $0, queue: limits.queue) }
-    }
+    self.gate =
+      predecessor?.limits == limits
+      ? predecessor?.gate
+      : limits.flatMap { limits in
+        limits.concurrency.map { MethodGate(concurrency: $0, queue: limits.queue) }
+      }
   }
 }

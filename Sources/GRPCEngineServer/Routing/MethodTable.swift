@@ -40,7 +40,8 @@ package final class MethodTable: Sendable {
         handler: handler,
         statistics: statistics,
         limits: handler.isLimited
-          ? Self.pattern(of: path, state.limits).flatMap { state.limits[$0] } : nil
+          ? Self.pattern(of: path, state.limits).flatMap { state.limits[$0] } : nil,
+        replacing: state.methods[path]
       )
     }
   }
@@ -48,6 +49,7 @@ package final class MethodTable: Sendable {
   /// Sets who serves paths that nobody registered; without one they are UNIMPLEMENTED.
   package func setFallback(_ handler: (any MethodHandler)?) {
     self.state.withLock { state in
+      let before = state.fallbacks
       state.fallbacks = [:]
       guard let handler else { return }
       // Its kind is not known before it is asked, call by call.
@@ -56,14 +58,16 @@ package final class MethodTable: Sendable {
           path: pattern,
           handler: handler,
           statistics: self.statistics.method(pattern, kind: CallKind.unaryUnary.rawValue),
-          limits: state.limits[pattern]
+          limits: state.limits[pattern],
+          replacing: before[pattern]
         )
       }
       state.fallbacks[Self.everything] = Method(
         path: MethodStatistics.other,
         handler: handler,
         statistics: self.statistics.otherMethods,
-        limits: state.limits[Self.everything]
+        limits: state.limits[Self.everything],
+        replacing: before[Self.everything]
       )
     }
   }

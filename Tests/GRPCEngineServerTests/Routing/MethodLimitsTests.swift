@@ -50,6 +50,27 @@ struct MethodLimitsTests {
     #expect(values.allSatisfy { (800...1200).contains($0) } && values.count > 10)
   }
 
+  @Test("Calls count on when their path is registered anew, unless its limits have changed")
+  func registeredAnew() throws {
+    let table = MethodTable()
+    var limits = MethodLimits()
+    limits.concurrency = 1
+    table.setLimits(limits, for: "*")
+    let gate = {
+      table.register(TestHandler.echo(), for: "/a.B/C")
+      table.setFallback(TestHandler.sum())
+      return (table.method(for: "/a.B/C")?.gate, table.method(for: "/other")?.gate)
+    }
+    let (before, fallback) = gate()
+    try #require(before != nil && fallback != nil)
+    let again = gate()
+    #expect(again.0 === before && again.1 === fallback)
+    limits.concurrency = 2
+    table.setLimits(limits, for: "*")
+    #expect(gate().0 !== before)
+    #expect(gate().1 !== fallback)
+  }
+
   @Test("Of a path's patterns the most precise one counts")
   func patterns() {
     let table = MethodTable()
