@@ -104,8 +104,10 @@ private struct BoardPlace {
     return true
   }
 
-  func open() throws(StatisticsBoard.Malformed) -> ServerStatistics? {
-    guard self.descriptor >= 0 else { return nil }
+  func open() throws(StatisticsBoard.Malformed) -> ServerStatistics {
+    guard self.descriptor >= 0 else {
+      return ServerStatistics(board: try StatisticsBoard(inMemory: ()))
+    }
     let board = try StatisticsBoard(descriptor: CInt(clamping: self.descriptor))
     guard (0..<board.slotCount).contains(self.slot) else {
       throw StatisticsBoard.Malformed(message: "The statistics board has no slot \(self.slot)")

@@ -31,9 +31,10 @@ package final class Server: Sendable {
   /// What runs from `start` on.
   private struct Running {
     let group: MultiThreadedEventLoopGroup
+    /// `nil` where nobody asks for figures.
+    let operationsGroup: MultiThreadedEventLoopGroup?
     var listeners: [Listener] = []
     var intakes: [ConnectionIntake] = []
-    var operationsGroup: MultiThreadedEventLoopGroup?
     var operationsListeners: [OperationsListener] = []
     var publisher: StatisticsPublisher?
   }
@@ -197,19 +198,21 @@ package final class Server: Sendable {
       }
       return !prepared.operationsSockets.isEmpty
     }
-    let loops = self.configuration.eventLoopThreads
-    try EventLoopResources.probe(loops: loops + (hasFigures ? 1 : 0))
-    let group = MultiThreadedEventLoopGroup(numberOfThreads: loops)
+    // Figures have a thread of their own, so that to write them stops no call.
+    let groups = try EventLoopResources.makeGroups(
+      [self.configuration.eventLoopThreads] + (hasFigures ? [1] : [])
+    )
+    let (group, operationsGroup) = (groups[0], hasFigures ? groups.last : nil)
     let prepared = self.state.withLock { state -> Prepared? in
       // Somebody may have drained it, or started it, meanwhile.
       guard case .made(let prepared) = state.stage else { return nil }
-      state.stage = .started(Running(group: group))
+      state.stage = .started(Running(group: group, operationsGroup: operationsGroup))
       // The event loops last until all has been started.
       self.connections.arrivalBegan()
       return prepared
     }
     guard let prepared else {
-      group.shutdownGracefully { _ in }
+      for group in groups { group.shutdownGracefully { _ in } }
       throw WrongState(message: "Cannot start a server that was started or stopped meanwhile")
     }
     defer { self.connections.arrivalEnded() }
@@ -220,7 +223,12 @@ package final class Server: Sendable {
         try self.listen(prepared.ports, on: group)
         while let source = sources.popFirst() { try self.startIntake(source, on: group) }
       }
-      try self.startOperations(&operations, prepared.workerFigures, on: group)
+      try self.startOperations(&operations, on: operationsGroup)
+      self.startPublisher(
+        prepared.workerFigures,
+        isWanted: operationsGroup != nil,
+        on: group.next()
+      )
     }
   }
 
@@ -281,35 +289,35 @@ package final class Server: Sendable {
 
   private func startOperations(
     _ sockets: inout ArraySlice<BoundSocket>,
-    _ workerFigures: @escaping @Sendable () -> WorkerFigures?,
-    on group: MultiThreadedEventLoopGroup
+    on group: MultiThreadedEventLoopGroup?
   ) throws {
-    let board = self.statistics.board
-    let hasPort = !sockets.isEmpty
-    if hasPort {
-      let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
-      guard self.keep(whileDraining: true, { $0.operationsGroup = group }) else {
-        return group.shutdownGracefully { _ in }
-      }
-      while let socket = sockets.popFirst() {
-        let listener = try OperationsListener.start(
-          socket,
-          board: board,
-          group: group,
-          descriptors: self.descriptors
-        )
-        if !self.keep({ $0.operationsListeners.append(listener) }) { listener.close() }
-      }
+    guard let group else { return }
+    while let socket = sockets.popFirst() {
+      let listener = try OperationsListener.start(
+        socket,
+        board: self.statistics.board,
+        group: group,
+        descriptors: self.descriptors
+      )
+      if !self.keep({ $0.operationsListeners.append(listener) }) { listener.close() }
     }
-    // Nobody else can see a board of one's own.
-    guard board.isShared || hasPort else { return }
+  }
+
+  /// - Parameter isWanted: whether this server serves figures. Those of a board that other processes
+  ///   see are published in any case.
+  private func startPublisher(
+    _ workerFigures: @escaping @Sendable () -> WorkerFigures?,
+    isWanted: Bool,
+    on eventLoop: any EventLoop
+  ) {
+    guard self.statistics.board.isShared || isWanted else { return }
     let publisher = StatisticsPublisher(
       statistics: self.statistics,
       connections: self.connections,
       health: self.health,
       workers: workerFigures
     )
-    publisher.start(on: group.next())
+    publisher.start(on: eventLoop)
     if !self.keep(whileDraining: true, { $0.publisher = publisher }) { publisher.stop() }
   }
 

@@ -54,16 +54,23 @@ public final class StatisticsBoard: @unchecked Sendable {
   public let isShared: Bool
   private let base: UnsafeMutableRawPointer
 
+  /// Makes a board with one slot, for this process only, and ends the process when there is no memory.
+  public convenience init() {
+    do { try self.init(inMemory: ()) } catch { fatalError(error.message) }
+  }
+
   /// Makes a board with one slot, for this process only.
-  public init() {
+  public init(inMemory: Void) throws(Malformed) {
     let size = Self.headerSize + Self.slotSize
-    self.slotCount = 1
-    self.isShared = false
     // Only the pages that are touched cost memory.
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
     guard let base = mmap(nil, size, PROT_READ | PROT_WRITE, flags, -1, 0), base != MAP_FAILED
-    else { fatalError("Out of memory: the server's statistics need \(size) bytes") }
+    else {
+      throw Malformed(message: "The server's statistics can't be made", errno: errno)
+    }
     self.base = base
+    self.slotCount = 1
+    self.isShared = false
   }
 
   deinit {

@@ -1,4 +1,7 @@
+internal import CGRPCEngineSockets
 internal import Glibc
+package import NIOPosix
+internal import Synchronization
 
 /// What event loops take of the system. It is asked for beforehand, since SwiftNIO ends the process
 /// where it can't have it.
@@ -6,27 +9,51 @@ package enum EventLoopResources {
   /// epoll(7), eventfd(2) and timerfd_create(2).
   private static let descriptorsOfALoop = 3
 
-  /// Tries whether there are threads and descriptors for so many loops now.
+  /// Held from the asking to the having: servers of one process may start at the same time.
+  private static let lock = Mutex(())
+
+  /// Makes groups of event loops, all of them or none.
   ///
+  /// - Parameter sizes: the threads of each, 1 or more.
   /// - Throws: `BoundSocket.Failure` with the errno of what was refused.
-  package static func probe(loops: Int) throws(BoundSocket.Failure) {
-    try Self.probeDescriptors(loops * Self.descriptorsOfALoop)
-    try Self.probeThreads(loops)
+  package static func makeGroups(
+    _ sizes: [Int]
+  ) throws(BoundSocket.Failure) -> [MultiThreadedEventLoopGroup] {
+    try Self.lock.withLock { _ throws(BoundSocket.Failure) in
+      let loops = sizes.reduce(0, +)
+      try Self.probeDescriptors(loops)
+      try Self.probeThreads(loops)
+      return sizes.map { MultiThreadedEventLoopGroup(numberOfThreads: $0) }
+    }
   }
 
-  private static func probeDescriptors(_ count: Int) throws(BoundSocket.Failure) {
+  /// Opens what so many loops will, for a moment.
+  private static func probeDescriptors(_ loops: Int) throws(BoundSocket.Failure) {
     var opened: [CInt] = []
     defer { for descriptor in opened { close(descriptor) } }
-    for _ in 0..<count {
-      let descriptor = open("/dev/null", O_RDONLY | O_CLOEXEC)
-      guard descriptor >= 0 else {
+    for _ in 0..<loops {
+      let kinds = [
+        grpc_engine_open_epoll(), grpc_engine_open_descriptor(), grpc_engine_open_timer(),
+      ]
+      let code = errno
+      opened += kinds.filter { $0 >= 0 }
+      guard kinds.allSatisfy({ $0 >= 0 }) else {
         throw BoundSocket.Failure(
-          errno: Glibc.errno,
-          message: "its event loops need \(count) file descriptors, and there are \(opened.count) "
-            + "left. Raise the limit with 'ulimit -n', or LimitNOFILE= in a systemd unit"
+          errno: code,
+          message: "its event loops need \(loops * Self.descriptorsOfALoop) file descriptors, and "
+            + "there are \(opened.count) left. Raise the limit with 'ulimit -n', or LimitNOFILE= in "
+            + "a systemd unit"
         )
       }
-      opened.append(descriptor)
+      for descriptor in kinds.dropFirst() {
+        guard grpc_engine_watch(kinds[0], descriptor) == 0 else {
+          throw BoundSocket.Failure(
+            errno: errno,
+            message: "its event loops can't watch file descriptors: "
+              + "\(String(cString: strerror(errno))) (fs.epoll.max_user_watches, memory)"
+          )
+        }
+      }
     }
   }
 

@@ -1,9 +1,12 @@
 #pragma once
 
+#include <errno.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -72,3 +75,42 @@ static inline long long grpc_engine_descriptor_limit(void) {
 
 /// Makes the descriptor that costs least, or returns -1. The caller closes it.
 static inline int grpc_engine_open_descriptor(void) { return eventfd(0, EFD_CLOEXEC); }
+
+// What event loops are made of, to be tried: these do not reach Swift either. Each returns -1 with
+// errno where it is refused; the caller closes what is opened.
+
+static inline int grpc_engine_open_epoll(void) { return epoll_create1(EPOLL_CLOEXEC); }
+
+static inline int grpc_engine_open_timer(void) {
+  return timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+}
+
+/// Has an epoll(7) instance know a descriptor, and wait for nothing but its errors.
+static inline int grpc_engine_watch(int epoll, int descriptor) {
+  struct epoll_event event = {.events = 0};
+  return epoll_ctl(epoll, EPOLL_CTL_ADD, descriptor, &event);
+}
+
+static inline int grpc_engine_unwatch(int epoll, int descriptor) {
+  struct epoll_event event = {.events = 0};
+  return epoll_ctl(epoll, EPOLL_CTL_DEL, descriptor, &event);
+}
+
+/// What SwiftNIO is to hear of an error of accept(2): ECONNABORTED, after which it goes on, where the
+/// connection failed and not the listening socket.
+static inline int grpc_engine_accept_error(int code) {
+  switch (code) {
+    case EPERM:
+    case EPROTO:
+    case ENETDOWN:
+    case ENOPROTOOPT:
+    case EHOSTDOWN:
+    case ENONET:
+    case EHOSTUNREACH:
+    case EOPNOTSUPP:
+    case ENETUNREACH:
+      return ECONNABORTED;
+    default:
+      return code;
+  }
+}

@@ -194,9 +194,11 @@ extension PythonServer {
       ) {
         object,
         seconds in
-        guard let server = PythonServer.server(object), let seconds,
-          let seconds = PythonNumber.double(seconds)
-        else { return nil }
+        guard let server = PythonServer.server(object), let seconds else { return nil }
+        guard let seconds = PythonNumber.double(seconds) else {
+          PythonError.raiseTypeError("the grace must be a number of seconds")
+          return nil
+        }
         server.cancelAllCalls(after: seconds)
         return Python.newNone()
       },

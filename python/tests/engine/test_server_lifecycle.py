@@ -829,6 +829,123 @@ except RuntimeError as error:
     assert "ulimit -n" in ended.stdout
 
 
+_FEW_THREADS = """
+import os
+import resource
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from django_grpc import engine
+
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server = engine.server(ThreadPoolExecutor(2))
+server.add_insecure_port("127.0.0.1:0")
+server.add_metrics_port("127.0.0.1:0")
+server.adopt_connections(ours.detach(), os.eventfd(0))
+os.setuid(int(sys.argv[2]))
+threads = len(os.listdir("/proc/self/task")) + int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
+try:
+    server.start()
+except RuntimeError as error:
+    print("refused:", error)
+else:
+    print("started")
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@ours_only("grpcio needs other threads")
+@pytest.mark.skipif(os.geteuid() != 0, reason="the limit holds for a user of the test's own")
+def test_a_start_without_threads_raises():
+    """Whichever thread is the one too many: SwiftNIO would end the process for some of them."""
+    said = []
+    for left in range(10):
+        # The limit counts the threads of the user, in all processes.
+        user = 3_000_000 + os.getpid() % 100_000 * 10 + left
+        ended = subprocess.run(
+            [sys.executable, "-c", _FEW_THREADS, str(left), str(user)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert ended.returncode == 0, (left, ended.stderr)
+        said.append(ended.stdout.split(":")[0].strip())
+    assert set(said) == {"refused", "started"}
+    assert said == sorted(said)
+
+
+_TOGETHER = """
+import os
+import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from django_grpc import engine
+
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+for _ in range(40):
+    servers = [engine.server(ThreadPoolExecutor(2)) for _ in range(3)]
+    for server in servers:
+        server.add_insecure_port("127.0.0.1:0")
+    together = threading.Barrier(len(servers) + 1)
+
+    def start(server):
+        together.wait()
+        try:
+            server.start()
+        except RuntimeError:
+            pass
+
+    threads = [threading.Thread(target=start, args=(server,)) for server in servers]
+    for thread in threads:
+        thread.start()
+    # All but five of the descriptors up to the limit: what one loop needs, and not what two do.
+    limit = max(map(int, os.listdir("/proc/self/fd"))) + 6
+    filling = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    while (descriptor := os.dup(0)) < limit - 5:
+        filling.append(descriptor)
+    os.close(descriptor)
+    together.wait()
+    for thread in threads:
+        thread.join()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for descriptor in filling:
+        os.close(descriptor)
+    for server in servers:
+        server.stop(None)
+print("done", flush=True)
+os._exit(0)
+"""
+
+
+@ours_only("grpcio needs no descriptor of its own for each event loop")
+def test_servers_that_start_at_once_share_what_there_is():
+    """What one was told that there is another may take: SwiftNIO would end the process."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _TOGETHER],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert ended.stdout == "done\n", ended.stderr
+
+
+@ours_only("grpcio takes a text until its timer ends")
+@pytest.mark.parametrize("grace", ["5", [], 10**400], ids=["text", "list", "huge"])
+def test_a_grace_is_a_number(serve, grace):
+    served = serve()
+    with pytest.raises(TypeError, match="the grace must be a number of seconds"):
+        served.server.stop(grace)
+    assert served.server.stop(0).wait(PATIENCE)
+
+
 @ours_only("reads options of the engine's sockets")
 def test_connections_have_no_option_that_needs_privileges(serve):
     """TCP_NODELAY, and not what has its number among the options of any socket."""
@@ -968,6 +1085,36 @@ def test_a_handler_of_a_signal_may_stop_a_server_that_starts(moment, grace):
         check=False,
     )
     assert ended.stdout == "stopped\n", ended.stderr
+
+
+_WITHOUT_MEMORY = """
+import os
+import resource
+
+from django_grpc import engine
+
+engine.server(None)  # what the first one needs is there now
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (size + (100 << 10), resource.RLIM_INFINITY))
+try:
+    engine.server(None)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@ours_only("looks inside")
+def test_server_for_whose_statistics_there_is_no_memory():
+    """They take half a MiB of addresses, of which there are 100 KiB."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_MEMORY],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.stdout == "The server's statistics can't be made\n", ended.stderr
 
 
 @ours_only("grpcio starts no thread for it")
