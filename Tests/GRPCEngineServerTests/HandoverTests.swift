@@ -174,6 +174,20 @@ struct HandoverTests {
     }
   }
 
+  @Test("What no event loop can watch is counted as gone, and costs nobody else")
+  func unwatchable() throws {
+    try self.run(["/t/echo": TestHandler.echo()]) { _, acceptor in
+      // epoll_ctl(2) refuses a file with EPERM.
+      let file = open("/dev/null", O_RDONLY)
+      try #require(file >= 0)
+      try acceptor.handOver(file)
+      try poll("its release") { acceptor.takeReleased() == 1 }
+      let client = try acceptor.handOverNew()
+      try client.handshake()
+      #expect(try client.unary("/t/echo", [1]).payloads == [[1]])
+    }
+  }
+
   @Test("A connection that comes during the drain is greeted, served, and sent away")
   func drain() throws {
     let handler = TestHandler.echo()

@@ -48,17 +48,20 @@ package final class ConnectionIntake: Sendable {
   private let group: any EventLoopGroup
   private let descriptors: DescriptorWatch
   private let released: ReleaseCounter
+  private let trial: WatchTrial
   /// The socket, until its end.
   private let socket: Mutex<CInt?>
 
   private init(
     source: Source,
+    trial: WatchTrial,
     configuration: TransportConfiguration,
     acceptor: any StreamAcceptor,
     registry: ConnectionRegistry,
     group: any EventLoopGroup,
     descriptors: DescriptorWatch
   ) {
+    self.trial = trial
     self.descriptors = descriptors
     self.socket = Mutex(source.socket)
     self.released = ReleaseCounter(source.released)
@@ -76,7 +79,8 @@ package final class ConnectionIntake: Sendable {
   ///   - group: the event loops over which connections are spread.
   ///   - descriptors: whether there are file descriptors for more; shared with the server's
   ///     listeners.
-  /// - Throws: `BoundSocket.Failure` when there is no thread to be had; the source is closed then.
+  /// - Throws: `BoundSocket.Failure` when there is no thread or descriptor to be had; the source is
+  ///   closed then.
   package static func start(
     _ source: Source,
     configuration: TransportConfiguration,
@@ -85,8 +89,14 @@ package final class ConnectionIntake: Sendable {
     group: any EventLoopGroup,
     descriptors: DescriptorWatch = DescriptorWatch()
   ) throws(BoundSocket.Failure) -> ConnectionIntake {
+    guard let trial = WatchTrial() else {
+      let code = errno
+      source.close()
+      throw BoundSocket.Failure(errno: code, message: "Cannot start an intake")
+    }
     let intake = ConnectionIntake(
       source: source,
+      trial: trial,
       configuration: configuration,
       acceptor: acceptor,
       registry: registry,
@@ -175,6 +185,12 @@ package final class ConnectionIntake: Sendable {
   }
 
   private func take(_ descriptor: CInt) {
+    // SwiftNIO ends the process where epoll(7) refuses a socket that is connected already.
+    guard self.trial.mayWatch(descriptor) else {
+      self.descriptors.failed(errno)
+      Glibc.close(descriptor)
+      return self.released.add()
+    }
     self.registry.arrivalBegan()
     let (registry, released) = (self.registry, self.released)
     let (credentials, configuration) = (self.credentials, self.configuration)
@@ -202,6 +218,27 @@ package final class ConnectionIntake: Sendable {
         }
         registry.arrivalEnded()
       }
+  }
+}
+
+/// Tries whether epoll(7) takes a descriptor: there may be too many watched
+/// (`fs.epoll.max_user_watches`), no memory, or it may be none that can be watched.
+private final class WatchTrial: Sendable {
+  private let epoll: CInt
+
+  /// - Returns: `nil`, with errno, when there is no descriptor for it.
+  init?() {
+    self.epoll = grpc_engine_open_epoll()
+    guard self.epoll >= 0 else { return nil }
+  }
+
+  deinit { close(self.epoll) }
+
+  /// - Returns: false, with errno, when it does not.
+  func mayWatch(_ descriptor: CInt) -> Bool {
+    guard grpc_engine_watch(self.epoll, descriptor) == 0 else { return false }
+    _ = grpc_engine_unwatch(self.epoll, descriptor)
+    return true
   }
 }
 

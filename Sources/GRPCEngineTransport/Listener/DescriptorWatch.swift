@@ -38,7 +38,10 @@ package final class DescriptorWatch: Sendable {
 
   /// A connection could not be accepted, or was lost on its way from another process.
   func failed(_ code: CInt) {
-    let reason = String(cString: strerror(code))
+    let reason =
+      code == ENOSPC
+      ? "too many file descriptors are watched (fs.epoll.max_user_watches)"
+      : String(cString: strerror(code))
     let limit = DescriptorReserve.current.limit
     self.tell(
       code == EMFILE
