@@ -136,8 +136,8 @@ let package = Package(
     .testTarget(
       name: "GRPCEngineTransportTests",
       dependencies: [
-        "GRPCEngineTransport", "GRPCEngineWire", "GRPCEngineTesting", "TransportFuzz", nioCore,
-        nioPosix, nioEmbedded, nioHPACK, nioHTTP2,
+        "CGRPCEngineSockets", "GRPCEngineTransport", "GRPCEngineWire", "GRPCEngineTesting",
+        "TransportFuzz", nioCore, nioPosix, nioEmbedded, nioHPACK, nioHTTP2,
       ],
       swiftSettings: swiftSettings
     ),

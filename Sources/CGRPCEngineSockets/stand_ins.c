@@ -6,18 +6,26 @@
 //
 // So these two stand in for glibc's functions of the same name, for what is linked into this library
 // alone: they are hidden, the rest of the process keeps glibc's.
+//
+// accept(2) reports what became of the connection that it was to take, too, and asks servers to go on
+// to the next one then. SwiftNIO closes the listening socket for some of these errors.
 #define _GNU_SOURCE
+#include <errno.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "CGRPCEngineSockets.h"
 
 // The thread sanitizer's own stand-ins see what passes through a descriptor; with ours it would not.
 #if !__has_feature(thread_sanitizer)
 
 __attribute__((visibility("hidden"))) int accept4(
     int descriptor, struct sockaddr *address, socklen_t *length, int flags) {
-  return (int)syscall(SYS_accept4, descriptor, address, length, flags | SOCK_CLOEXEC);
+  int result = (int)syscall(SYS_accept4, descriptor, address, length, flags | SOCK_CLOEXEC);
+  if (result < 0) errno = grpc_engine_accept_error(errno);
+  return result;
 }
 
 __attribute__((visibility("hidden"))) int epoll_create(int size) {
