@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import urllib.request
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from .support import (
     PATIENCE,
     SERVICE,
     echo,
+    eventually,
     failure,
     ours_only,
     ssl_server_credentials,
@@ -207,6 +209,32 @@ def test_h2_is_agreed_on_by_alpn(secure, authority, protocols):
     connection = secure().raw(ssl_context=context_for(authority, *protocols))
     assert connection.socket.selected_alpn_protocol() == "h2"
     assert connection.call(ECHO, b"x").messages == [b"x"]
+
+
+@ours_only("grpcio has no such figures")
+def test_client_that_hangs_up_without_a_farewell_has_not_failed(serve, authority, server_pair):
+    """grpcio's clients send no close_notify."""
+    credentials = ssl_server_credentials([(server_pair.private_key, server_pair.certificate)])
+    handlers = {"Echo": unary_unary(echo)}
+    server = serve.bare(handlers=(grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    metrics = server.add_metrics_port("127.0.0.1:0")
+    server.start()
+    trust = grpc.ssl_channel_credentials(authority.certificate)
+    for _ in range(3):
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.secure_channel(f"127.0.0.1:{port}", trust, options) as channel:
+            assert channel.unary_unary(ECHO)(b"x", timeout=PATIENCE) == b"x"
+
+    def figure(name):
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=5) as answer:
+            (line,) = [
+                it for it in answer.read().decode().splitlines() if it.startswith(f"{name} ")
+            ]
+        return float(line.split()[1])
+
+    assert eventually(lambda: figure("grpc_server_connections") == 0)
+    assert figure("grpc_server_connections_failed_total") == 0
 
 
 def test_stop_without_grace_does_not_wait_for_a_farewell(secure, authority):
