@@ -252,6 +252,9 @@ class AsyncServicerContext:
     def _set_writer(self, future: asyncio.Future[None], /) -> None:
         """Have a future set when a response is welcome."""
 
+    def _forget(self, future: asyncio.Future[None], /) -> None:
+        """Drop a future that nobody waits for any more."""
+
     def _is_cancelled(self) -> bool:
         """Whether the task was told that the call has ended."""
 

@@ -29,10 +29,26 @@ final class AsyncServicerContext: ServicerContext {
   private(set) var isCancelled = false
   private var hasBegun = false
   private var hasReturned = false
-  // Futures. Tasks of the servicer's own may wait beside its call's.
-  private var readers: [PythonHandle] = []
-  private var writers: [PythonHandle] = []
+  private var readers = Waiters()
+  private var writers = Waiters()
   private var sendsSinceTurn = 0
+
+  /// The futures of those who wait for one thing: tasks of the servicer's own may wait beside its
+  /// call's.
+  private struct Waiters {
+    var futures: [PythonHandle] = []
+    /// Whether the call has been asked to tell, and has not: once is enough for all of them.
+    var areAwaited = false
+
+    mutating func remove(_ future: PythonPointer) {
+      self.futures.removeAll { $0.pointer == future }
+    }
+
+    mutating func takeAll() -> [PythonHandle] {
+      defer { self = Waiters() }
+      return self.futures
+    }
+  }
 
   /// A generator whose peer keeps up would never give the loop to anybody else.
   private static let sendsPerTurn = 64
@@ -104,7 +120,7 @@ final class AsyncServicerContext: ServicerContext {
     self.server.watchdog.ended(self.call, wasReported: self.isReported)
     self.loop?.remove(self)
     // Tasks of the servicer's own that wait still hear that there is nothing to wait for.
-    let waiting = self.readers + self.writers
+    let waiting = self.readers.futures + self.writers.futures
     self.forget()
     for future in waiting { self.wake(future) }
   }
@@ -117,8 +133,8 @@ final class AsyncServicerContext: ServicerContext {
     // Nobody may ever run it again, so that nobody would undo these.
     self.object = nil
     self.task = nil
-    self.readers = []
-    self.writers = []
+    self.readers = Waiters()
+    self.writers = Waiters()
   }
 
   /// Gives the call to the workers, as its handler turned out to be an ordinary function.
@@ -146,8 +162,8 @@ final class AsyncServicerContext: ServicerContext {
     self.loop = nil
     self.object = nil
     self.task = nil
-    self.readers = []
-    self.writers = []
+    self.readers = Waiters()
+    self.writers = Waiters()
     self.doneCallbacks = nil
     self.abortError = nil
   }
@@ -311,9 +327,10 @@ final class AsyncServicerContext: ServicerContext {
   /// Has `future` set when there is something to read.
   func setReader(_ future: PythonPointer) {
     guard self.mayWait(future) else { return }
-    self.readers.append(PythonHandle(retaining: future))
+    self.readers.futures.append(PythonHandle(retaining: future))
     // Of a call that has ended the task is about to hear: it waits for that.
-    guard self.call.isActive else { return }
+    guard self.call.isActive, !self.readers.areAwaited else { return }
+    self.readers.areAwaited = true
     let (bridge, id) = (self.bridge, self.id)
     self.call.whenReadable { bridge.post(.readable(id)) }
   }
@@ -321,24 +338,27 @@ final class AsyncServicerContext: ServicerContext {
   /// Has `future` set when a response is welcome.
   func setWriter(_ future: PythonPointer) {
     guard self.mayWait(future) else { return }
-    self.writers.append(PythonHandle(retaining: future))
-    guard self.call.isActive else { return }
+    self.writers.futures.append(PythonHandle(retaining: future))
+    guard self.call.isActive, !self.writers.areAwaited else { return }
+    self.writers.areAwaited = true
     let (bridge, id) = (self.bridge, self.id)
     self.call.whenWritable { bridge.post(.writable(id)) }
   }
 
+  /// Nobody waits for `future` any more.
+  func forget(_ future: PythonPointer) {
+    self.readers.remove(future)
+    self.writers.remove(future)
+  }
+
   func wakeReaders() {
     guard self.mayWake else { return }
-    let waiting = self.readers
-    self.readers = []
-    for future in waiting { self.wake(future) }
+    for future in self.readers.takeAll() { self.wake(future) }
   }
 
   func wakeWriters() {
     guard self.mayWake else { return }
-    let waiting = self.writers
-    self.writers = []
-    for future in waiting { self.wake(future) }
+    for future in self.writers.takeAll() { self.wake(future) }
   }
 
   /// Whether there will be news. When not, `future` is set, and whoever waits for it sees why.

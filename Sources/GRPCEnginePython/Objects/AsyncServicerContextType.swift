@@ -223,6 +223,13 @@ enum AsyncServicerContextType {
         context.setWriter(future)
         return Python.newNone()
       },
+      PythonMethod.oneArgument("_forget", "Drop a future that nobody waits for any more.") {
+        object,
+        future in
+        guard let context = Self.context(object), let future else { return nil }
+        context.forget(future)
+        return Python.newNone()
+      },
       PythonMethod.oneArgument("_send_initial_metadata", "Send initial metadata.") {
         object,
         value in

@@ -223,14 +223,22 @@ async def _news(context: AsyncServicerContext) -> None:
     """Wait until there is a request, or no more of them."""
     future = asyncio.get_running_loop().create_future()
     context._set_reader(future)
-    await future
+    await _wait(context, future)
 
 
 async def _room(context: AsyncServicerContext) -> None:
     """Wait until a response is welcome, and give the loop to others meanwhile."""
     future = asyncio.get_running_loop().create_future()
     context._set_writer(future)
-    await future
+    await _wait(context, future)
+
+
+async def _wait(context: AsyncServicerContext, future: asyncio.Future[None]) -> None:
+    try:
+        await future
+    except asyncio.CancelledError:  # who polls with a timeout would leave a future each time
+        context._forget(future)
+        raise
 
 
 async def next_request(context: AsyncServicerContext) -> Any:

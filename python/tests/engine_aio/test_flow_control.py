@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import grpc.aio
 import pytest
 
-from .support import Gate, handler, ours_only
+from .support import PATIENCE, Gate, handler, ours_only
 
 CHUNK = b"x" * 16_384
 
@@ -133,3 +134,29 @@ def test_read_and_iteration_end_at_eof(serve):
     served = serve({"Both": handler("stream_unary", both)})
     served.messages("stream_unary", "Both", b"a", b"b")
     assert seen == [b"a", b"b", True]
+
+
+@ours_only("grpc.aio keeps what every poll has left")
+def test_who_polls_a_silent_peer_leaves_nothing_behind(serve):
+    """A read that was given up is forgotten at once, not when the peer says something."""
+    polled = threading.Event()
+    kept = []
+
+    async def poll(requests, context):
+        for _ in range(500):
+            reading = asyncio.ensure_future(context.read())
+            await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.wait([reading])
+        gc.collect()
+        kept.append(sum(isinstance(it, asyncio.Future) for it in gc.get_objects()))
+        polled.set()
+        return await context.read()
+
+    def requests():
+        polled.wait(PATIENCE)
+        yield b"late"
+
+    served = serve({"Poll": handler("stream_unary", poll)})
+    assert served.method("stream_unary", "Poll")(requests(), timeout=PATIENCE) == b"late"
+    assert kept[0] < 100
