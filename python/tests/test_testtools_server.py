@@ -245,6 +245,20 @@ class TestInProcessServer:
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert "another call of this test is still running" in caught.value.details()
 
+    def test_a_servicer_that_calls_its_own_server_is_told_so(
+        self, db: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sharing, "PATIENCE", 0.1)
+
+        def call_itself(request: bytes, context: Any) -> bytes:
+            with pytest.raises(grpc.RpcError) as caught:
+                call(server)
+            code: grpc.StatusCode = caught.value.code()
+            return code.name.encode()
+
+        with InProcessServer([unary(call_itself)]) as server:
+            assert call(server) == b"FAILED_PRECONDITION"
+
     def test_a_servicer_that_does_not_end_is_reported(
         self, db: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
