@@ -200,7 +200,11 @@ def test_credentials_with_client_certificates(tmp_path):
         ({"max_connections": 0}, "E016", "must be a whole number above 0 or None, not 0."),
         ({"workers": -1}, "E017", "['workers'] must be a whole number, 0 or more, not -1."),
         ({"worker_max_calls": 0}, "E018", "must be a whole number above 0 or None, not 0."),
-        ({"worker_max_calls_jitter": 0.5}, "E019", "must be a whole number above 0 or None"),
+        (
+            {"worker_max_calls_jitter": -1},
+            "E019",
+            "must be a whole number, 0 or more, not -1. Write 0 for none, or None for a tenth",
+        ),
         ({"worker_max_age": 0}, "E020", "must be a number of seconds above 0 or None, not 0."),
         ({"worker_max_memory": "1G"}, "E021", "must be a whole number above 0 or None, not '1G'."),
         ({"health": "on"}, "E022", "['health'] must be True, False or a dictionary, not 'on'."),
@@ -290,6 +294,11 @@ def test_number_of_worker_processes_has_a_limit():
     for more in (MOST_WORKERS + 1, 10**20):
         with pytest.raises(ImproperlyConfigured, match=f"must be at most {MOST_WORKERS}. "):
             load(workers=more)
+
+
+def test_calls_of_worker_processes_may_have_no_jitter():
+    assert load(worker_max_calls_jitter=0).worker_max_calls_jitter == 0
+    assert load(worker_max_calls_jitter=None).worker_max_calls_jitter is None
 
 
 def test_all_mistakes_are_found_at_once():

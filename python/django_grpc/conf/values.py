@@ -249,6 +249,12 @@ def parse_workers(value: Any) -> int:
     return _parse_whole(value, MOST_WORKERS, "Write 0 for all processors.")
 
 
+def parse_jitter(value: Any) -> int | None:
+    """Take a whole number, or None for the default."""
+    hint = "Write 0 for none, or None for a tenth of 'worker_max_calls'."
+    return None if value is None else _parse_whole(value, MOST, hint)
+
+
 def parse_duration(value: Any) -> float | None:
     """Take a number of seconds above 0, or None for no limit."""
     hint = "Write None for no limit."
