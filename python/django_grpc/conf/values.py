@@ -6,9 +6,12 @@ reader makes of a text, from an environment variable, what a parser takes.
 
 import difflib
 import math
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+from django.utils.functional import LazyObject, Promise
 
 from django_grpc import tls
 from django_grpc.conf.config import (
@@ -39,6 +42,27 @@ class Invalid(Exception):  # noqa: N818 - never leaves this package
     def inside(self, place: str) -> "Invalid":
         """Return the same about a part of a value, named by what leads to it: ``['timeout']``."""
         return Invalid(f"{place}{self.complaint}", self.hint)
+
+
+def resolve(value: Any) -> Any:
+    """Return what Django's lazy values stand for, in lists and dictionaries too.
+
+    Those are a `SimpleLazyObject`, and numbers and texts of `lazy()`, as of `gettext_lazy`.
+    """
+    if isinstance(value, LazyObject):
+        return resolve(value.__reduce__()[1][0])  # what is pickled is the object itself
+    if isinstance(value, Promise):
+        promised: Any = value  # it has the methods of what it stands for
+        for special, convert in (("__index__", operator.index), ("__float__", float)):
+            if hasattr(promised, special):
+                return convert(promised)
+        return str(promised)
+    if isinstance(value, Mapping):
+        return {name: resolve(it) for name, it in value.items()}
+    if isinstance(value, list | tuple):
+        resolved = map(resolve, value)
+        return list(resolved) if isinstance(value, list) else tuple(resolved)
+    return value
 
 
 def unknown_keys(given: Mapping[Any, Any], known: Iterable[str]) -> Iterator[Invalid]:
