@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from django_grpc.engine import loops
+from django_grpc.engine import aio, loops
 from django_grpc.engine._bindings import AbortError, Metadatum
 from django_grpc.engine.credentials import (
     ServerCertificateConfiguration,
@@ -36,6 +36,7 @@ __all__ = [
     "Server",
     "ServerCertificateConfiguration",
     "ServerCredentials",
+    "aio",
     "dynamic_ssl_server_credentials",
     "local_server_credentials",
     "server",
