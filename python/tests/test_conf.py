@@ -197,6 +197,7 @@ def test_credentials_with_client_certificates(tmp_path):
         ({"grace": float("inf")}, "E011", "must be a number of seconds, 0 or more, not inf."),
         ({"grace": None}, "E011", "must be a number of seconds, 0 or more, not None."),
         ({"host": ""}, "E012", "['host'] must be an address, not ''."),
+        ({"host": "http://[::]"}, "E012", "['host'] must be an address, not 'http://[::]'. Write"),
         ({"drain_delay": "5"}, "E015", "['drain_delay'] must be a number of seconds"),
         ({"max_connections": 0}, "E016", "must be a whole number above 0 or None, not 0."),
         ({"workers": -1}, "E017", "['workers'] must be a whole number, 0 or more, not -1."),

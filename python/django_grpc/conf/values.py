@@ -14,6 +14,7 @@ from typing import Any
 from django.utils.functional import LazyObject, Promise
 
 from django_grpc import tls
+from django_grpc.addresses import is_url
 from django_grpc.conf.config import (
     DEFAULT_HEALTH_CHECKS,
     AccessLog,
@@ -167,7 +168,7 @@ def _in_a_century(seconds: float, hint: str) -> float:
 
 def parse_host(value: Any) -> str:
     """Take an address without a port."""
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or is_url(value.strip()):
         raise Invalid(
             f" must be an address, not {value!r}.",
             "Write '[::]' for every address, '127.0.0.1', or 'unix:/run/myproject/grpc.sock'.",

@@ -344,6 +344,16 @@ def test_argument_of_the_wrong_type_is_named(arguments, error, text):
         assert text in str(caught.value)
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:0", "HTTPS://[::1]:0", "grpc://localhost:0"])
+def test_url_is_no_address_to_listen_on(address):
+    server = create_server()
+    with pytest.raises(RuntimeError, match="Failed to bind to address") as caught:
+        server.add_insecure_port(address)
+    if OURS:
+        assert str(caught.value).endswith("it is a URL; write it as host:port")
+    server.stop(None)
+
+
 @ours_only("it has them only here")
 def test_arguments_that_are_unusual_and_right():
     server = create_server(
