@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
@@ -141,8 +141,7 @@ class InProcessServer:
             maximum_concurrent_rpcs=config.maximum_concurrent_rpcs,
         )
         wrapper = SignalWrapper(server, instruments)
-        for hook in config.servicers if self._servicers is None else self._servicers:
-            add = conf.import_configured("servicers", hook) if isinstance(hook, str) else hook
+        for add in _hooks(config.servicers if self._servicers is None else self._servicers):
             add(wrapper)
         self._at_end.enter_context(health.isolated())
         enabling.enable(server, config.health, with_checks=False)
@@ -164,3 +163,12 @@ class InProcessServer:
         signal = signals.grpc_request_started
         if signal.disconnect(reset_queries):
             self._at_end.callback(signal.connect, reset_queries)
+
+
+def _hooks(servicers: Iterable[Hook]) -> Iterator[Callable[[Any], Any]]:
+    if isinstance(servicers, str) or not isinstance(servicers, Iterable):
+        raise TypeError(f"servicers must be a list, not {servicers!r}.")
+    for hook in servicers:
+        if not isinstance(hook, str) and not callable(hook):
+            raise TypeError(f"servicers holds {hook!r}, which is no dotted path and no function.")
+        yield conf.import_configured("servicers", hook) if isinstance(hook, str) else hook

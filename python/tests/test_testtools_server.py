@@ -153,6 +153,19 @@ class TestInProcessServer:
             list(server.stub(CatalogStub).ListTags(pb.Tag(), timeout=PATIENCE))
         assert names.seen == [("/catalog.Catalog/ListTags", 1)]
 
+    @pytest.mark.parametrize(
+        ("servicers", "text"),
+        [
+            ([5], "servicers holds 5, which is no dotted path and no function."),
+            (grpc_hook, "servicers must be a list, not <function"),
+            ("catalog.servicers.grpc_hook", "servicers must be a list, not 'catalog"),
+        ],
+    )
+    def test_what_is_no_servicer_is_named(self, servicers: Any, text: str) -> None:
+        with pytest.raises(TypeError) as caught, InProcessServer(servicers):
+            pass
+        assert text in str(caught.value)
+
     def test_an_unknown_method_is_unimplemented(self, db: None) -> None:
         with InProcessServer([grpc_hook]) as server, pytest.raises(grpc.RpcError) as caught:
             call(server)
