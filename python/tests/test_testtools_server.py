@@ -125,6 +125,10 @@ class TestFixture:
             answer = grpc_server.stub(CatalogStub).GetTag(pb.Tag(id=tag.pk), timeout=PATIENCE)
         assert answer.name == "a"
 
+    @pytest.mark.grpc_server([unary(lambda request, context: b"of the marker")])
+    def test_servicers_may_be_positional(self, grpc_server: InProcessServer) -> None:
+        assert call(grpc_server) == b"of the marker"
+
     @CATALOG
     @pytest.mark.django_db(transaction=True)
     def test_without_a_transaction_rows_are_seen_too(self, grpc_server: InProcessServer) -> None:
