@@ -346,7 +346,7 @@ def test_argument_of_the_wrong_type_is_named(arguments, error, text):
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:0", "HTTPS://[::1]:0", "grpc://localhost:0"])
 def test_url_is_no_address_to_listen_on(address):
-    server = create_server()
+    server = create_server(futures.ThreadPoolExecutor(1))
     with pytest.raises(RuntimeError, match="Failed to bind to address") as caught:
         server.add_insecure_port(address)
     if OURS:
