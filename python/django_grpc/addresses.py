@@ -4,11 +4,17 @@ import re
 
 _DESCRIPTOR = re.compile(r"fd:\d+")
 _UNIX = ("unix:", "unix-abstract:")
+_URL = re.compile(r"(https?|grpcs?|tcp)://", re.IGNORECASE)
 
 
 def is_unix(address: str) -> bool:
     """Whether an address names a Unix socket."""
     return address.startswith(_UNIX)
+
+
+def is_url(address: str) -> bool:
+    """Whether an address begins as a URL does, which is none to listen on."""
+    return _URL.match(address) is not None
 
 
 def format_address(host: str, port: int | str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
@@ -28,7 +28,8 @@ class InProcessServer:
     the ORM of async methods runs, use the test's own database connections. Those cannot do two
     things at once, so calls run one after the other. A call that can't begin
     because the one before it is still running, for example a stream that the test has not read to
-    its end, is aborted after `PATIENCE` seconds with FAILED_PRECONDITION.
+    its end, or a servicer that calls its own server, is aborted after `PATIENCE` seconds with
+    FAILED_PRECONDITION.
 
     Without a transaction (`TransactionTestCase`, pytest-django's `transactional_db`) the threads
     open connections as in production, but to an SQLite database in memory, which is shared then
@@ -43,7 +44,7 @@ class InProcessServer:
         interceptors: Dotted paths of interceptor classes, or interceptors. The default are those
             of `settings.GRPCSERVER`.
         options: Channel arguments. The default are those of `settings.GRPCSERVER`.
-        max_workers: Threads that run calls; more than one only where nothing is shared.
+        max_workers: How many calls run at once; more than one only where nothing is shared.
         server_credentials: What `django_grpc.engine.ssl_server_credentials` returns, for TLS. The
             default is plaintext, whatever the settings say.
         channel_credentials: What `grpc.ssl_channel_credentials` returns, to go with them.
@@ -128,7 +129,10 @@ class InProcessServer:
             sharing = self._at_end.enter_context(SharedConnections(shared))
             interceptors = sharing.around(interceptors)
         self._keep_query_log()
-        pool = ThreadPoolExecutor(self._max_workers, thread_name_prefix="grpc-test")
+        # A thread more is for the call that says it can't have its turn, as it can't if a servicer
+        # that keeps the only other one has made it.
+        workers = self._max_workers + bool(shared)
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="grpc-test")
         self._at_end.callback(pool.shutdown)
         server = engine.server(
             pool,
@@ -137,8 +141,7 @@ class InProcessServer:
             maximum_concurrent_rpcs=config.maximum_concurrent_rpcs,
         )
         wrapper = SignalWrapper(server, instruments)
-        for hook in config.servicers if self._servicers is None else self._servicers:
-            add = conf.import_configured("servicers", hook) if isinstance(hook, str) else hook
+        for add in _hooks(config.servicers if self._servicers is None else self._servicers):
             add(wrapper)
         self._at_end.enter_context(health.isolated())
         enabling.enable(server, config.health, with_checks=False)
@@ -160,3 +163,12 @@ class InProcessServer:
         signal = signals.grpc_request_started
         if signal.disconnect(reset_queries):
             self._at_end.callback(signal.connect, reset_queries)
+
+
+def _hooks(servicers: Iterable[Hook]) -> Iterator[Callable[[Any], Any]]:
+    if isinstance(servicers, str) or not isinstance(servicers, Iterable):
+        raise TypeError(f"servicers must be a list, not {servicers!r}.")
+    for hook in servicers:
+        if not isinstance(hook, str) and not callable(hook):
+            raise TypeError(f"servicers holds {hook!r}, which is no dotted path and no function.")
+        yield conf.import_configured("servicers", hook) if isinstance(hook, str) else hook

@@ -235,6 +235,7 @@ def test_second_server_on_a_port_is_refused(start):
         (["--port", "70000"], "70000 is not a port number"),
         (["localhost"], "'localhost' is not a port number, an address:port pair or a unix:PATH."),
         (["::1:50051"], "'::1:50051' is not a port number"),
+        (["--max-workers", "0"], "--max_workers must be a whole number above 0, not 0."),
         (["--max_workers", "0"], "--max_workers must be a whole number above 0, not 0."),
         (["--grace", "-1"], "--grace must be a number of seconds, 0 or more, not -1"),
     ],

@@ -81,6 +81,7 @@ def test_server_comes_back_with_the_changed_code(start_reloading, module):
     ("fault", "complaint"),
     [
         ("def grpc_hook(server:\n", "SyntaxError"),
+        ("x = 1\0\n", "null bytes"),
         ("import no_such_module\n", "No module named 'no_such_module'"),
         ("1 / 0\n", "ZeroDivisionError"),
         ("", "can't be imported"),

@@ -5,6 +5,7 @@ import concurrent.futures
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
+from django.utils.functional import SimpleLazyObject, lazy
 
 from django_grpc import conf, tls
 from django_grpc.conf.values import CENTURY, MOST, MOST_WORKERS
@@ -196,11 +197,16 @@ def test_credentials_with_client_certificates(tmp_path):
         ({"grace": float("inf")}, "E011", "must be a number of seconds, 0 or more, not inf."),
         ({"grace": None}, "E011", "must be a number of seconds, 0 or more, not None."),
         ({"host": ""}, "E012", "['host'] must be an address, not ''."),
+        ({"host": "http://[::]"}, "E012", "['host'] must be an address, not 'http://[::]'. Write"),
         ({"drain_delay": "5"}, "E015", "['drain_delay'] must be a number of seconds"),
         ({"max_connections": 0}, "E016", "must be a whole number above 0 or None, not 0."),
         ({"workers": -1}, "E017", "['workers'] must be a whole number, 0 or more, not -1."),
         ({"worker_max_calls": 0}, "E018", "must be a whole number above 0 or None, not 0."),
-        ({"worker_max_calls_jitter": 0.5}, "E019", "must be a whole number above 0 or None"),
+        (
+            {"worker_max_calls_jitter": -1},
+            "E019",
+            "must be a whole number, 0 or more, not -1. Write 0 for none, or None for a tenth",
+        ),
         ({"worker_max_age": 0}, "E020", "must be a number of seconds above 0 or None, not 0."),
         ({"worker_max_memory": "1G"}, "E021", "must be a whole number above 0 or None, not '1G'."),
         ({"health": "on"}, "E022", "['health'] must be True, False or a dictionary, not 'on'."),
@@ -290,6 +296,45 @@ def test_number_of_worker_processes_has_a_limit():
     for more in (MOST_WORKERS + 1, 10**20):
         with pytest.raises(ImproperlyConfigured, match=f"must be at most {MOST_WORKERS}. "):
             load(workers=more)
+
+
+def test_calls_of_worker_processes_may_have_no_jitter():
+    assert load(worker_max_calls_jitter=0).worker_max_calls_jitter == 0
+    assert load(worker_max_calls_jitter=None).worker_max_calls_jitter is None
+
+
+@pytest.mark.parametrize(
+    "make_lazy",
+    [
+        lambda value: SimpleLazyObject(lambda: value),
+        lambda value: lazy(lambda: value, type(value))(),
+    ],
+    ids=["SimpleLazyObject", "lazy"],
+)
+def test_lazy_values_are_what_they_stand_for(make_lazy):
+    config = load(
+        servicers=[make_lazy("a.b")],
+        max_workers=make_lazy(7),
+        grace=make_lazy(1.5),
+        host=make_lazy("127.0.0.1"),
+        credentials=[{name: make_lazy(path) for name, path in KEY_PAIR.items()}],
+        methods={"*": {"timeout": make_lazy(2), "concurrency": make_lazy(3)}},
+        options=[(make_lazy("grpc.so_reuseport"), make_lazy(0))],
+    )
+    assert (config.max_workers, config.grace, config.host) == (7, 1.5, "127.0.0.1")
+    assert config.credentials == conf.Credentials(key_pairs=(conf.KeyPair(**KEY_PAIR),))
+    assert config.methods == {"*": conf.MethodLimits(timeout=2.0, concurrency=3)}
+    assert config.servicers == ("a.b",)
+    assert config.options == (("grpc.so_reuseport", 0),)
+    assert type(config.max_workers) is int
+    assert type(config.options[0][1]) is int
+
+
+def test_lazy_value_that_is_wrong_is_refused_as_what_it_stands_for():
+    for value in (SimpleLazyObject(lambda: -1), lazy(lambda: -1, int)()):
+        for name in ("max_workers", "grace"):
+            with pytest.raises(ImproperlyConfigured, match=rf"'{name}'\] must be .*, not -1\."):
+                load(**{name: value})
 
 
 def test_all_mistakes_are_found_at_once():

@@ -180,6 +180,26 @@ class TestDecorator:
         with pytest.raises(ImproperlyConfigured, match="'name' is neither"):
             ratelimit(max_calls=1, time_period=1, keys=["name"])
 
+    @pytest.mark.parametrize(
+        ("key", "text"),
+        [
+            ("request:", "'request:' names no field"),
+            ("request:.", "names no field"),
+            ("request:user..id", "names no field"),
+            ("request:user. id", "names no field"),
+            ("request", "names no field"),
+            ("metadata:", "'metadata:' names no metadata"),
+            ("metadata:user id", "names no metadata"),
+            ("metadata:x:y", "names no metadata"),
+            (5, "5 is neither"),
+            (None, "None is neither"),
+        ],
+    )
+    def test_a_key_that_can_be_no_name_is_an_error_at_once(self, key: Any, text: str) -> None:
+        with pytest.raises(ImproperlyConfigured) as caught:
+            ratelimit(max_calls=1, time_period=1, keys=[key])
+        assert text in str(caught.value)
+
 
 def google_rpc() -> dict[str, Any]:
     """Return the classes of `google.rpc`, declared here as googleapis has them."""
@@ -335,6 +355,18 @@ class TestKeys:
     def test_a_field_of_a_stream_of_requests_is_an_error(self) -> None:
         with pytest.raises(ImproperlyConfigured, match="takes a stream"):
             get_keys_values(iter([pb.Tag()]), FakeServicerContext(), ["request:name"])
+
+    @pytest.mark.parametrize(
+        "key", ["request:name.x", "request:id.real", "request:supplier.name.a"]
+    )
+    def test_a_field_of_what_has_none_is_an_error(self, key: str) -> None:
+        request = pb.Product(name="Lamp", id=1, supplier={"name": "S"})
+        with pytest.raises(ImproperlyConfigured, match=f"{key}' asks for .*, which has no fields"):
+            get_keys_values(request, FakeServicerContext(), [key])
+
+    def test_a_field_of_one_that_is_absent_is_absent(self) -> None:
+        values = get_keys_values(pb.Product(), FakeServicerContext(), ["request:nothing.more"])
+        assert values == [""]
 
     def test_cache_keys_do_not_run_into_each_other(self) -> None:
         keys = {

@@ -125,6 +125,10 @@ class TestFixture:
             answer = grpc_server.stub(CatalogStub).GetTag(pb.Tag(id=tag.pk), timeout=PATIENCE)
         assert answer.name == "a"
 
+    @pytest.mark.grpc_server([unary(lambda request, context: b"of the marker")])
+    def test_servicers_may_be_positional(self, grpc_server: InProcessServer) -> None:
+        assert call(grpc_server) == b"of the marker"
+
     @CATALOG
     @pytest.mark.django_db(transaction=True)
     def test_without_a_transaction_rows_are_seen_too(self, grpc_server: InProcessServer) -> None:
@@ -152,6 +156,19 @@ class TestInProcessServer:
         with InProcessServer([grpc_hook], interceptors=[names]) as server:
             list(server.stub(CatalogStub).ListTags(pb.Tag(), timeout=PATIENCE))
         assert names.seen == [("/catalog.Catalog/ListTags", 1)]
+
+    @pytest.mark.parametrize(
+        ("servicers", "text"),
+        [
+            ([5], "servicers holds 5, which is no dotted path and no function."),
+            (grpc_hook, "servicers must be a list, not <function"),
+            ("catalog.servicers.grpc_hook", "servicers must be a list, not 'catalog"),
+        ],
+    )
+    def test_what_is_no_servicer_is_named(self, servicers: Any, text: str) -> None:
+        with pytest.raises(TypeError) as caught, InProcessServer(servicers):
+            pass
+        assert text in str(caught.value)
 
     def test_an_unknown_method_is_unimplemented(self, db: None) -> None:
         with InProcessServer([grpc_hook]) as server, pytest.raises(grpc.RpcError) as caught:
@@ -244,6 +261,20 @@ class TestInProcessServer:
             assert first.result() == b"done"
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert "another call of this test is still running" in caught.value.details()
+
+    def test_a_servicer_that_calls_its_own_server_is_told_so(
+        self, db: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sharing, "PATIENCE", 0.1)
+
+        def call_itself(request: bytes, context: Any) -> bytes:
+            with pytest.raises(grpc.RpcError) as caught:
+                call(server)
+            code: grpc.StatusCode = caught.value.code()
+            return code.name.encode()
+
+        with InProcessServer([unary(call_itself)]) as server:
+            assert call(server) == b"FAILED_PRECONDITION"
 
     def test_a_servicer_that_does_not_end_is_reported(
         self, db: None, monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,7 @@ from django_grpc.conf.config import (
     default_max_workers,
 )
 from django_grpc.conf.keys import KEYS, Key
-from django_grpc.conf.values import Invalid, read_number, unknown_keys
+from django_grpc.conf.values import Invalid, read_number, resolve, unknown_keys
 
 __all__ = [
     "AccessLog",
@@ -123,7 +123,7 @@ def parse(
     for name, key in KEYS.items():
         for place, value in _given(name, key, setting, environment or {}, flags or {}):
             try:
-                values[key.attribute] = key.parse(value)
+                values[key.attribute] = key.parse(resolve(value))
             except Invalid as invalid:
                 problems.append(Problem(key.code, f"{place}{invalid.complaint}", invalid.hint))
     return (None if problems else ServerConfig(**values)), problems

@@ -49,7 +49,7 @@ KEYS: dict[str, Key] = {
     "workers": Key("E017", "workers", values.parse_workers, values.read_number),
     "worker_max_calls": Key("E018", "worker_max_calls", values.parse_limit, values.read_number),
     "worker_max_calls_jitter": Key(
-        "E019", "worker_max_calls_jitter", values.parse_limit, values.read_number
+        "E019", "worker_max_calls_jitter", values.parse_jitter, values.read_number
     ),
     "worker_max_age": Key("E020", "worker_max_age", values.parse_duration, values.read_number),
     "worker_max_memory": Key("E021", "worker_max_memory", values.parse_limit, values.read_number),

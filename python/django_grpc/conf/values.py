@@ -6,11 +6,15 @@ reader makes of a text, from an environment variable, what a parser takes.
 
 import difflib
 import math
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from django.utils.functional import LazyObject, Promise
+
 from django_grpc import tls
+from django_grpc.addresses import is_url
 from django_grpc.conf.config import (
     DEFAULT_HEALTH_CHECKS,
     AccessLog,
@@ -39,6 +43,27 @@ class Invalid(Exception):  # noqa: N818 - never leaves this package
     def inside(self, place: str) -> "Invalid":
         """Return the same about a part of a value, named by what leads to it: ``['timeout']``."""
         return Invalid(f"{place}{self.complaint}", self.hint)
+
+
+def resolve(value: Any) -> Any:
+    """Return what Django's lazy values stand for, in lists and dictionaries too.
+
+    Those are a `SimpleLazyObject`, and numbers and texts of `lazy()`, as of `gettext_lazy`.
+    """
+    if isinstance(value, LazyObject):
+        return resolve(value.__reduce__()[1][0])  # what is pickled is the object itself
+    if isinstance(value, Promise):
+        promised: Any = value  # it has the methods of what it stands for
+        for special, convert in (("__index__", operator.index), ("__float__", float)):
+            if hasattr(promised, special):
+                return convert(promised)
+        return str(promised)
+    if isinstance(value, Mapping):
+        return {name: resolve(it) for name, it in value.items()}
+    if isinstance(value, list | tuple):
+        resolved = map(resolve, value)
+        return list(resolved) if isinstance(value, list) else tuple(resolved)
+    return value
 
 
 def unknown_keys(given: Mapping[Any, Any], known: Iterable[str]) -> Iterator[Invalid]:
@@ -143,7 +168,7 @@ def _in_a_century(seconds: float, hint: str) -> float:
 
 def parse_host(value: Any) -> str:
     """Take an address without a port."""
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or is_url(value.strip()):
         raise Invalid(
             f" must be an address, not {value!r}.",
             "Write '[::]' for every address, '127.0.0.1', or 'unix:/run/myproject/grpc.sock'.",
@@ -247,6 +272,12 @@ _SHARED_CREDENTIAL_KEYS: dict[str, Callable[[Any], Any]] = {
 def parse_workers(value: Any) -> int:
     """Take a number of worker processes; 0 is one for each processor."""
     return _parse_whole(value, MOST_WORKERS, "Write 0 for all processors.")
+
+
+def parse_jitter(value: Any) -> int | None:
+    """Take a whole number, or None for the default."""
+    hint = "Write 0 for none, or None for a tenth of 'worker_max_calls'."
+    return None if value is None else _parse_whole(value, MOST, hint)
 
 
 def parse_duration(value: Any) -> float | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from django_grpc.engine import loops
+from django_grpc.engine import aio, loops
 from django_grpc.engine._bindings import AbortError, Metadatum
 from django_grpc.engine.credentials import (
     ServerCertificateConfiguration,
@@ -21,8 +21,7 @@ from django_grpc.engine.credentials import (
     ssl_server_certificate_configuration,
     ssl_server_credentials,
 )
-from django_grpc.engine.options import ChannelArgument, configuration
-from django_grpc.engine.pools import pool_size
+from django_grpc.engine.options import ChannelArgument, items, server_settings
 from django_grpc.engine.sync import Server
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ __all__ = [
     "Server",
     "ServerCertificateConfiguration",
     "ServerCredentials",
+    "aio",
     "dynamic_ssl_server_credentials",
     "local_server_credentials",
     "server",
@@ -73,15 +73,17 @@ def server(
         A server that is not started; `add_insecure_port` or `add_secure_port`, then `start` it.
 
     Raises:
-        ValueError: `xds` is true, uvloop is asked for and missing, or an option has a value of the
-            wrong type.
+        TypeError: An argument that is a list is none, or `maximum_concurrent_rpcs` no whole number.
+        ValueError: `xds` is true, uvloop is asked for and missing, an option has a value of the
+            wrong type, `compression` is no `grpc.Compression`, or something among the interceptors
+            is none.
     """
     if xds:
         raise ValueError("django_grpc.engine.server() does not support xds=True.")
-    settings = configuration(options or ())
-    settings["max_workers"] = pool_size(thread_pool)
-    if maximum_concurrent_rpcs is not None:
-        settings["maximum_concurrent_rpcs"] = maximum_concurrent_rpcs
-    if compression is not None:
-        settings["compression"] = int(compression)
-    return Server(settings, handlers or (), interceptors or (), loops.loop_factory(options))
+    options = items("options", options)
+    return Server(
+        server_settings(thread_pool, options, maximum_concurrent_rpcs, compression),
+        items("handlers", handlers),
+        items("interceptors", interceptors),
+        loops.loop_factory(options),
+    )

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from django_grpc.engine.options import ChannelArgument, configuration
-from django_grpc.engine.pools import pool_size
+from django_grpc.engine.options import ChannelArgument, items, server_settings
 from django_grpc.engine.sync import Server as ThreadedServer
 from django_grpc.greenlets import refuse_patched_threads
 
@@ -231,12 +230,14 @@ def server(
         A server that is not started; `add_insecure_port` or `add_secure_port`, then `start` it.
 
     Raises:
-        ValueError: An option has a value of the wrong type.
+        TypeError: An argument that is a list is none, or `maximum_concurrent_rpcs` no whole number.
+        ValueError: `maximum_concurrent_rpcs` is not above 0, an option has a value of the wrong
+            type, `compression` is no `grpc.Compression`, or something among the interceptors is
+            none.
     """
-    settings = configuration(options or ())
-    settings["max_workers"] = pool_size(migration_thread_pool)
-    if maximum_concurrent_rpcs is not None:
-        settings["maximum_concurrent_rpcs"] = maximum_concurrent_rpcs
-    if compression is not None:
-        settings["compression"] = int(compression)
-    return Server(settings, handlers or (), interceptors or ())
+    settings = server_settings(
+        migration_thread_pool, items("options", options), maximum_concurrent_rpcs, compression
+    )
+    if settings.get("maximum_concurrent_rpcs", 1) <= 0:
+        raise ValueError("maximum_concurrent_rpcs should be a positive integer")  # as grpcio says
+    return Server(settings, items("handlers", handlers), items("interceptors", interceptors))

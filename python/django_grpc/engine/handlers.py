@@ -74,6 +74,8 @@ class HandlerTable:
         for interceptor in interceptors:
             if not hasattr(interceptor, "intercept_service"):
                 raise ValueError(f"{interceptor!r} is no grpc.ServerInterceptor.")
+            if _lacks_self(interceptor):
+                raise ValueError(f"{interceptor!r} is a class: give an instance of it.")
         self._interceptors = tuple(interceptors)
         self._are_async = tuple(map(_is_async, self._interceptors))
         self._asks_on_loop = asks_on_loop
@@ -187,7 +189,11 @@ class HandlerTable:
         self._threads.close()
 
     def install(self, native: _engine.Server) -> None:
-        """Tell the engine what it has to know."""
+        """Tell the engine what it has to know.
+
+        Raises:
+            TypeError: A handler is none; the text has its path.
+        """
         is_async = any(self._are_async) or (self._must_ask and self._asks_on_loop)
         # With a generic handler of the user's before it, a dictionary does not speak first.
         asked_first: set[str] = set()
@@ -201,12 +207,24 @@ class HandlerTable:
             is_async,
         )
         for path, handler in known.items():
-            if self._interceptors or path in asked_first:
-                native.add_resolved_method(
-                    path, bool(handler.request_streaming), bool(handler.response_streaming)
-                )
-            else:
-                native.add_method(path, handler)
+            try:
+                if self._interceptors or path in asked_first:
+                    native.add_resolved_method(
+                        path, bool(handler.request_streaming), bool(handler.response_streaming)
+                    )
+                else:
+                    native.add_method(path, handler)
+            except (AttributeError, TypeError) as error:
+                raise TypeError(f"{path}: {error}") from error
+
+
+def _lacks_self(interceptor: Any) -> bool:
+    """Whether it is a class whose `intercept_service` needs an instance."""
+    return (
+        isinstance(interceptor, type)
+        and inspect.isfunction(interceptor.intercept_service)  # type: ignore[attr-defined]
+        and not isinstance(inspect.getattr_static(interceptor, "intercept_service"), staticmethod)
+    )
 
 
 def _is_async(interceptor: Any) -> bool:

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import difflib
 import logging
+import operator
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import grpc
+
+from django_grpc.engine.pools import pool_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from concurrent.futures import Executor
 
 logger = logging.getLogger("django_grpc")
 
@@ -84,6 +90,54 @@ WITHOUT_EFFECT = frozenset(
         "grpc.http2.max_pings_without_data",
     }
 )
+
+
+def items(argument: str, given: Any) -> tuple[Any, ...]:
+    """Return the items of an argument of `server()`, which may be None.
+
+    Raises:
+        TypeError: It can't be iterated over.
+    """
+    try:
+        iterator = iter(() if given is None else given)
+    except TypeError:
+        raise TypeError(f"{argument} must be a list, not {given!r}.") from None
+    return tuple(iterator)
+
+
+def server_settings(
+    thread_pool: Executor | None,
+    options: Iterable[ChannelArgument],
+    maximum_concurrent_rpcs: int | None,
+    compression: grpc.Compression | None,
+) -> dict[str, int]:
+    """Make the engine's settings of the arguments of `django_grpc.engine.server`.
+
+    Raises:
+        TypeError: `maximum_concurrent_rpcs` is no whole number.
+        ValueError: It is too great, `compression` is no `grpc.Compression`, or an option is wrong.
+    """
+    settings = configuration(options)
+    settings["max_workers"] = pool_size(thread_pool)
+    if maximum_concurrent_rpcs is not None:
+        try:
+            limit = operator.index(maximum_concurrent_rpcs)
+        except TypeError:
+            raise TypeError(
+                "maximum_concurrent_rpcs must be a whole number or None, not "
+                f"{maximum_concurrent_rpcs!r}."
+            ) from None
+        if limit > _INT_MAX:
+            raise ValueError(f"maximum_concurrent_rpcs must be at most {_INT_MAX}.")
+        settings["maximum_concurrent_rpcs"] = limit
+    if compression is not None:
+        try:
+            settings["compression"] = int(grpc.Compression(compression))
+        except ValueError:
+            raise ValueError(
+                f"compression must be a grpc.Compression or None, not {compression!r}."
+            ) from None
+    return settings
 
 
 def configuration(options: Iterable[ChannelArgument]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from django_grpc import _engine
+from django_grpc.addresses import is_url
 from django_grpc.engine import loops
 from django_grpc.engine.call_log import CallLogThread, CallRecord
 from django_grpc.engine.credentials import ServerCredentials
@@ -179,6 +180,8 @@ class Server(grpc.Server):
 
     def _bind(self, text: str, bind: Callable[[str], int]) -> int:
         try:
+            if is_url(text):
+                raise ValueError("it is a URL; write it as host:port")
             return bind(text)
         except OSError as error:
             # grpcio's exception and wording, with the reason that it leaves out.

@@ -55,8 +55,14 @@ def set_status(service: str, status: int) -> None:
         status: One of `ServingStatus`, or the same number of grpcio-health-checking.
 
     Raises:
-        ValueError: It is none of these.
+        TypeError: The service is no `str`.
+        ValueError: The status is none of these, or the name can't be written in UTF-8.
     """
+    if not isinstance(service, str):
+        raise TypeError(
+            f"set_status() needs the full name of a service, as 'shop.Search', not {service!r}."
+        )
+    service.encode()  # names travel as UTF-8
     with _lock:
         _statuses[service] = ServingStatus(status)
         for server in _servers:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from functools import reduce, wraps
+from functools import wraps
 from typing import Any, TypeVar
 
 import grpc
@@ -28,7 +29,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 # A counter outlives its window by this many seconds, so that clocks of several machines and the
 # cache need not agree to the second.
 _SLACK = 3
-_PREFIXES = ("request:", "metadata:")
+_METADATA_NAME = re.compile(r"[0-9a-zA-Z_.-]+")
 
 
 def get_current_time_window(time_period: int) -> int:
@@ -56,8 +57,8 @@ def get_keys_values(request: Any, context: Any, keys: Sequence[Key]) -> list[str
     value counts.
 
     Raises:
-        ImproperlyConfigured: A key has no known prefix, or asks for a field of the request where
-            the method takes a stream of them.
+        ImproperlyConfigured: A key has no known prefix, asks for a field of the request where
+            the method takes a stream of them, or for a field of text or a number.
     """
     values = []
     for key in keys:
@@ -79,8 +80,17 @@ def _request_value(request: Any, key: str) -> str:
             f"ratelimit key {key!r} reads a field of the request, and this method takes a stream "
             'of requests; use "metadata:" or a function of the context'
         )
-    path = key.removeprefix("request:").split(".")
-    return _text(reduce(lambda message, field: getattr(message, field, ""), path, request))
+    value = request
+    for field in key.removeprefix("request:").split("."):
+        if isinstance(value, str | bytes | int | float):
+            raise ImproperlyConfigured(
+                f"ratelimit key {key!r} asks for {field!r} of a {type(value).__name__}, which has "
+                "no fields"
+            )
+        if not hasattr(value, field):
+            return ""
+        value = getattr(value, field)
+    return _text(value)
 
 
 def _text(value: Any) -> str:
@@ -91,6 +101,25 @@ def _unknown_key(key: Any) -> ImproperlyConfigured:
     return ImproperlyConfigured(
         f'ratelimit key {key!r} is neither "request:field" nor "metadata:name" nor a function'
     )
+
+
+def _check_key(key: Any) -> None:
+    """Refuse what tells no client from another, whatever the request."""
+    prefix, _, name = key.partition(":") if isinstance(key, str) else ("", "", "")
+    if prefix == "request":
+        if not all(map(str.isidentifier, name.split("."))):
+            raise ImproperlyConfigured(
+                f'ratelimit key {key!r} names no field of a request: write "request:field" or '
+                '"request:path.to.field"'
+            )
+    elif prefix == "metadata":
+        if not _METADATA_NAME.fullmatch(name):
+            raise ImproperlyConfigured(
+                f'ratelimit key {key!r} names no metadata: write "metadata:name", of letters, '
+                'digits and "_", "-", "."'
+            )
+    else:
+        raise _unknown_key(key)
 
 
 def _cache() -> BaseCache:
@@ -229,11 +258,11 @@ def ratelimit(
         keys: See `record_call`.
 
     Raises:
-        ImproperlyConfigured: A key is unknown.
+        ImproperlyConfigured: A key is unknown, or can't be the name of a field or of metadata.
     """
     for key in keys or ():
-        if not callable(key) and not key.startswith(_PREFIXES):
-            raise _unknown_key(key)
+        if not callable(key):
+            _check_key(key)
 
     def exceeded(time_left: int) -> str:
         return (

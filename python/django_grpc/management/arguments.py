@@ -1,7 +1,9 @@
 """Types of the commands' arguments."""
 
 import argparse
+import re
 
+from django_grpc.addresses import is_unix
 from django_grpc.conf.values import CENTURY
 
 
@@ -20,6 +22,21 @@ def positive_seconds(text: str) -> float:
     if value > CENTURY:
         raise argparse.ArgumentTypeError(f"{text!r} is more than {CENTURY} seconds, a century")
     return value
+
+
+_HOST_PORT = re.compile(r"((dns|ipv4|ipv6):(//[^/]*/)?)?([^][:/]+|\[[^][]+\]):(?P<port>[0-9]{1,5})")
+
+
+def target(text: str) -> str:
+    """Read the address of a server.
+
+    Raises:
+        ArgumentTypeError: It is neither ``HOST:PORT`` nor a Unix socket.
+    """
+    match = _HOST_PORT.fullmatch(unicode_text(text))
+    if not is_unix(text) and not (match and 0 < int(match["port"]) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither HOST:PORT nor unix:PATH")
+    return text
 
 
 def unicode_text(text: str) -> str:

@@ -103,7 +103,8 @@ class _BrokenFiles:
     """Has the reloader watch the files that an error came through.
 
     It watches the modules that could be imported, and the one file where the traceback ends: that
-    may be a library's, or of an error that it does not see.
+    may be a library's, or of an error that it does not see. Of a file with null bytes Python tells
+    no name at all: then it may be any of the project's.
     """
 
     def __init__(self) -> None:
@@ -113,8 +114,8 @@ class _BrokenFiles:
     def add(self, error: BaseException) -> None:
         """Have the files of an error watched; on any thread."""
         found = {it.filename for it in traceback.extract_tb(error.__traceback__)}
-        if isinstance(error, SyntaxError) and error.filename:
-            found.add(error.filename)
+        if isinstance(error, SyntaxError):
+            found.update([error.filename] if error.filename else map(str, _Files().paths()))
         self._files = frozenset(Path(it) for it in found if os.path.isfile(it))
         self._tell()
 
@@ -224,6 +225,10 @@ class _Files:
             if _is_of_the_project(file.parent):
                 self._reloader.watch_dir(file.parent, "*.py")
         self._noted: dict[Path, float] = {}
+
+    def paths(self) -> set[Path]:
+        """Return where they are."""
+        return set(self._look())
 
     def note(self) -> None:
         """Note what they are like now."""

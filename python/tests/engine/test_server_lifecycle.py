@@ -305,6 +305,84 @@ def test_pool_that_does_not_tell_its_size(caplog):
         server.stop(None)
 
 
+class Passing(grpc.ServerInterceptor):
+    """Lets everything pass."""
+
+    def intercept_service(self, continuation, handler_call_details):
+        return continuation(handler_call_details)
+
+
+class OfTheClass:
+    """One that needs no instance."""
+
+    @staticmethod
+    def intercept_service(continuation, handler_call_details):
+        return continuation(handler_call_details)
+
+
+@ours_only("grpc.server says it at the first call, or never")
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"maximum_concurrent_rpcs": "x"}, TypeError, "maximum_concurrent_rpcs must be a whole"),
+        ({"maximum_concurrent_rpcs": 1.5}, TypeError, "whole number or None, not 1.5."),
+        ({"maximum_concurrent_rpcs": 2**31}, ValueError, "must be at most 2147483647."),
+        ({"compression": "gzip"}, ValueError, "compression must be a grpc.Compression or None"),
+        ({"compression": 9}, ValueError, "or None, not 9."),
+        ({"options": 5}, TypeError, "options must be a list, not 5."),
+        ({"handlers": 5}, TypeError, "handlers must be a list, not 5."),
+        ({"interceptors": Passing()}, TypeError, "interceptors must be a list, not <"),
+        ({"interceptors": [Passing]}, ValueError, "is a class: give an instance of it."),
+    ],
+)
+def test_argument_of_the_wrong_type_is_named(arguments, error, text):
+    from django_grpc import engine
+
+    for create in (engine.server, engine.aio.server):
+        with pytest.raises(error) as caught:
+            create(**arguments)
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:0", "HTTPS://[::1]:0", "grpc://localhost:0"])
+def test_url_is_no_address_to_listen_on(address):
+    server = create_server(futures.ThreadPoolExecutor(1))
+    with pytest.raises(RuntimeError, match="Failed to bind to address") as caught:
+        server.add_insecure_port(address)
+    if OURS:
+        assert str(caught.value).endswith("it is a URL; write it as host:port")
+    server.stop(None)
+
+
+@ours_only("it has them only here")
+def test_arguments_that_are_unusual_and_right():
+    server = create_server(
+        handlers=iter(echo_handlers()),
+        interceptors=iter([OfTheClass]),
+        options=iter([("grpc.so_reuseport", 0)]),
+        maximum_concurrent_rpcs=True,
+        compression=int(grpc.Compression.Gzip),
+    )
+    try:
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        assert answers(f"127.0.0.1:{port}")
+    finally:
+        server.stop(None)
+
+
+@ours_only("grpcio says it at the first call")
+@pytest.mark.parametrize("interceptors", [[], [Passing()]])
+@pytest.mark.parametrize("handler", [5, None, grpc.unary_unary_rpc_method_handler(None)])
+def test_handler_that_is_none_is_named_by_its_path(handler, interceptors):
+    if interceptors and isinstance(handler, grpc.RpcMethodHandler):
+        return  # an interceptor may still put another in its place
+    server = create_server(handlers=(service({"Wrong": handler}),), interceptors=interceptors)
+    with pytest.raises(TypeError, match=f"^/{SERVICE}/Wrong: "):
+        server.start()
+    server.stop(None)
+
+
 PATCHED = """
 import asyncio
 from gevent import monkey

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 import threading
 
 import grpc
@@ -23,6 +25,21 @@ def plain_echo(request, context):
 
 def refuse_thread(thread):
     raise RuntimeError("can't start new thread")
+
+
+@ours_only("it is about a name of ours")
+def test_it_is_there_with_the_engine():
+    code = "import django_grpc.engine as engine; engine.aio.server"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_limit_of_calls_is_above_0(limit):
+    async def run():
+        with pytest.raises(ValueError, match="maximum_concurrent_rpcs should be a positive"):
+            create_aio_server(maximum_concurrent_rpcs=limit)
+
+    asyncio.run(run())
 
 
 @ours_only("grpcio's server starts no thread")

@@ -98,6 +98,23 @@ def test_nobody_there():
     assert complaint("--addr", address).startswith(f"The server at {address} can't be asked: UNAV")
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "", ":50051", "localhost:", "[::1]", "::1:50051", "localhost:0",
+     "127.0.0.1:99999", "http://localhost:50051", "localhost:" + "9" * 5000],
+)  # fmt: skip
+def test_address_without_a_port_is_refused(address):
+    """And not asked on port 443, or on a number's lower 16 bits."""
+    said = complaint("--addr", address, timeout=0.2)
+    assert f"{address!r} is neither HOST:PORT nor unix:PATH" in said
+
+
+@pytest.mark.parametrize("prefix", ["", "dns:", "dns:///", "ipv4:"])
+def test_addresses_as_grpc_writes_them(prefix, serve, capsys):
+    _, address = serve()
+    assert ask(capsys, "--addr", prefix + address) == "SERVING\n"
+
+
 @pytest.mark.parametrize("arguments", [(), ("--watch",)])
 def test_server_that_does_not_answer(arguments, deaf):
     said = complaint("--addr", deaf, *arguments, timeout=0.2)

@@ -65,6 +65,20 @@ def test_status_that_is_set_holds_for_every_server_of_the_process(settings, star
         health.set_status(GREETER, 3)
 
 
+def test_status_of_what_is_no_name_is_refused_where_it_is_set(no_statuses):
+    """And not when a server starts, far from whoever was wrong."""
+    descriptor = health_pb2.DESCRIPTOR.services_by_name["Health"]
+    for service in (None, descriptor, b"a.B"):
+        with pytest.raises(
+            TypeError, match=r"^set_status\(\) needs the full name .* not "
+        ) as caught:
+            health.set_status(service, health.SERVING)
+        assert repr(service) in str(caught.value)
+    with pytest.raises(UnicodeEncodeError):
+        health.set_status("\udc80", health.SERVING)
+    assert health._statuses == {}
+
+
 def test_server_in_a_test_is_ready_at_once_and_leaves_no_status_behind():
     with InProcessServer() as server:
         probe = Probe(server.channel)

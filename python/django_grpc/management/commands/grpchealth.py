@@ -11,7 +11,7 @@ from google.protobuf import descriptor_pool, message_factory
 
 from django_grpc import conf
 from django_grpc.health.descriptor import health_file
-from django_grpc.management.arguments import positive_seconds, unicode_text
+from django_grpc.management.arguments import positive_seconds, target, unicode_text
 
 _SERVICE = "grpc.health.v1.Health"
 _DEFAULT_PORT = 50051
@@ -38,7 +38,7 @@ class Command(BaseCommand):
         """Declare the options; their names are those of grpc_health_probe."""
         parser.add_argument(
             "--addr",
-            type=unicode_text,
+            type=target,
             help=f"HOST:PORT or unix:PATH. Default: the setting's host, port {_DEFAULT_PORT}.",
         )
         parser.add_argument(

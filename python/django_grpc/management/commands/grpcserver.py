@@ -76,7 +76,7 @@ class Command(BaseCommand):
             help="Optional port number, or address:port, or unix:PATH; it stands above --host "
             "and --port.",
         )
-        parser.add_argument("--max_workers", type=int, help="Number of workers")
+        parser.add_argument("--max_workers", "--max-workers", type=int, help="Number of workers")
         parser.add_argument("--port", type=int, default=50051, help="Port number to listen")
         parser.add_argument(
             "--host",
