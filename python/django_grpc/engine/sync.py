@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import itertools
 import logging
+import os
 import threading
 import time
 import weakref
@@ -41,7 +43,8 @@ class Server(grpc.Server):
     """A `grpc.Server` with grpcio's semantics.
 
     Methods may be called from any thread. Ports are bound when they are added, but no thread is
-    started before `start`, so a process may fork in between.
+    started before `start`, so a process may fork in between. In one that is forked later the server
+    counts as stopped.
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class Server(grpc.Server):
         self._lock = threading.RLock()
         self._is_started = False
         self._is_stopping = False
+        # Whether it was started in the process that this one was forked from.
+        self._is_lost = False
         self._on_end: Callable[[], None] = _nothing
         # That of a loop of somebody else's; None when async methods run on one of ours.
         self._loop_descriptor: int | None = None
@@ -178,6 +183,11 @@ class Server(grpc.Server):
         return self._bind(text, lambda text: self.native.add_port(text, native, refresh))
 
     def _bind(self, text: str, bind: Callable[[str], int]) -> int:
+        if self._is_lost:
+            raise RuntimeError(
+                f"Failed to bind to address {text}: the server runs in the process that this one "
+                "was forked from; make another one here."
+            )
         try:
             return bind(text)
         except OSError as error:
@@ -291,6 +301,7 @@ class Server(grpc.Server):
             if self._is_started:
                 raise ValueError("Cannot start already-started server!")
             self._is_started = True
+            _started.add(self)
             try:
                 self._handlers.install(self.native)
                 self._threads.start()
@@ -336,6 +347,8 @@ class Server(grpc.Server):
         Returns:
             An event that is set when everything has ended.
         """
+        if self._is_lost:
+            return self._stopped
         with self._lock:
             if not self._is_started or self._stopped.is_set():
                 self._stopped.set()
@@ -353,6 +366,8 @@ class Server(grpc.Server):
 
     def drain(self) -> None:
         """Refuse new calls; what begins a stop."""
+        if self._is_lost:
+            return
         with self._lock:
             is_first = not self._is_stopping
             self._is_stopping = True
@@ -362,6 +377,8 @@ class Server(grpc.Server):
 
     def cancel_all_calls(self) -> None:
         """End every call in flight with UNAVAILABLE."""
+        if self._is_lost:
+            return
         self.native.cancel_all_calls()
 
     def start_on(self, loop: asyncio.AbstractEventLoop, on_end: Callable[[], None]) -> None:
@@ -385,6 +402,11 @@ class Server(grpc.Server):
         """Take the server, which has stopped, off the loop that `start_on` was given."""
         if self._loop_descriptor is not None:
             await loops.detach(self.native, loop, self._loop_descriptor)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether this process was forked from the one that the server was started in."""
+        return self._is_lost
 
     def has_stopped(self) -> bool:
         """Whether the server stops or has stopped."""
@@ -433,6 +455,17 @@ class Server(grpc.Server):
             if self._loop_descriptor is None:
                 self._threads.stop_loop()
             self._handlers.close()
+
+    def _lose(self) -> None:
+        """Count as stopped in a process that was forked: the threads are the parent's."""
+        self._is_lost = self._is_stopping = True
+        # Those that there are may be in the hands of a thread that is not here.
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
+        self._stopped.set()
+        # Its end would wait for its event loops. So it never comes, not even at the interpreter's
+        # end, which takes a module's variables away.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.native))
 
     def _stop_at_exit(self) -> None:
         """Join the threads before the interpreter goes away under them."""
@@ -526,6 +559,7 @@ def _nothing() -> None:
     pass
 
 
+_started: weakref.WeakSet[Server] = weakref.WeakSet()
 _running: weakref.WeakSet[Server] = weakref.WeakSet()
 
 
@@ -533,3 +567,12 @@ _running: weakref.WeakSet[Server] = weakref.WeakSet()
 def _stop_servers() -> None:
     for server in list(_running):
         server._stop_at_exit()
+
+
+def _lose_servers() -> None:
+    _running.clear()
+    for server in list(_started):
+        server._lose()
+
+
+os.register_at_fork(after_in_child=_lose_servers)

@@ -61,6 +61,7 @@ class ShutdownRequest:
                 StoppedAtStart wherever the main thread is.
         """
         self._is_starting = is_starting
+        self._process = os.getpid()
         # A signal handler runs on the main thread between any two steps of what that does, so what
         # it calls must be reentrant. SimpleQueue.put is, Event.set is not.
         self._reasons: SimpleQueue[str] = SimpleQueue()
@@ -99,7 +100,11 @@ class ShutdownRequest:
             self._waker = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._requested_at is None:
+        if os.getpid() != self._process:
+            # A process that the project has forked: nobody waits for a request there.
+            signal.signal(number, self._previous[signal.Signals(number)])
+            signal.raise_signal(number)
+        elif self._requested_at is None:
             name = signal.Signals(number).name
             self.request(name)
             if self._is_starting:
