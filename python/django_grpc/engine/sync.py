@@ -241,7 +241,15 @@ class Server(grpc.Server):
             sample: The part of the calls that it gets, from 0 to 1.
             slow: Seconds that a call must have taken at least. Calls that end with a status that is
                 the server's fault are written whatever the two say.
+
+        Raises:
+            ValueError: They are written down already: the engine gives a call out once.
         """
+        if any(isinstance(it, CallLogThread) for it in self._observers):
+            raise ValueError(
+                "log_calls() may be called once; GRPCSERVER['access_log'] does it, too. Have one "
+                "function write to both places, or one of the two left out."
+            )
         self.native.enable_call_log(sample, slow)
         self._observe(CallLogThread(self.native, write))
 
@@ -260,7 +268,15 @@ class Server(grpc.Server):
         """Log calls whose servicer runs for so long, once each, with their stacks; before `start`.
 
         They go to the logger ``django_grpc.watchdog``.
+
+        Raises:
+            ValueError: They are watched already.
         """
+        if any(isinstance(it, Watchdog) for it in self._observers):
+            raise ValueError(
+                "watch_calls() may be called once; GRPCSERVER['watchdog'] does it, too. Leave one "
+                "of the two out."
+            )
         self._observe(Watchdog(self.native, seconds))
 
     def _observe(self, observer: CallLogThread | Watchdog) -> None:
@@ -282,8 +298,14 @@ class Server(grpc.Server):
             server_credentials: For TLS; None is plaintext.
 
         Raises:
-            ValueError: The server has been started.
+            ValueError: The server has been started; or the credentials are dynamic ones, whose
+                fetcher would not be asked before connections that somebody else accepts.
         """
+        if server_credentials is not None and server_credentials.refresh is not None:
+            raise ValueError(
+                "adopt_connections() can't ask the fetcher of dynamic credentials: give it those "
+                "of ssl_server_credentials(), and call their renew()."
+            )
         native = None if server_credentials is None else server_credentials.native
         self.native.adopt_connections(intake, released, native)
 
