@@ -134,3 +134,35 @@ def test_on_another_thread_only_a_request_ends_the_wait() -> None:
         return await asyncio.to_thread(serve)
 
     assert asyncio.run(wait()) == "told"
+
+
+FORKING = """
+import os, signal, time
+from django_grpc.management.shutdown import ShutdownRequest
+
+with ShutdownRequest() as shutdown:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, b"x")  # Python drops a signal that comes while it forks
+        time.sleep(60)
+        os._exit(0)
+    os.read(reader, 1)
+    os.kill(child, signal.SIGTERM)
+    print(-os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(shutdown.wait(), flush=True)
+"""
+
+
+def test_a_signal_ends_a_process_that_was_forked() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{signal.SIGTERM:d}\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=10) == ("SIGTERM\n", "")
+    finally:
+        process.kill()
+        process.wait()

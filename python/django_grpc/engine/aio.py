@@ -152,7 +152,7 @@ class Server(grpc.aio.Server):
         Args:
             grace: Seconds after which calls in flight are cancelled; `None` cancels them now.
         """
-        if self._loop is None:
+        if self._loop is None or self._inner.is_lost:
             self._inner.stop(None)
             self._stopped.set()
             return
@@ -169,7 +169,7 @@ class Server(grpc.aio.Server):
         Returns:
             True when `timeout` seconds passed first, as grpcio has it.
         """
-        return not await self._ends_within(timeout)
+        return not self._inner.is_lost and not await self._ends_within(timeout)
 
     async def _ends_within(self, seconds: float | None) -> bool:
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import itertools
 import logging
+import os
 import threading
 import time
 import weakref
@@ -42,7 +44,8 @@ class Server(grpc.Server):
     """A `grpc.Server` with grpcio's semantics.
 
     Methods may be called from any thread. Ports are bound when they are added, but no thread is
-    started before `start`, so a process may fork in between.
+    started before `start`, so a process may fork in between. In one that is forked later the server
+    counts as stopped.
     """
 
     def __init__(
@@ -83,6 +86,8 @@ class Server(grpc.Server):
         self._lock = threading.RLock()
         self._is_started = False
         self._is_stopping = False
+        # Whether it was started in the process that this one was forked from.
+        self._is_lost = False
         self._on_end: Callable[[], None] = _nothing
         # That of a loop of somebody else's; None when async methods run on one of ours.
         self._loop_descriptor: int | None = None
@@ -179,6 +184,11 @@ class Server(grpc.Server):
         return self._bind(text, lambda text: self.native.add_port(text, native, refresh))
 
     def _bind(self, text: str, bind: Callable[[str], int]) -> int:
+        if self._is_lost:
+            raise RuntimeError(
+                f"Failed to bind to address {text}: the server runs in the process that this one "
+                "was forked from; make another one here."
+            )
         try:
             if is_url(text):
                 raise ValueError("it is a URL; write it as host:port")
@@ -234,7 +244,15 @@ class Server(grpc.Server):
             sample: The part of the calls that it gets, from 0 to 1.
             slow: Seconds that a call must have taken at least. Calls that end with a status that is
                 the server's fault are written whatever the two say.
+
+        Raises:
+            ValueError: They are written down already: the engine gives a call out once.
         """
+        if any(isinstance(it, CallLogThread) for it in self._observers):
+            raise ValueError(
+                "log_calls() may be called once; GRPCSERVER['access_log'] does it, too. Have one "
+                "function write to both places, or one of the two left out."
+            )
         self.native.enable_call_log(sample, slow)
         self._observe(CallLogThread(self.native, write))
 
@@ -253,7 +271,15 @@ class Server(grpc.Server):
         """Log calls whose servicer runs for so long, once each, with their stacks; before `start`.
 
         They go to the logger ``django_grpc.watchdog``.
+
+        Raises:
+            ValueError: They are watched already.
         """
+        if any(isinstance(it, Watchdog) for it in self._observers):
+            raise ValueError(
+                "watch_calls() may be called once; GRPCSERVER['watchdog'] does it, too. Leave one "
+                "of the two out."
+            )
         self._observe(Watchdog(self.native, seconds))
 
     def _observe(self, observer: CallLogThread | Watchdog) -> None:
@@ -275,8 +301,14 @@ class Server(grpc.Server):
             server_credentials: For TLS; None is plaintext.
 
         Raises:
-            ValueError: The server has been started.
+            ValueError: The server has been started; or the credentials are dynamic ones, whose
+                fetcher would not be asked before connections that somebody else accepts.
         """
+        if server_credentials is not None and server_credentials.refresh is not None:
+            raise ValueError(
+                "adopt_connections() can't ask the fetcher of dynamic credentials: give it those "
+                "of ssl_server_credentials(), and call their renew()."
+            )
         native = None if server_credentials is None else server_credentials.native
         self.native.adopt_connections(intake, released, native)
 
@@ -294,6 +326,7 @@ class Server(grpc.Server):
             if self._is_started:
                 raise ValueError("Cannot start already-started server!")
             self._is_started = True
+            _started.add(self)
             try:
                 self._handlers.install(self.native)
                 self._threads.start()
@@ -339,6 +372,8 @@ class Server(grpc.Server):
         Returns:
             An event that is set when everything has ended.
         """
+        if self._is_lost:
+            return self._stopped
         with self._lock:
             if not self._is_started or self._stopped.is_set():
                 self._stopped.set()
@@ -356,6 +391,8 @@ class Server(grpc.Server):
 
     def drain(self) -> None:
         """Refuse new calls; what begins a stop."""
+        if self._is_lost:
+            return
         with self._lock:
             is_first = not self._is_stopping
             self._is_stopping = True
@@ -365,6 +402,8 @@ class Server(grpc.Server):
 
     def cancel_all_calls(self) -> None:
         """End every call in flight with UNAVAILABLE."""
+        if self._is_lost:
+            return
         self.native.cancel_all_calls()
 
     def start_on(self, loop: asyncio.AbstractEventLoop, on_end: Callable[[], None]) -> None:
@@ -388,6 +427,11 @@ class Server(grpc.Server):
         """Take the server, which has stopped, off the loop that `start_on` was given."""
         if self._loop_descriptor is not None:
             await loops.detach(self.native, loop, self._loop_descriptor)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether this process was forked from the one that the server was started in."""
+        return self._is_lost
 
     def has_stopped(self) -> bool:
         """Whether the server stops or has stopped."""
@@ -436,6 +480,17 @@ class Server(grpc.Server):
             if self._loop_descriptor is None:
                 self._threads.stop_loop()
             self._handlers.close()
+
+    def _lose(self) -> None:
+        """Count as stopped in a process that was forked: the threads are the parent's."""
+        self._is_lost = self._is_stopping = True
+        # Those that there are may be in the hands of a thread that is not here.
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
+        self._stopped.set()
+        # Its end would wait for its event loops. So it never comes, not even at the interpreter's
+        # end, which takes a module's variables away.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.native))
 
     def _stop_at_exit(self) -> None:
         """Join the threads before the interpreter goes away under them."""
@@ -529,6 +584,7 @@ def _nothing() -> None:
     pass
 
 
+_started: weakref.WeakSet[Server] = weakref.WeakSet()
 _running: weakref.WeakSet[Server] = weakref.WeakSet()
 
 
@@ -536,3 +592,12 @@ _running: weakref.WeakSet[Server] = weakref.WeakSet()
 def _stop_servers() -> None:
     for server in list(_running):
         server._stop_at_exit()
+
+
+def _lose_servers() -> None:
+    _running.clear()
+    for server in list(_started):
+        server._lose()
+
+
+os.register_at_fork(after_in_child=_lose_servers)

@@ -30,7 +30,9 @@ from django_grpc.management.shutdown import ShutdownRequest, StoppedAtStart
 
 # What a request says when a file has changed: nobody wants to wait for a drain then.
 RELOAD: Final = "reload"
-_RELOAD_STATUS: Final = 3  # of a process that Django's reloader ends
+
+#: The status of a process that Django's reloader ends.
+RELOAD_STATUS: Final = 3
 
 #: The status of a child that no changed file will mend; its parent ends with 1.
 HOPELESS_STATUS: Final = 75
@@ -83,7 +85,7 @@ def run_child(serve: Callable[[ShutdownRequest], None]) -> None:
             with shutdown:
                 has_ended.wait()
     if reason == RELOAD:
-        sys.exit(_RELOAD_STATUS)
+        sys.exit(RELOAD_STATUS)
     if never_serves and not has_ended.is_set():
         raise StoppedAtStart(reason)
 
@@ -93,9 +95,9 @@ def _reload(run: Callable[[], None]) -> str:
     try:
         autoreload.run_with_reloader(run)
     except SystemExit as leaving:
-        if leaving.code not in (0, _RELOAD_STATUS):  # of a URLconf, which it imports
+        if leaving.code not in (0, RELOAD_STATUS):  # of a URLconf, which it imports
             raise
-        return RELOAD if leaving.code == _RELOAD_STATUS else signal.SIGTERM.name
+        return RELOAD if leaving.code == RELOAD_STATUS else signal.SIGTERM.name
     return signal.SIGINT.name  # it swallows KeyboardInterrupt
 
 
@@ -178,7 +180,7 @@ class _Parent:
             status = self._child.wait()
             self._child = None
             if not self._told.empty() and status in (
-                _RELOAD_STATUS,
+                RELOAD_STATUS,
                 -signal.SIGTERM,
                 -signal.SIGINT,
             ):
@@ -187,7 +189,7 @@ class _Parent:
                 return 1
             if status <= 0 or not self._told.empty():
                 return 128 - status if status < 0 else status
-            if status != _RELOAD_STATUS:
+            if status != RELOAD_STATUS:
                 self._wait_for_change(status)
         return 0
 

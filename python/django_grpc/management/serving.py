@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from django.db import DatabaseError, connections
 from django_grpc import conf, engine, utils
 from django_grpc.addresses import format_address
 from django_grpc.certificates import CertificateWatcher
+from django_grpc.engine import loops
 from django_grpc.management import complaints, reloading, threads
 from django_grpc.management.shutdown import ShutdownRequest
 from django_grpc.workers import systemd
@@ -34,6 +36,9 @@ STOPPED: Final = "stopped"
 
 # The seconds that a changed file waits for calls in flight.
 _RELOAD_GRACE: Final = 1.0
+
+# The seconds that what is left on a loop gets to end in, when the server has drained.
+_LEFTOVERS_TIMEOUT: Final = 0.5
 
 
 def announce_shutdown(server: Any) -> None:
@@ -192,6 +197,7 @@ class _Serving:
         self._server: Any = None
         self._credentials: engine.ServerCredentials | None = None
         self._address = ""
+        self._reason = ""  # of the end
 
     def run(self) -> None:
         def follow_server() -> None:  # in case that a servicer stops it
@@ -219,8 +225,16 @@ class _Serving:
         # For what may block: the wait, and receivers of the shutdown, which may be ordinary
         # functions that use the ORM. The thread is started now: later the system may refuse one.
         executor = ThreadPoolExecutor(1, "grpcserver-wait")
+        loop = asyncio.get_running_loop()
+        has_drained = threading.Event()
+
+        def wait() -> float:
+            grace = self._wait()
+            executor.submit(self._watch_drain, loop, grace, has_drained)
+            return grace
+
         try:
-            run_blocking = functools.partial(asyncio.get_running_loop().run_in_executor, executor)
+            run_blocking = functools.partial(loop.run_in_executor, executor)
             try:
                 self._make_server()
                 with threads.explaining_refusal():
@@ -233,13 +247,32 @@ class _Serving:
             with _naming_start():
                 await self._server.start()
             self._started()
-            grace = await run_blocking(self._wait)
+            grace = await run_blocking(wait)
             begun = time.monotonic()
             await self._server.stop(grace)
+            has_drained.set()
             self._command.has_cut_calls = time.monotonic() - begun >= grace
             await run_blocking(self._command.on_shutdown)
         finally:
+            has_drained.set()
             executor.shutdown(wait=False)
+
+    def _watch_drain(
+        self, loop: asyncio.AbstractEventLoop, grace: float, has_drained: threading.Event
+    ) -> None:
+        """See that the loop goes on when the grace is over: a method may block it for ever."""
+        has_drained.wait(grace)
+        while not has_drained.is_set():
+            goes_on = threading.Event()
+            try:
+                loop.call_soon_threadsafe(goes_on.set)
+            except RuntimeError:  # it is closed
+                return
+            if not goes_on.wait(loops.CANCELLATION_TIMEOUT):
+                is_reload = self._reason == reloading.RELOAD
+                self._command.give_up(reloading.RELOAD_STATUS if is_reload else 0)
+                return
+            has_drained.wait(1)
 
     def _make_server(self) -> None:
         self._server = self._command.get_server(self._config)
@@ -255,7 +288,7 @@ class _Serving:
 
     def _wait(self) -> float:
         """Wait for the end, and return the seconds that calls get."""
-        reason = self._shutdown.wait()
+        self._reason = reason = self._shutdown.wait()
         grace = self._config.grace
         self._place.stopping(reason)
         if reason == reloading.RELOAD:
@@ -279,17 +312,31 @@ class _Serving:
 
 @contextlib.contextmanager
 def _making_runner(config: conf.ServerConfig) -> Iterator[asyncio.Runner]:
-    runner = asyncio.Runner(loop_factory=utils.loop_factory(config))
+    """Make a runner, and end what is left on its loop without waiting for what ignores that.
+
+    `asyncio.Runner.close` would wait for ever: for tasks that were cancelled, and for the threads
+    of `asyncio.to_thread`.
+    """
+    # Its own factory would have the runner set the thread's loop, which only `close` takes back.
+    runner = asyncio.Runner(loop_factory=utils.loop_factory(config) or asyncio.new_event_loop)
+    loop = runner.get_loop()
     try:
         yield runner
     finally:
         try:
-            runner.close()
-        except RuntimeError as error:
-            # The loop is closed, only its executor's threads aren't waited for: that takes one
-            # more. Python's own end waits for them, too.
-            if not threads.is_refusal(error):
-                raise
+            runner.run(_end_leftovers())
+        finally:
+            loop.close()
+
+
+async def _end_leftovers() -> None:
+    this = asyncio.current_task()
+    if tasks := [task for task in asyncio.all_tasks() if task is not this]:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=_LEFTOVERS_TIMEOUT)
+    generators = asyncio.ensure_future(asyncio.get_running_loop().shutdown_asyncgens())
+    await asyncio.wait([generators], timeout=_LEFTOVERS_TIMEOUT)
 
 
 def _do_nothing() -> None:

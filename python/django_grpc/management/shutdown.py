@@ -1,6 +1,7 @@
 """How the process that serves is told to stop."""
 
 import atexit
+import contextlib
 import os
 import signal
 import threading
@@ -60,6 +61,7 @@ class ShutdownRequest:
                 StoppedAtStart wherever the main thread is.
         """
         self._is_starting = is_starting
+        self._process = os.getpid()
         # A signal handler runs on the main thread between any two steps of what that does, so what
         # it calls must be reentrant. SimpleQueue.put is, Event.set is not.
         self._reasons: SimpleQueue[str] = SimpleQueue()
@@ -98,7 +100,11 @@ class ShutdownRequest:
             self._waker = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._requested_at is None:
+        if os.getpid() != self._process:
+            # A process that the project has forked: nobody waits for a request there.
+            signal.signal(number, self._previous[signal.Signals(number)])
+            signal.raise_signal(number)
+        elif self._requested_at is None:
             name = signal.Signals(number).name
             self.request(name)
             if self._is_starting:
@@ -242,6 +248,25 @@ def end_process_soon(status: int, seconds: float = 1.0) -> None:
         threading.Thread(target=end, name="grpcserver-end", daemon=True).start()
     except RuntimeError:  # the system refuses another thread
         end()
+
+
+def end_threads_soon(status: int, seconds: float = 1.0) -> None:
+    """End the process even if threads that are no daemons, those of pools too, don't end.
+
+    Called on the main thread, at its program's end. What is registered with `atexit` comes after
+    such threads, and has as much time as it wants.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    have_ended = threading.Event()
+
+    def end() -> None:
+        if not have_ended.wait(seconds):
+            end_process(status, 0)
+
+    with contextlib.suppress(RuntimeError):  # the system refuses another thread
+        threading.Thread(target=end, name="grpcserver-end", daemon=True).start()
+        atexit.register(have_ended.set)  # the last that is registered is the first that is called
 
 
 def end_process(status: int, seconds: float) -> NoReturn:

@@ -23,6 +23,7 @@ from django.core.cache.backends.base import BaseCache
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
+from django.db.transaction import TransactionManagementError
 from django.utils.module_loading import import_string
 
 logger = logging.getLogger("django_grpc")
@@ -56,6 +57,10 @@ class _ThreadConnections(threading.local):
     #: Whether calls run on the thread from their first line to their last, so that their ends are
     #: the times to look after its connections.
     is_calls = False
+
+    #: Whether `CallHygiene` is around what runs. On a thread of calls the signals are else the
+    #: first and the last of a call.
+    is_entered = False
 
     def __init__(self) -> None:
         self.shared = _Shared()
@@ -131,6 +136,7 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
             not is_doubtful
             and not connection.errors_occurred
             and connection.autocommit == connection.settings_dict["AUTOCOMMIT"]
+            and not connection.in_atomic_block
             and (connection.close_at is None or is_used or time.monotonic() < connection.close_at)
             and type(connection).close_if_unusable_or_obsolete is _stock_rule
         ):
@@ -142,6 +148,9 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
 def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: bool) -> None:
     """Have Django's rule decide about a connection, unless only its age would end it."""
     global _deaths
+    if connection.in_atomic_block and _thread.is_calls and not _thread.is_entered:
+        _end_transaction(connection)
+        return
     had_errors = connection.errors_occurred
     if is_doubtful:
         connection.errors_occurred = True  # Django's rule asks whether it is usable then
@@ -151,6 +160,24 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
     connection.close_if_unusable_or_obsolete()
     if had_errors and connection.connection is None:
         _deaths += 1  # or it was too old, too: then the others are asked for nothing
+
+
+def _end_transaction(connection: BaseDatabaseWrapper) -> None:
+    """Roll back what a call that has ended left in `transaction.atomic`, and close the connection.
+
+    Closed alone, it would refuse all that comes until the block is left, which nobody does.
+    """
+    logger.error(
+        "A call has ended inside of transaction.atomic() on the database %r: the transaction is "
+        "rolled back, and the connection closed.",
+        connection.alias,
+    )
+    is_closed = connection.closed_in_transaction
+    connection.in_atomic_block = connection.closed_in_transaction = False
+    if is_closed:
+        connection.connection = None  # as Django does it when the block is left
+    else:
+        connection.close()
 
 
 def _is_suspect(connection: BaseDatabaseWrapper) -> bool:
@@ -249,7 +276,14 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
         return
     shared, call = _thread.shared, _call.get()
     if call is not shared.last_call and shared is not _sync_thread and _sync_thread is not None:
-        shared.last_call = call
+        last_call, shared.last_call = shared.last_call, call
+        if connection.in_atomic_block and last_call is not None and last_call.has_ended:
+            _end_transaction(connection)
+            # It may be `atomic` that asks, and believes by now that it is inside of another one.
+            raise TransactionManagementError(
+                "A call before this one has ended inside of transaction.atomic() on this thread; "
+                "that is rolled back now."
+            )
         if not connection.in_atomic_block:
             close_old_connections(is_used=False)
             connection.close_if_health_check_failed()
@@ -323,6 +357,10 @@ def _tidy() -> None:
     _is_tidying = False
     _sync_thread = _thread.shared
     try:
+        if not _users:
+            for connection in _thread.shared.connections:
+                if connection.in_atomic_block:
+                    _end_transaction(connection)
         close_old_connections()
     except Exception:
         logger.exception("Cannot close a database connection")
@@ -383,9 +421,11 @@ class CallHygiene:
         """See to the connections of a thread that is about to run code of a call."""
         _thread.is_calls = True
         close_old_connections()
+        _thread.is_entered = True
 
     def leave(self) -> None:
         """See to what that code has left behind."""
+        _thread.is_entered = False
         close_old_connections()
         close_used_caches()
 

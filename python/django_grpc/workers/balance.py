@@ -52,10 +52,12 @@ class Balancer:
         average = sum(it.load.calls for it in serving) / known
         calls = max(_FEW_CALLS, sum(it.load.expected(average) for it in serving))
 
-        def load(worker: WorkerProcess) -> tuple[bool, float, int]:
+        def load(worker: WorkerProcess) -> tuple[bool, bool, float, int]:
             share = worker.open / connections + worker.load.expected(average) / calls
-            # Health checks may have turned one of them; of equal ones each has its turn.
-            return not self._board.is_ready(worker.slot), share, worker.last_given
+            is_ready = self._board.is_ready(worker.slot)
+            # With one that is late it would wait; health checks may have turned one of them; of
+            # equal ones each has its turn.
+            return worker.is_late(), not is_ready, share, worker.last_given
 
         return iter(sorted(serving, key=load))
 

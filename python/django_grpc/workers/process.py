@@ -1,11 +1,13 @@
 """A worker process, as its parent sees it."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from typing import Any
 
@@ -14,6 +16,9 @@ from django_grpc.workers import messages, prctl, systemd
 from django_grpc.workers.board import Board
 from django_grpc.workers.load import Load
 from django_grpc.workers.messages import Inheritance
+
+#: Seconds that a connection may wait in a worker's socket before the worker counts as late.
+_LATE = 0.1
 
 _PAGES_PER_MIB = 1024 * 1024 // os.sysconf("SC_PAGE_SIZE")
 
@@ -54,6 +59,8 @@ class WorkerProcess:
         self.calls_before = self._calls_seen = board.calls_ended(slot)
         self.high_memory_samples = 0
         self.last_given = 0
+        # Since when there have been connections in its socket, as far as anyone has looked.
+        self._waits_since: float | None = None
         self.max_calls: int | None = None
         self.ready_at = 0.0
         with contextlib.ExitStack() as on_error:
@@ -112,6 +119,19 @@ class WorkerProcess:
         socket.send_fds(self._intake, [b"\0"], [connection.fileno()], socket.MSG_NOSIGNAL)
         self.open += 1
         self.load.opened()
+        if self._waits_since is None:
+            self._waits_since = time.monotonic()
+
+    def is_late(self) -> bool:
+        """Whether it does not take in what it was given: it may have no descriptors for more."""
+        if self._waits_since is None:
+            return False
+        # unix(7), SIOCOUTQ: what the other end has not read.
+        unread = fcntl.ioctl(self._intake, termios.TIOCOUTQ, bytes(4))
+        if not any(unread):
+            self._waits_since = None
+            return False
+        return time.monotonic() - self._waits_since > _LATE
 
     def count_released(self) -> None:
         """Note which connections have gone."""

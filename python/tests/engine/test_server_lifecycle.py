@@ -1212,3 +1212,14 @@ def test_a_grace_needs_no_thread(serve, gate, monkeypatch):
     release.set()
     assert call.result() == b"x"
     assert stopped.wait(PATIENCE)
+
+
+@ours_only("grpcio has neither")
+def test_calls_are_logged_and_watched_by_one(serve):
+    server = serve.bare()
+    server.log_calls(lambda calls, dropped: None)
+    server.watch_calls(1)
+    with pytest.raises(ValueError, match="may be called once"):
+        server.log_calls(lambda calls, dropped: None)
+    with pytest.raises(ValueError, match="may be called once"):
+        server.watch_calls(1)

@@ -685,6 +685,16 @@ def test_dynamic_credentials(serve, authority, server_pair):
     assert call(served, renewed) == b"x"
 
 
+@ours_only("grpcio adopts no connections")
+def test_dynamic_credentials_are_not_for_adopted_connections(serve, server_pair):
+    """Nobody would ask their fetcher."""
+    make = support.credentials.ssl_server_certificate_configuration
+    configuration = make([(server_pair.private_key, server_pair.certificate)])
+    credentials = support.credentials.dynamic_ssl_server_credentials(configuration, lambda: None)
+    with pytest.raises(ValueError, match="can't ask the fetcher of dynamic credentials"):
+        serve.bare().adopt_connections(-1, -1, credentials)
+
+
 @ours_only("grpcio fetches while it holds the connection")
 def test_stop_closes_who_waits_for_a_certificate(serve, gate, server_pair):
     """Also while nobody answers what fetches it."""

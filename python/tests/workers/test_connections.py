@@ -92,6 +92,35 @@ def test_connections_wait_while_servicers_have_all_descriptors(serve):
     assert server.stop() == 0
 
 
+def test_a_worker_without_descriptors_is_given_no_more_while_another_has_some(serve):
+    server = serve()
+    address = server.wait_up()
+    server.write_hook("greedy", _GREEDY)
+    server.reload()
+    with contextlib.ExitStack() as at_end:
+        full = at_end.enter_context(connect(address))
+        while ask(full)[1] != "greedy":
+            full = at_end.enter_context(connect(address))
+        pid, _ = ask(full, "take")
+        # One that waits with it tells.
+        while True:
+            channel = at_end.enter_context(connect(address))
+            try:
+                grpc.channel_ready_future(channel).result(timeout=1)
+            except grpc.FutureTimeoutError:
+                break
+        for _ in range(12):
+            assert ask(at_end.enter_context(connect(address)))[0] != pid
+        ask(full, "give")
+        assert ask(channel)[0] == pid
+
+        def is_given_some():
+            return ask(at_end.enter_context(connect(address)))[0] == pid
+
+        wait_until(is_given_some, "the worker that has descriptors again")
+    assert server.stop() == 0
+
+
 def test_connections_that_have_gone_do_not_count(serve):
     server = serve()
     address = server.wait_up()

@@ -18,7 +18,9 @@ from django_grpc.management.shutdown import (
     ShutdownRequest,
     StoppedAtStart,
     end_in_peace,
+    end_process,
     end_process_soon,
+    end_threads_soon,
 )
 from django_grpc.signals import grpc_shutdown
 from django_grpc.workers import listeners, systemd
@@ -63,6 +65,9 @@ class Command(BaseCommand):
 
     #: Whether a drain ended with calls that had to be cut.
     has_cut_calls = False
+
+    # Whether this process is the command's.
+    _is_process = False
 
     # What this process inherits, when it is a worker.
     _inheritance: Inheritance | None = None
@@ -165,18 +170,23 @@ class Command(BaseCommand):
         )
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """Run as the process's command: the process ends even if a call that was cut goes on."""
-        status: object = 0
+        """Run as the process's command: the process ends even if something in it goes on."""
+        self._is_process = True
+        status = 1
         try:
             super().run_from_argv(argv)
+            status = 0
         except SystemExit as leaving:
-            status = leaving.code
+            if leaving.code is None or isinstance(leaving.code, int):
+                status = leaving.code or 0
             raise
         finally:
             end_in_peace()
             flush_or_lose()
             if self.has_cut_calls:
-                end_process_soon(status if isinstance(status, int) else 1)
+                end_process_soon(status)
+            else:
+                end_threads_soon(status)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Serve: as a worker, with the reloader, with workers, or alone."""
@@ -364,6 +374,20 @@ class Command(BaseCommand):
             f"calls in flight have {grace:g} s to end..."
         )
         self.stdout.flush()
+
+    def give_up(self, status: int) -> None:
+        """End the process, if it is the command's own, as the server's loop does not go on.
+
+        Args:
+            status: The process's.
+        """
+        logger.error(
+            "An async method blocks the event loop, on which the server can't stop: what blocks "
+            "belongs into asyncio.to_thread() or sync_to_async()."
+        )
+        if self._is_process:
+            self.on_shutdown()
+            end_process(status, 0)
 
     def _say_stopped(self) -> None:
         self.stdout.write("Graceful shutdown completed")

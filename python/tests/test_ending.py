@@ -1,0 +1,142 @@
+"""That `manage.py grpcserver` ends when it is told to, whatever goes on in it."""
+
+import signal
+import textwrap
+
+import grpc
+import pytest
+from harness import LISTENING, PATIENCE, eventually
+
+MODULE = """
+    import asyncio, atexit, sys, threading, time
+    import grpc
+    from django_grpc.signals import grpc_shutdown
+
+    def say_shutdown(**kwargs):
+        print("grpc_shutdown was sent", flush=True)
+
+    grpc_shutdown.connect(say_shutdown, weak=False)
+
+    async def sleep_in_thread(request, context):
+        print("begun", flush=True)
+        await asyncio.to_thread(time.sleep, 1000)
+
+    async def ignore(request, context):
+        print("begun", flush=True)
+        while True:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                pass
+
+    async def leave_ignoring(request, context):
+        global task
+        task = asyncio.create_task(ignore(request, context))
+        await asyncio.sleep(0)
+        return b""
+
+    async def leave_thread(request, context):
+        global task
+        task = asyncio.create_task(sleep_in_thread(request, context))
+        await asyncio.sleep(0)
+        return b""
+
+    async def iterate_for_ever():
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(1000)
+
+    async def leave_generator(request, context):
+        global generator
+        generator = iterate_for_ever()
+        await anext(generator)
+        print("begun", flush=True)
+        return b""
+
+    async def block_loop(request, context):
+        print("begun", flush=True)
+        time.sleep(1000)
+
+    def start_thread(request, context):
+        threading.Thread(target=time.sleep, args=(1000,)).start()
+        print("begun", flush=True)
+        return b""
+
+    def take_time_at_exit(request, context):
+        @atexit.register
+        def write():
+            time.sleep(2.5)
+            print("written", flush=True)
+        print("begun", flush=True)
+        return b""
+
+    def grpc_hook(server):
+        methods = (
+            sleep_in_thread, ignore, leave_ignoring, leave_thread, leave_generator, block_loop,
+            start_thread, take_time_at_exit,
+        )
+        server.add_registered_method_handlers(
+            "test.Endless", {it.__name__: grpc.unary_unary_rpc_method_handler(it) for it in methods}
+        )
+"""
+
+
+@pytest.fixture
+def stop_during(start, tmp_path):
+    """Start a server, stop it with SIGTERM while a method runs or has run, and return its end."""
+
+    def run(method, *arguments, **setting):
+        (tmp_path / "endless.py").write_text(textwrap.dedent(MODULE))
+        process = start(
+            "--port", "0", "--grace", "0.5", *arguments, servicers=["endless.grpc_hook"], **setting
+        )
+        port = process.wait_for(LISTENING).group(1)
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(f"/test.Endless/{method}").future(b"", timeout=PATIENCE)
+            process.wait_for("begun")
+            process.send(signal.SIGTERM)
+            assert eventually(call.done)
+            assert process.wait() == 0
+        return process
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2"), ("--autoreload",)])
+@pytest.mark.parametrize("method", ["sleep_in_thread", "ignore"])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_call_that_ignores_its_cancellation(stop_during, method, arguments, is_async):
+    process = stop_during(method, *arguments, **{"async": is_async})
+    assert "grpc_shutdown was sent" in process.output
+    assert "Graceful shutdown completed" in process.output
+
+
+def test_a_call_that_ignores_its_cancellation_on_uvloop(stop_during):
+    pytest.importorskip("uvloop")
+    options = [("django_grpc.uvloop", 1)]
+    for method in ("sleep_in_thread", "ignore", "leave_generator"):
+        stop_during(method, **{"async": True, "options": options})
+
+
+@pytest.mark.parametrize("method", ["leave_ignoring", "leave_thread", "leave_generator"])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_what_a_call_has_left_on_the_loop(stop_during, method, is_async):
+    stop_during(method, **{"async": is_async})
+
+
+@pytest.mark.parametrize("arguments", [(), ("--autoreload",)])
+def test_a_method_that_blocks_the_loop(stop_during, arguments):
+    process = stop_during("block_loop", *arguments, **{"async": True})
+    assert "An async method blocks the event loop" in process.output
+    assert "grpc_shutdown was sent" in process.output
+
+
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_thread_that_is_no_daemon(stop_during, arguments, is_async):
+    stop_during("start_thread", *arguments, **{"async": is_async})
+
+
+def test_what_is_registered_with_atexit_has_its_time(stop_during):
+    assert "written" in stop_during("take_time_at_exit").output

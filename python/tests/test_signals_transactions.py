@@ -1,0 +1,108 @@
+"""Calls that leave `transaction.atomic` entered cost those after them nothing."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+SCRIPT = """
+import asyncio, contextvars, os, sys
+from concurrent.futures import ThreadPoolExecutor
+import django
+from django.conf import settings
+
+settings.configure(
+    INSTALLED_APPS=["django.contrib.contenttypes", "django_grpc"],
+    DATABASES={"default": {
+        "ENGINE": "django.db.backends.sqlite3", "NAME": os.environ["SQLITE_FILE"],
+        "CONN_MAX_AGE": None,
+    }},
+    LOGGING_CONFIG=None,
+)
+django.setup()
+import grpc
+from asgiref.sync import sync_to_async
+from django.contrib.contenttypes.models import ContentType
+from django.core.management import call_command
+from django.db import transaction
+from django_grpc import engine
+from django_grpc.signals.wrapper import SignalWrapper
+
+call_command("migrate", verbosity=0)
+
+def work(request):
+    if request == b"leave":
+        for _ in range(2):
+            transaction.atomic().__enter__()
+        ContentType.objects.create(app_label="left", model="left")
+    elif request == b"fail":
+        transaction.atomic().__enter__()
+        raise ValueError
+    else:
+        with transaction.atomic():
+            ContentType.objects.get_or_create(app_label="kept", model=request.decode())
+    return b"ok"
+
+def method(request, context):
+    return work(request)
+
+def stream(request, context):
+    yield work(request)
+
+async def coroutine(request, context):
+    return await sync_to_async(work)(request)
+
+async def in_thread(request, context):
+    loop = asyncio.get_running_loop()
+    run = contextvars.copy_context().run  # as asyncio.to_thread
+    return await loop.run_in_executor(one_thread, run, work, request)
+
+one_thread = ThreadPoolExecutor(1)
+
+class Nothing(grpc.ServerInterceptor):
+    def intercept_service(self, continuation, details):
+        return continuation(details)
+
+name, interceptors = sys.argv[1], [Nothing()] if sys.argv[2:] else []
+server = engine.server(ThreadPoolExecutor(1), interceptors=interceptors)
+is_stream = name == "stream"
+kind = getattr(grpc, f"unary_{'stream' if is_stream else 'unary'}_rpc_method_handler")
+SignalWrapper(server).add_registered_method_handlers(
+    "case.Case", {"Run": kind(globals()[name])}
+)
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    make = channel.unary_stream if is_stream else channel.unary_unary
+    call = make("/case.Case/Run")
+    left = False  # on a thread of a servicer's own: of those one call fails
+    for request in (b"a", b"leave", b"b", b"b", b"c", b"fail", b"d", b"d", b"leave", b"e", b"e"):
+        try:
+            answer = call(request, timeout=20)
+            answer = b"".join(answer) if is_stream else answer
+            assert answer == b"ok"
+            assert not (left and name == "in_thread")
+        except grpc.RpcError as error:
+            assert request == b"fail" or (left and name == "in_thread"), error
+        left = request in (b"leave", b"fail")
+server.stop(1).wait()
+one_thread.shutdown()
+print(*sorted(it.model for it in ContentType.objects.filter(app_label__in=("kept", "left"))))
+"""
+
+
+@pytest.mark.parametrize("arguments", [(), ("interceptor",)])
+@pytest.mark.parametrize("method", ["method", "stream", "coroutine", "in_thread"])
+def test_a_call_that_leaves_a_transaction_open(method, arguments, tmp_path):
+    completed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), method, *arguments],
+        env={**os.environ, "SQLITE_FILE": str(tmp_path / "database")},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (completed.returncode, completed.stdout) == (0, "a b c d e\n"), completed.stderr
+    assert "inside of transaction.atomic() on the database 'default'" in completed.stderr
