@@ -10,6 +10,7 @@ import grpc
 
 from django_grpc import conf
 from django_grpc.engine.call_log import CallRecord
+from django_grpc.logs import GuardedLogger
 
 LOGGER = "django_grpc.access"
 
@@ -32,24 +33,38 @@ class AccessLog:
     def __init__(self, config: conf.AccessLog) -> None:
         """Prepare the log; see `prepare_logger` for who reads it."""
         self._logger = logging.getLogger(LOGGER)
+        self._guarded = GuardedLogger(LOGGER)
         self._has_sql = config.sql
         self._text = as_json if config.format == "json" else as_text
 
     def write(self, calls: list[CallRecord], dropped: int) -> None:
-        """Log calls, and that others were dropped."""
-        logger = self._logger
+        """Log calls, and that others were dropped.
+
+        Raises:
+            BaseException: What the project's handlers raised for one of the calls; the others have
+                been written.
+        """
         if dropped:
-            logger.warning("%d calls were not logged: the log could not keep up", dropped)
-        if not logger.isEnabledFor(logging.INFO):
+            self._guarded.warning("%d calls were not logged: the log could not keep up", dropped)
+        if not self._logger.isEnabledFor(logging.INFO):
             return
+        failure: BaseException | None = None
         for call in calls:
-            facts = self._facts(call)
-            record = logger.makeRecord(
-                LOGGER, logging.INFO, __file__, 0, self._text(facts), (), None, "write", facts
-            )
-            record.created = ended = call.started + call.duration
-            record.msecs = int(ended % 1 * 1000) + 0.0  # as logging itself has it
-            logger.handle(record)
+            try:
+                self._log(call)
+            except BaseException as error:
+                failure = error
+        if failure is not None:
+            raise failure
+
+    def _log(self, call: CallRecord) -> None:
+        facts = self._facts(call)
+        record = self._logger.makeRecord(
+            LOGGER, logging.INFO, __file__, 0, self._text(facts), (), None, "write", facts
+        )
+        record.created = ended = call.started + call.duration
+        record.msecs = int(ended % 1 * 1000) + 0.0  # as logging itself has it
+        self._logger.handle(record)
 
     def _facts(self, call: CallRecord) -> dict[str, Any]:
         facts = {

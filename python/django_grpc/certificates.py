@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from typing import TYPE_CHECKING
 
 from django.core.exceptions import ImproperlyConfigured
 
+from django_grpc.logs import GuardedLogger
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-logger = logging.getLogger("django_grpc")
+logger = GuardedLogger("django_grpc")
 
 #: Seconds between two looks at the files. Certificates are renewed days before they end.
 PERIOD = 10.0
@@ -53,6 +54,8 @@ class CertificateWatcher(threading.Thread):
                 self._renew()
             except ImproperlyConfigured as error:
                 logger.warning("The renewed certificates are not in use yet: %s", error)
+            except BaseException:  # nothing may end the watcher
+                logger.exception("The renewed certificates are not in use yet")
             else:
                 self._seen = now
                 logger.info("The renewed certificates are in use.")

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from certificates import make_certificate
 from django.core.exceptions import ImproperlyConfigured
+from log_handlers import odd_handler
 
 from django_grpc import conf, engine, utils
 from django_grpc.certificates import CertificateWatcher
@@ -122,3 +123,31 @@ def test_server_shows_what_was_renewed(tmp_path):
         assert not is_trusted(old_authority)
     finally:
         server.stop(None)
+
+
+@pytest.mark.parametrize("failure", [ValueError("not yet"), SystemExit()])
+def test_renewal_that_fails_otherwise_is_tried_again(tmp_path, watch, failure):
+    path = tmp_path / "certificate.pem"
+    path.write_text("old")
+    failures, renewed = [failure], threading.Event()
+
+    def renew():
+        if failures:
+            raise failures.pop()
+        renewed.set()
+
+    watch([str(path)], renew)
+    path.write_text("new one")
+    assert renewed.wait(PATIENCE)
+
+
+def test_log_handler_that_raises_does_not_end_the_watcher(tmp_path, watch):
+    path = tmp_path / "certificate.pem"
+    path.write_text("old")
+    renewals = Renewals(failures=2)
+    with odd_handler("django_grpc") as lines:
+        lines.failure = ConnectionError("the database of the log is away")
+        watch([str(path)], renewals)
+        path.write_text("new one")
+        assert renewals.done.wait(PATIENCE)
+        assert lines.texts[0] == "The renewed certificates are not in use yet: not yet"

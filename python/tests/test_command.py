@@ -117,6 +117,35 @@ def test_call_that_outlives_the_grace_is_cut(by, start):
         assert process.wait() == 0, "though the call's thread sleeps on"
 
 
+def test_log_handler_that_waits_does_not_keep_the_process(start, tmp_path):
+    """Python's own end waits for the lock that a handler holds."""
+    (tmp_path / "waiting_hook.py").write_text(
+        textwrap.dedent(
+            """
+            import logging, threading, time
+            from django_grpc.logs import GuardedLogger
+            from sampleapp import servicer
+
+            class Waiting(logging.Handler):
+                def emit(self, record):
+                    print("it waits", flush=True)
+                    time.sleep(3600)
+
+            def grpc_hook(server):
+                servicer.grpc_hook(server)
+                logging.getLogger("django_grpc.tested").addHandler(Waiting())
+                logger = GuardedLogger("django_grpc.tested")
+                threading.Thread(target=logger.error, args=("one",), daemon=True).start()
+            """
+        )
+    )
+    process = start("--port", "0", servicers=["waiting_hook.grpc_hook"])
+    process.wait_for("it waits")
+    with listening(process):
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
+
+
 def test_second_signal_ends_the_server_at_once(start):
     process = start("--port", "0")
     with listening(process) as channel:

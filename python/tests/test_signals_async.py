@@ -472,3 +472,22 @@ def test_connections_are_closed_as_the_settings_say(serve, is_old, closes):
     assert len(set(threads)) == 1
     assert len(closed) >= 2 * closes
     assert bool(closed) == is_old
+
+
+@pytest.mark.parametrize("signal", [grpc_request_started, grpc_request_finished])
+def test_receiver_that_raises_stop_iteration_ends_its_call(serve, signal):
+    """A future can't have it: Python 3.11's would never be done."""
+
+    def receive(**named):
+        raise StopIteration
+
+    async def method(request, context):
+        return b"response"
+
+    signal.connect(receive)
+    try:
+        with pytest.raises(grpc.RpcError, match="A receiver raised StopIteration") as caught:
+            call(serve("unary_unary", method), "unary_unary")
+    finally:
+        signal.disconnect(receive)
+    assert caught.value.code() is grpc.StatusCode.UNKNOWN

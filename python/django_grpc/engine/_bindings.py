@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import logging
 from typing import NamedTuple
 
 import grpc
@@ -11,8 +10,9 @@ import grpc.aio
 
 from django_grpc import _engine
 from django_grpc.engine import coroutines
+from django_grpc.logs import GuardedLogger, exc_info_of
 
-logger = logging.getLogger("django_grpc")
+logger = GuardedLogger("django_grpc")
 
 
 class AbortError(Exception):
@@ -30,7 +30,7 @@ class Metadatum(NamedTuple):
 
 
 def _log_exception(message: str, exception: BaseException) -> None:
-    logger.error(message, exc_info=exception)
+    logger.error(message, exc_info=exc_info_of(exception))
 
 
 def _log_error(message: str) -> None:

@@ -12,7 +12,6 @@ import contextvars
 import enum
 import functools
 import inspect
-import logging
 import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -21,13 +20,14 @@ import grpc
 from asgiref.sync import iscoroutinefunction
 
 from django_grpc.engine.crossings import NoThreadError
+from django_grpc.logs import GuardedLogger, class_name_of, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from django_grpc._engine import AsyncServicerContext
 
-logger = logging.getLogger("django_grpc")
+logger = GuardedLogger("django_grpc")
 
 #: What the context has when there is no request yet.
 PENDING = object()
@@ -66,6 +66,7 @@ def colour(behavior: Any) -> Colour:
 
 async def run_unary(context: AsyncServicerContext, behavior: Callable[..., Any]) -> None:
     """Run a method that returns its only response."""
+    loop = asyncio.get_running_loop()
     context._begin()
     try:
         request = context._request()
@@ -73,12 +74,14 @@ async def run_unary(context: AsyncServicerContext, behavior: Callable[..., Any])
             request = await _first_request(context)
         context._answer(await behavior(request, context))
     except BaseException as error:
-        _failed(context, error)
-    _done(context)
+        _failed(context, error, loop)
+    finally:
+        _done(context)
 
 
 async def run_writer(context: AsyncServicerContext, behavior: Callable[..., Any]) -> None:
     """Run a method that sends its responses by `context.write`."""
+    loop = asyncio.get_running_loop()
     context._begin()
     try:
         request = context._request()
@@ -87,12 +90,14 @@ async def run_writer(context: AsyncServicerContext, behavior: Callable[..., Any]
         await behavior(request, context)
         context._finish()
     except BaseException as error:
-        _failed(context, error)
-    _done(context)
+        _failed(context, error, loop)
+    finally:
+        _done(context)
 
 
 async def run_generator(context: AsyncServicerContext, behavior: Callable[..., Any]) -> None:
     """Run a method that yields its responses."""
+    loop = asyncio.get_running_loop()
     context._begin()
     try:
         request = context._request()
@@ -111,12 +116,14 @@ async def run_generator(context: AsyncServicerContext, behavior: Callable[..., A
                 await close()
         context._finish()
     except BaseException as error:
-        _failed(context, error)
-    _done(context)
+        _failed(context, error, loop)
+    finally:
+        _done(context)
 
 
 async def run_resolved(context: AsyncServicerContext) -> None:
     """Run a call whose handler the server's resolver gives, which is a coroutine function."""
+    loop = asyncio.get_running_loop()
     context._begin()
     try:
         handler = await context._resolver()(context._path(), context.invocation_metadata())
@@ -130,8 +137,11 @@ async def run_resolved(context: AsyncServicerContext) -> None:
             if bound is None:  # it is a worker's now
                 return
     except BaseException as error:
-        _failed(context, error)
-        bound = None
+        try:
+            _failed(context, error, loop)
+        finally:
+            _done(context)
+        return
     if bound is None:
         _done(context)
     else:
@@ -139,27 +149,34 @@ async def run_resolved(context: AsyncServicerContext) -> None:
         await run(context, behavior)
 
 
-def _failed(context: AsyncServicerContext, error: BaseException) -> None:
-    """End a call whose servicer raised, as grpc.aio does."""
-    if isinstance(error, grpc.aio.AbortError) and error is context._abort_error():
+def _failed(
+    context: AsyncServicerContext, error: BaseException, loop: asyncio.AbstractEventLoop
+) -> None:
+    """End a call whose servicer raised, as grpc.aio does; in the handler of that exception.
+
+    The call has its status before anything is logged. Nothing is asked of the exception but its
+    text and its class's, as all of it is the project's and may raise; so would `isinstance`.
+    """
+    kind = type(error)
+    if issubclass(kind, grpc.aio.AbortError) and error is context._abort_error():
         return
-    if isinstance(error, asyncio.CancelledError):
-        logger.debug("The call of %s was cancelled", context._path())
+    if issubclass(kind, asyncio.CancelledError):
         if context.is_active():  # by its own servicer
             context.set_code(grpc.StatusCode.CANCELLED)
             context._fail("The servicer was cancelled.")
+        logger.debug("The call of %s was cancelled", context._path())
         return
-    if isinstance(error, NoThreadError):
+    if issubclass(kind, NoThreadError):
         context.set_code(grpc.StatusCode.UNAVAILABLE)
-        context._fail(str(error))
+        context._fail(text_of(error))
         return
-    if isinstance(error, GeneratorExit):  # nobody runs the loop any more
+    if issubclass(kind, GeneratorExit) and not loop.is_running():  # nobody runs it any more
         context.set_code(grpc.StatusCode.UNAVAILABLE)
         context._fail("The asyncio loop of the server has ended")
         # Here, on whatever thread the task is thrown away, the variables may be another call's.
         contextvars.Context().run(_done, context)
         return
-    if isinstance(error, grpc.aio.InternalError) and context.done():
+    if issubclass(kind, grpc.aio.InternalError) and context.done():
         # By which the engine says that there is nothing to go on with.
         if context._is_cancelled():
             logger.warning(
@@ -168,18 +185,22 @@ def _failed(context: AsyncServicerContext, error: BaseException) -> None:
                 context._path(),
             )
         return
-    details = f"Unexpected {type(error)}: {error}"
-    logger.error(
-        "Unexpected [%s] raised by servicer method [%s]",
-        type(error).__name__,
-        context._path(),
-        exc_info=error,
+    context._fail(_details(error))
+    logger.exception(
+        "Unexpected [%s] raised by servicer method [%s]", class_name_of(error), context._path()
     )
-    context._fail(details)
-    if isinstance(error, KeyboardInterrupt | SystemExit) and _is_main_thread():
+    if issubclass(kind, KeyboardInterrupt | SystemExit) and _is_main_thread():
         # As grpc.aio: it ends the process. On another thread it would end nothing but the loop.
-        _done(context)
         raise error
+
+
+def _details(error: BaseException) -> str:
+    try:
+        details = f"Unexpected {type(error)}: {error}"
+        details.encode()  # as the client gets it
+    except BaseException:
+        return "Unexpected unprintable exception"
+    return details
 
 
 def _is_main_thread() -> bool:
@@ -191,7 +212,7 @@ def _done(context: AsyncServicerContext) -> None:
     for callback in callbacks or ():
         try:
             callback(context)
-        except Exception:
+        except BaseException:  # sys.exit() must not end the loop, and the calls on it
             logger.exception("Error in callback for method [%s]", context._path())
 
 

@@ -259,11 +259,11 @@ class CrossingThreads:
 def _tell_shortage(error: RuntimeError | None, refused: list[_Job]) -> None:
     if error is None:
         return
-    log_seldom("Cannot start a thread for interceptors", error)
     for job in refused:
         refusal = NoThreadError("The server has no thread for its interceptors")
         refusal.__cause__ = error
         job.refuse(refusal)
+    log_seldom("Cannot start a thread for interceptors", error)
 
 
 class _Kind(enum.Enum):

@@ -6,19 +6,17 @@ asked, and `maximum_concurrent_rpcs` and interceptors do not concern it.
 
 from __future__ import annotations
 
-import logging
 import weakref
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from django_grpc.engine.surroundings import inside
+from django_grpc.logs import GuardedLogger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from django_grpc import _engine
-    from django_grpc.engine.types import Surroundings
 
-logger = logging.getLogger("django_grpc.health")
+logger = GuardedLogger("django_grpc.health")
 
 SERVICE_NAME = "grpc.health.v1.Health"
 METHODS = ("Check", "List", "Watch")
@@ -59,12 +57,7 @@ class Health:
     A server is ready unless something speaks against it: it shuts down, `set_not_ready`, a lease
     that ran out, calls that wait in the queue for too long. Each service, and the server as a whole
     under the name "", is SERVING while the server is ready and its own status is SERVING.
-
-    Attributes:
-        surroundings: What is put around the logging of changes.
     """
-
-    surroundings: Surroundings | None = None
 
     def __init__(self, native: _engine.Server, known: Callable[[], Iterable[str]]) -> None:
         """Make the health of a server; `known` gives the paths of its methods."""
@@ -78,8 +71,7 @@ class Health:
 
         def listener() -> None:
             if (health := reference()) is not None:
-                with inside(health.surroundings):
-                    health._log_change()
+                health._log_change()
 
         native.set_health_listener(listener)
 
@@ -169,7 +161,7 @@ class Health:
             self._monitor.stop()
 
     def _log_change(self) -> None:
-        # On the control thread.
+        # On the control thread, whose lines another one writes.
         problem = self.problem
         if problem is not None and problem.cause in _FOUND_BY_ENGINE:
             if problem == self._logged:

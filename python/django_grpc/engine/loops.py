@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import logging
 import os
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from django_grpc.engine.options import UVLOOP
+from django_grpc.logs import GuardedLogger, exc_info_of, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from django_grpc import _engine
     from django_grpc.engine.options import ChannelArgument
 
-logger = logging.getLogger("django_grpc")
+logger = GuardedLogger("django_grpc")
 
 #: How long a server that stops waits for servicers that were cancelled, in seconds.
 CANCELLATION_TIMEOUT = 2.0
@@ -71,12 +71,13 @@ async def detach(native: _engine.Server, loop: asyncio.AbstractEventLoop, descri
     """Take a server that has stopped off its loop, when its last task has ended."""
     # Whatever the calls' ends have left in the inbox: the cancellations.
     native.run_events()
+    pending: Iterable[asyncio.Task[None]] = ()
     if tasks := native.tasks():
         _, pending = await asyncio.wait(tasks, timeout=CANCELLATION_TIMEOUT)
-        for task in pending:
-            logger.error("A servicer goes on although its call was cancelled: %r", task)
     loop.remove_reader(descriptor)
     native.detach_loop()
+    for task in pending:
+        logger.error("A servicer goes on although its call was cancelled: %r", task)
 
 
 class LoopThread:
@@ -108,11 +109,12 @@ class LoopThread:
 
     def _run(self) -> None:
         runner = asyncio.Runner(loop_factory=self._loop_factory)
+        failure: BaseException | None = None
         try:
             runner.get_loop()  # before there is a coroutine that nobody would await
             runner.run(self._serve())
         except BaseException as error:
-            log_seldom("The asyncio loop of the server has ended, or cannot begin", error)
+            failure = error
         finally:
             if self._loop is not None and self._descriptor >= 0:
                 self._loop.remove_reader(self._descriptor)
@@ -120,6 +122,9 @@ class LoopThread:
             # failed.
             self._native.lose_loop()
             self._has_begun.set()
+            if failure is not None:
+                log_seldom("The asyncio loop of the server has ended, or cannot begin", failure)
+                failure = None  # whose traceback has this frame
             try:
                 runner.close()
             except BaseException as error:
@@ -168,7 +173,7 @@ class _Seldom:
             self._next = now + 1.0
             unsaid, self._unsaid = self._unsaid, 0
         more = f" ({unsaid} such lines were left out)" if unsaid else ""
-        logger.error("%s: %s%s", message, error, more, exc_info=error)
+        logger.error("%s: %s%s", message, text_of(error), more, exc_info=exc_info_of(error))
 
 
 log_seldom = _Seldom()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from typing import TYPE_CHECKING
+
+from django_grpc.logs import GuardedLogger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from django_grpc.engine.types import Surroundings
 
-logger = logging.getLogger("django_grpc")
+logger = GuardedLogger("django_grpc")
 
 
 @contextlib.contextmanager
@@ -36,5 +37,4 @@ def _call(function: Callable[[], None]) -> None:
 
 def log_exception(message: str) -> None:
     """Log the exception that is being handled; what the project's log handlers raise is lost."""
-    with contextlib.suppress(BaseException):
-        logger.exception(message)
+    logger.exception(message)

@@ -21,8 +21,10 @@ from django_grpc.engine.call_log import CallLogThread, CallRecord
 from django_grpc.engine.credentials import ServerCredentials
 from django_grpc.engine.handlers import HandlerTable
 from django_grpc.engine.health import Health
+from django_grpc.engine.log_lines import LogLineThread
 from django_grpc.engine.watchdog import Watchdog
 from django_grpc.greenlets import refuse_patched_threads
+from django_grpc.logs import relieve_this_thread
 
 if TYPE_CHECKING:
     import asyncio
@@ -38,6 +40,9 @@ _EXIT_TIMEOUT = 5.0
 
 #: How long a server that has stopped waits until its last calls are logged, in seconds.
 _LOG_TIMEOUT = 5.0
+
+#: The same for its last lines of other logs.
+_LINES_TIMEOUT = 1.0
 
 
 class Server(grpc.Server):
@@ -263,7 +268,7 @@ class Server(grpc.Server):
         and in the task of a call on a loop. Around what is logged of calls and of the server's
         health on threads of the server's own, too. A second call replaces what the first one gave.
         """
-        for place in (self._handlers, self.health, *self._observers):
+        for place in (self._handlers, self._threads.lines, *self._observers):
             place.surroundings = surroundings
         self.native.surround_calls(surroundings)
 
@@ -462,6 +467,8 @@ class Server(grpc.Server):
         for observer in self._observers:
             observer.close()
             observer.join(_LOG_TIMEOUT)
+        self._threads.lines.close()
+        self._threads.lines.join(_LINES_TIMEOUT)
         self._stopped.set()
         self._on_end()
         self.native.stop_threads()
@@ -521,15 +528,24 @@ class _Threads:
         self._spawned = itertools.count()
         self.exit_callbacks = exit_callbacks
         self._loop: loops.LoopThread | None = None
+        # Nothing else starts, and nothing stops, while the control thread waits.
+        self.lines = LogLineThread()
 
     def start(self) -> None:
         self._start(
             "grpc-control",
-            self._native.run_control,
+            self._run_control,
             self._spawn_worker,
             self._spawn_loop,
             self._spawn_callbacks,
         )
+
+    def _run_control(self, *spawners: Callable[..., None]) -> None:
+        relieve_this_thread(self.lines.take)
+        try:
+            self._native.run_control(*spawners)
+        finally:
+            self.lines.close()
 
     def _spawn_callbacks(self, kind: int) -> None:
         name = "grpc-renewals" if kind else "grpc-callbacks"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import grpc
 
 from django_grpc.engine.surroundings import inside, log_exception
+from django_grpc.logs import GuardedLogger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from django_grpc import _engine
     from django_grpc.engine.types import Surroundings
 
-logger = logging.getLogger("django_grpc.watchdog")
+logger = GuardedLogger("django_grpc.watchdog")
 
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -118,16 +118,18 @@ class Watchdog:
             return
         with inside(self.surroundings):
             for it in overdue:
-                call = OverdueCall._make(it)
-                logger.warning(
-                    "%s",
-                    describe(call, frames),
-                    extra={
-                        "method": call.method,
-                        "peer": call.peer,
-                        "running_time": call.running_time,
-                    },
-                )
+                _log(OverdueCall._make(it), frames)
+
+
+def _log(call: OverdueCall, frames: Mapping[int, types.FrameType]) -> None:
+    try:
+        logger.warning(
+            "%s",
+            describe(call, frames),
+            extra={"method": call.method, "peer": call.peer, "running_time": call.running_time},
+        )
+    except BaseException:  # a project's importer may fail to give the source of a frame
+        log_exception("The watchdog failed")
 
 
 def describe(call: OverdueCall, frames: Mapping[int, types.FrameType]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import (
@@ -20,11 +19,12 @@ from typing import TYPE_CHECKING
 from django.db import close_old_connections, connections
 
 from django_grpc.health import NotReady
+from django_grpc.logs import GuardedLogger, class_name_of, text_of
 
 if TYPE_CHECKING:
     from django_grpc.engine.health import Health
 
-logger = logging.getLogger("django_grpc.health")
+logger = GuardedLogger("django_grpc.health")
 
 
 class ReadinessMonitor:
@@ -186,12 +186,9 @@ def _close_dead_connections() -> bool:
 
 
 def _described(error: BaseException) -> str:
-    text = _in_one_line(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text, name = _in_one_line(error), class_name_of(error)
+    return f"{name}: {text}" if text else name
 
 
 def _in_one_line(error: BaseException) -> str:
-    try:
-        return " ".join(str(error).split())
-    except Exception:  # its `__str__` is the user's
-        return ""
+    return " ".join(text_of(error).split())

@@ -95,8 +95,12 @@ class CallSignal(Signal):
                 for receiver, run in plain:
                     if run is not None:
                         responses.append((receiver, run()))
-                    else:
+                        continue
+                    try:
                         responses.append((receiver, receiver(signal=self, sender=sender, **named)))
+                    except StopIteration as error:
+                        # A future can't have it: before Python 3.12 nobody would ever be told.
+                        raise RuntimeError("A receiver raised StopIteration") from error
 
             if stock:
                 hygiene.stop_using()  # as they see to what this call has used until now

@@ -9,7 +9,6 @@ runs for a call: interceptors, handlers that they make, callbacks, receivers.
 """
 
 import functools
-import logging
 import threading
 import time
 import weakref
@@ -26,7 +25,9 @@ from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 from django.utils.module_loading import import_string
 
-logger = logging.getLogger("django_grpc")
+from django_grpc.logs import GuardedLogger
+
+logger = GuardedLogger("django_grpc")
 
 
 # How many connections, of any thread, turned out to be dead. A database that drops one mostly drops

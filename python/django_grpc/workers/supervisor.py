@@ -1,6 +1,5 @@
 """The parent of the worker processes."""
 
-import contextlib
 import functools
 import logging
 import os
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from django_grpc.logs import GuardedLogger
 from django_grpc.management.output import write_last_words
 from django_grpc.workers import fleet, messages, systemd
 from django_grpc.workers.balance import Balancer, accept
@@ -28,7 +28,7 @@ from django_grpc.workers.process import WorkerProcess
 from django_grpc.workers.recycling import draw_max_calls, why_to_replace
 from django_grpc.workers.signals import SignalQueue
 
-logger = logging.getLogger("django_grpc.workers")
+logger = GuardedLogger("django_grpc.workers")
 
 _STOP: Final = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS: Final = (*_STOP, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCHLD)
@@ -174,7 +174,9 @@ class Supervisor:
         except BlockingIOError:
             return
         except (OSError, ValueError) as error:
-            _log(logging.ERROR, f"Worker process {worker.pid} said something strange: {error}.")
+            logger.log(
+                logging.ERROR, f"Worker process {worker.pid} said something strange: {error}."
+            )
             return
         now = time.monotonic()
         if message is None:
@@ -239,7 +241,7 @@ class Supervisor:
             case fleet.Order(task, key):
                 self._order(task, self._workers[key])
             case fleet.Log(level, text):
-                _log(level, text)
+                logger.log(level, text)
             case fleet.Say(text):
                 self._write(text)
             case fleet.Count(reason):
@@ -347,7 +349,7 @@ class Supervisor:
             self._accept_again_at = now + _BACKOFF
             if now - self._complained_at >= _PERIOD:
                 self._complained_at = now
-                _log(logging.WARNING, why_not_accepted(error))
+                logger.log(logging.WARNING, why_not_accepted(error))
 
     def _give_waiting(self) -> None:
         if self._waiting is not None and self._balancer.give(self._waiting, self._serving):
@@ -375,9 +377,3 @@ class Supervisor:
             worker.kill()
         write_last_words(b"Ended at once.\n")
         os._exit(128 + number)
-
-
-def _log(level: int, text: str) -> None:
-    """Log, whatever the project's handlers do: they end no server."""
-    with contextlib.suppress(Exception):
-        logger.log(level, text)

@@ -3,13 +3,14 @@
 The protocols are those of sd_listen_fds(3) and sd_notify(3); they need no library.
 """
 
-import logging
 import os
 import socket
 import time
 from typing import NamedTuple
 
-logger = logging.getLogger("django_grpc.workers")
+from django_grpc.logs import GuardedLogger
+
+logger = GuardedLogger("django_grpc.workers")
 
 _FIRST_DESCRIPTOR = 3
 _NOTIFY_SOCKET = "NOTIFY_SOCKET"

@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import faulthandler
-import logging
 import signal
 import socket
 import time
 from typing import Any, Final
 
 from django_grpc import conf, engine
+from django_grpc.engine.log_lines import LogLineThread
+from django_grpc.logs import GuardedLogger, relieve_this_thread
 from django_grpc.management import threads
 from django_grpc.management.serving import STOPPED, Place, announce_shutdown
 from django_grpc.management.shutdown import ShutdownRequest, end_process
@@ -18,7 +19,7 @@ from django_grpc.workers.board import Pulse
 from django_grpc.workers.fleet import LEAVE_PATIENCE, MARGIN
 from django_grpc.workers.messages import Inheritance, Plan
 
-logger = logging.getLogger("django_grpc.workers")
+logger = GuardedLogger("django_grpc.workers")
 
 # What ends the wait when the parent has said so, or has ended.
 _TOLD = "told by the supervisor"
@@ -26,6 +27,9 @@ _ORPHANED = "the supervisor has ended"
 
 #: Seconds between two heartbeats.
 _BEAT: Final = 0.5
+
+#: Seconds that a worker without a parent waits until it has said so.
+_LINE_TIMEOUT: Final = 1.0
 
 
 class WorkerPlace(Place):
@@ -111,8 +115,18 @@ class WorkerPlace(Place):
                 announce_shutdown(self._server)
             elif message["event"] == messages.DRAIN:
                 self._shutdown.request(_TOLD)
-        logger.warning("The parent of this worker process has ended: it drains, and ends too.")
+        _say_orphaned()
         self._shutdown.request(_ORPHANED)
         # Nobody else ends it, should it not get there.
         grace = self._config.grace if self._config is not None else 0
         end_process(1, grace + MARGIN)
+
+
+def _say_orphaned() -> None:
+    # In time for the log of a process that ends at once; a log handler may also wait for ever, for
+    # what has gone with the parent.
+    lines = LogLineThread()
+    relieve_this_thread(lines.take)
+    logger.warning("The parent of this worker process has ended: it drains, and ends too.")
+    lines.close()
+    lines.join(_LINE_TIMEOUT)

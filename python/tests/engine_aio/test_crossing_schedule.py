@@ -6,10 +6,12 @@ import random
 import threading
 
 import pytest
+from log_handlers import odd_handler
 
 from .support import OURS, PATIENCE
 
 if OURS:
+    from django_grpc.engine import crossings
     from django_grpc.engine.crossings import CrossingSchedule, CrossingThreads, Look
 
 pytestmark = pytest.mark.skipif(not OURS, reason="ours")
@@ -136,3 +138,17 @@ def test_job_that_raises_costs_no_thread(error):
         assert threads.submit(job, lambda refusal: None)
     assert done.wait(PATIENCE)
     threads.close()
+
+
+def test_jobs_without_a_thread_are_refused_whatever_log_handlers_raise(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(crossings, "log_seldom", type(crossings.log_seldom)())
+    threads, refused = CrossingThreads(1, []), []
+    with odd_handler("django_grpc") as lines, monkeypatch.context() as patch:
+        lines.failure = ConnectionError("the database of the log is away")
+        patch.setattr(threading.Thread, "start", refuse)
+        assert not threads.submit(lambda: None, refused.append)
+        assert len(lines.records) == 1
+    assert [str(it) for it in refused] == ["The server has no thread for its interceptors"]

@@ -10,6 +10,7 @@ import types
 
 import grpc
 import pytest
+from log_handlers import odd_handler
 
 from .support import OURS, PATIENCE, Gate, handler
 
@@ -227,3 +228,39 @@ def test_descriptor_of_the_loop_is_closed_in_children(serve_threaded):
     eventfds = [it for it, target in links.items() if "eventfd" in target]
     assert eventfds
     assert not any(os.get_inheritable(it) for it in eventfds)
+
+
+def test_log_handler_that_waits_keeps_no_loop_and_no_worker(serve_threaded, monkeypatch):
+    """What is said on the control thread is written by another one."""
+    monkeypatch.setattr(loops, "log_seldom", type(loops.log_seldom)())
+    served = serve_threaded(
+        {"Good": handler("unary_unary", good), "Plain": handler("unary_unary", lambda r, c: r)}
+    )
+
+    def refuse(*arguments):
+        raise RuntimeError("can't start new thread")
+
+    with odd_handler("django_grpc") as lines:
+        lines.gate.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(loops, "LoopThread", refuse)
+            failure = served.failure("unary_unary", "Good")
+            assert failure.code() is grpc.StatusCode.UNAVAILABLE
+        assert lines.entered.wait(PATIENCE)
+        assert served.unary("Plain", b"x") == b"x"
+        assert served.unary("Good") == b"good"
+        assert lines.texts == ["Cannot start the asyncio thread: can't start new thread"]
+        assert lines.records[0].by == "grpc-log"
+        assert lines.records[0].threadName == "grpc-control"
+
+
+def test_calls_end_with_their_loop_before_that_is_logged(serve_threaded, monkeypatch):
+    monkeypatch.setattr(loops, "log_seldom", type(loops.log_seldom)())
+    served = serve_threaded(
+        {key: handler("unary_unary", it) for key, it in {"Good": good, **ENDING}.items()}
+    )
+    with odd_handler("django_grpc") as lines:
+        lines.gate.clear()
+        assert served.failure("unary_unary", "Callback").code() is grpc.StatusCode.UNAVAILABLE
+        assert lines.entered.wait(PATIENCE)
+        assert served.unary("Good") == b"good"

@@ -363,8 +363,11 @@ def test_task_that_is_thrown_away_ends_in_no_other_call():
     async def wait(request, context):
         await asyncio.sleep(0)
 
+    async def begin():
+        running.send(None)
+
     running = run_unary(Context(), wait)
-    running.send(None)
+    asyncio.run(begin())
     other = contextvars.copy_context()
     other.run(call.set, "another")
     other.run(running.close)

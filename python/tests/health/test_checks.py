@@ -11,6 +11,7 @@ from django.db import DatabaseError, connection, connections
 from django.db.backends.sqlite3.base import Database, DatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 from harness import PATIENCE
+from log_handlers import odd_handler
 
 from django_grpc.health import NotReady, checks
 from django_grpc.health.monitor import ReadinessMonitor
@@ -437,3 +438,16 @@ def test_check_whose_connection_was_dropped_tries_a_new_one(droppable, serve):
     watch.cancel()
     for _ in range(100):
         go_on.release()
+
+
+def test_log_handler_that_raises_does_not_end_the_monitor(checked):
+    _, check, probe = checked()
+    probe.wait_for(SERVING)
+    with odd_handler("django_grpc.health") as lines:
+        lines.failure = ConnectionError("the database of the log is away")
+        check.failure = NotReady("away")
+        probe.wait_for(NOT_SERVING)
+        assert lines.entered.wait(PATIENCE)
+        check.failure = None
+        probe.wait_for(SERVING)
+        assert lines.texts[0] == "The readiness check mine failed: away"

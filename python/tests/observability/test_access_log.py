@@ -14,6 +14,7 @@ from asgiref.sync import SyncToAsync, sync_to_async
 from django.db import connection
 from engine.raw import RawConnection
 from harness import PATIENCE, listening, say_hello
+from log_handlers import odd_handler
 
 from django_grpc import access_log, conf, queries, utils
 from django_grpc.engine.call_log import CallRecord
@@ -503,3 +504,11 @@ def test_environment_and_sql(start):
         say_hello(channel, "query")
         line = process.wait_for(r"^\{.*").group()
     assert json.loads(line)["sql_count"] == 1
+
+
+def test_handler_that_raises_costs_no_other_line():
+    with odd_handler(access_log.LOGGER) as lines:
+        lines.failure = ConnectionError("the database of the log is away")
+        with pytest.raises(ConnectionError):
+            access_log.AccessLog(conf.AccessLog()).write([RECORD] * 3, 7)
+        assert len(lines.records) == 1 + 3

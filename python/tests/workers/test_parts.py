@@ -8,13 +8,17 @@ import socket
 import struct
 import subprocess
 import sys
+import types
 
 import pytest
+from harness import PATIENCE
+from log_handlers import odd_handler
 
 from django_grpc import conf
-from django_grpc.workers import listeners, messages, systemd
+from django_grpc.workers import listeners, messages, systemd, worker
 from django_grpc.workers.board import Board, Pulse
 from django_grpc.workers.crashes import FORGOTTEN_AFTER, LIMIT, Failures
+from django_grpc.workers.fleet import MARGIN
 from django_grpc.workers.load import Load
 from django_grpc.workers.messages import Inheritance, Plan
 from django_grpc.workers.recycling import draw_max_calls
@@ -413,3 +417,33 @@ def test_orphans_are_reaped_and_no_others():
         [sys.executable, "-c", REAPER], stdout=subprocess.PIPE, check=True, text=True
     ).stdout
     assert output == "2 0 0\n"
+
+
+def test_notification_goes_before_what_log_handlers_raise(monkeypatch, tmp_path):
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    with odd_handler("django_grpc.workers") as lines:
+        lines.failure = ConnectionError("the database of the log is away")
+        systemd.notify_reloading()
+        assert lines.texts[0].startswith("The service manager can't be told RELOADING=1: ")
+
+
+@pytest.mark.parametrize("failure", [ConnectionError(), None])
+def test_orphan_drains_whatever_log_handlers_do(monkeypatch, failure):
+    """Either they raise, or they wait for what has gone with the parent."""
+    requested, ended = [], []
+    monkeypatch.setattr(worker, "_LINE_TIMEOUT", 0.05)
+    monkeypatch.setattr(worker, "end_process", lambda *arguments: ended.append(arguments))
+    place = object.__new__(worker.WorkerPlace)
+    place._config = None
+    place._shutdown = types.SimpleNamespace(request=requested.append)
+    place._control, parent = socket.socketpair()
+    parent.close()
+    with place._control, odd_handler("django_grpc.workers") as lines:
+        lines.failure = failure
+        if failure is None:
+            lines.gate.clear()
+        place._follow()
+        assert requested == ["the supervisor has ended"]
+        assert ended == [(1, MARGIN)]
+        assert lines.entered.wait(PATIENCE)
+        assert len(lines.texts) == 1

@@ -2,15 +2,15 @@
 
 import argparse
 import datetime
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from django_grpc import conf, greenlets
+from django_grpc import conf, greenlets, logs
 from django_grpc.addresses import format_address, is_unix, parse_addrport
+from django_grpc.logs import GuardedLogger, text_of
 from django_grpc.management import complaints, reloading
 from django_grpc.management.arguments import unicode_text
 from django_grpc.management.output import flush_or_lose, make_output_tolerant
@@ -29,7 +29,7 @@ from django_grpc.workers.supervisor import SupervisionError, Supervisor
 
 # What needs the engine is imported where this process serves: the parent of workers does not.
 
-logger = logging.getLogger("django_grpc")
+logger = GuardedLogger("django_grpc")
 
 # The options that stand above keys of the settings, by attribute of `conf.ServerConfig`.
 _FLAGS = (
@@ -170,7 +170,11 @@ class Command(BaseCommand):
         )
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """Run as the process's command: the process ends even if something in it goes on."""
+        """Run as the process's command.
+
+        The process ends even if something in it goes on: a call that was cut, a thread or a log
+        handler of the project's.
+        """
         self._is_process = True
         status = 1
         try:
@@ -183,7 +187,7 @@ class Command(BaseCommand):
         finally:
             end_in_peace()
             flush_or_lose()
-            if self.has_cut_calls:
+            if self.has_cut_calls or logs.are_under_way():
                 end_process_soon(status)
             else:
                 end_threads_soon(status)
@@ -355,7 +359,7 @@ class Command(BaseCommand):
         except Exception as error:
             # The process ends all the same, and as well as it can.
             logger.exception("A receiver of grpc_shutdown failed")
-            self.stderr.write(f"Error during graceful shutdown: {error}")
+            self.stderr.write(f"Error during graceful shutdown: {text_of(error)}")
         if self._inheritance is None:
             self._say_stopped()
 
