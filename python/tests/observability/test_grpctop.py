@@ -240,7 +240,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=self._take_terminal,
             env={
                 **{k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")},
                 "PYTHONPATH": os.pathsep.join(
@@ -252,6 +252,12 @@ class Terminal:
         )
         self.before = termios.tcgetattr(slave)
         self._slave = slave
+
+    @staticmethod
+    def _take_terminal():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        # It may be ignored here, as in what a shell runs in the background.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def resize(self, lines, columns):
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
@@ -299,6 +305,7 @@ def terminal():
 def test_an_interrupt_that_is_swallowed_still_ends_it(monkeypatch):
     """A file's finalizer drops what is raised in it."""
     master, slave = pty.openpty()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with open(slave, "r+b", buffering=0) as raw, io.TextIOWrapper(raw) as end:
             monkeypatch.setattr(sys, "stdin", end)
@@ -310,6 +317,7 @@ def test_an_interrupt_that_is_swallowed_still_ends_it(monkeypatch):
                     screen.wait(time.monotonic() + 5, lambda: None)
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
+        signal.signal(signal.SIGINT, handler)
         os.close(master)
 
 
