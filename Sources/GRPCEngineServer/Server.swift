@@ -341,9 +341,6 @@ package final class Server: Sendable {
     }
   }
 
-  /// An event loop of this server, for timers; `nil` before `start`.
-  package var anyEventLoop: (any EventLoop)? { self.state.withLock { $0.running?.group.next() } }
-
   /// Connections that are open.
   package var connectionCount: Int { self.connections.count }
 
@@ -392,8 +389,12 @@ package final class Server: Sendable {
   ///
   /// An event loop keeps the time: there may be no thread to be had when a server is to stop.
   package func cancelAllCalls(after time: TimeAmount) {
-    guard let eventLoop = self.anyEventLoop else { return }
-    eventLoop.scheduleTask(in: time) { [weak self] in self?.cancelAllCalls() }
+    // Under the mutex, as the event loops end once the stage is another one.
+    self.state.withLock { state in
+      _ = state.running?.group.next().scheduleTask(in: time) { [weak self] in
+        self?.cancelAllCalls()
+      }
+    }
   }
 
   /// Ends every call in flight with UNAVAILABLE and closes every connection.
