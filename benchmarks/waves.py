@@ -47,6 +47,8 @@ _ROUNDS = 5
 #: How many fresh servers one that falls behind is compared with; one that is worn is behind each of
 #: them.
 _FRESH_SERVERS = 3
+#: Waves that may take more memory, at least; in a longer run it is the first half of them.
+_FILLING_WAVES = 4
 _COARSE = "unary"
 _WORKS = [work for work in WORKS if work.name in (_COARSE, "block")]
 
@@ -163,7 +165,7 @@ def _run(python: Path, options: argparse.Namespace) -> list[str]:
             time.sleep(_PAUSE_SECONDS)
             finding = _measure(side, python, Path(name, f"fresh-{number}"), options.seconds)
             findings.append(finding)
-            filling = findings[: max(1, options.waves // 2)]
+            filling = findings[: max(_FILLING_WAVES, options.waves // 2)]
             wrong = finding.complaints(max(it.resident_kib for it in filling))
             complaints += [f"wave {number}: {line}" for line in wrong]
             shares = "; ".join(f"{name} {_written(it)}" for name, it in finding.shares.items())
