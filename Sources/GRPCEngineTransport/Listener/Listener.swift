@@ -3,6 +3,7 @@ package import NIOCore
 package import NIOHTTP2
 internal import NIOPosix
 internal import NIOSSL
+internal import Synchronization
 
 /// Accepts connections on a bound socket, until it is closed.
 package final class Listener: Sendable {
@@ -93,13 +94,13 @@ package final class Listener: Sendable {
   ) -> EventLoopFuture<Void> {
     guard let refresh else { return channel.eventLoop.makeSucceededVoidFuture() }
     let refreshed = channel.eventLoop.makePromise(of: Void.self)
-    // The first of the two counts.
+    let outcome = FirstOutcome(refreshed)
     let timer = channel.eventLoop.scheduleTask(in: limit) {
-      refreshed.fail(ChannelError.connectTimeout(limit))
+      outcome.set(.failure(ChannelError.connectTimeout(limit)))
     }
     // The server is there for it until then, also if it stops; and cuts it with the others.
     let arrival = registry.arrivalBegan {
-      refreshed.fail(ChannelError.ioOnClosedChannel)
+      outcome.set(.failure(ChannelError.ioOnClosedChannel))
     }
     refreshed.futureResult.whenComplete { _ in
       timer.cancel()
@@ -109,7 +110,7 @@ package final class Listener: Sendable {
         listenerLoop.execute { channel.eventLoop.execute { registry.arrivalEnded(arrival) } }
       }
     }
-    refresh { refreshed.succeed() }
+    refresh { outcome.set(.success(())) }
     return refreshed.futureResult
   }
 
@@ -237,5 +238,20 @@ package final class Listener: Sendable {
       }
     }
     registry.arrivalEnded()
+  }
+}
+
+/// Completes a promise once. Whoever comes later does not touch it: its event loop may have ended.
+private final class FirstOutcome: Sendable {
+  private let promise: Mutex<EventLoopPromise<Void>?>
+
+  init(_ promise: EventLoopPromise<Void>) { self.promise = Mutex(promise) }
+
+  func set(_ outcome: Result<Void, any Error>) {
+    let promise = self.promise.withLock { promise in
+      defer { promise = nil }
+      return promise
+    }
+    promise?.completeWith(outcome)
   }
 }
