@@ -36,9 +36,18 @@ final class AsyncServicerContext: ServicerContext {
   /// The futures of those who wait for one thing: tasks of the servicer's own may wait beside its
   /// call's.
   private struct Waiters {
-    var futures: [PythonHandle] = []
+    private(set) var futures: [PythonHandle] = []
     /// Whether the call has been asked to tell, and has not: once is enough for all of them.
-    var areAwaited = false
+    private var areAwaited = false
+
+    /// - Parameter mayTell: whether the call can tell anything; else it is not asked.
+    /// - Returns: whether the call is to be asked.
+    mutating func add(_ future: PythonPointer, mayTell: Bool) -> Bool {
+      self.futures.append(PythonHandle(retaining: future))
+      guard mayTell, !self.areAwaited else { return false }
+      self.areAwaited = true
+      return true
+    }
 
     mutating func remove(_ future: PythonPointer) {
       self.futures.removeAll { $0.pointer == future }
@@ -326,21 +335,19 @@ final class AsyncServicerContext: ServicerContext {
 
   /// Has `future` set when there is something to read.
   func setReader(_ future: PythonPointer) {
-    guard self.mayWait(future) else { return }
-    self.readers.futures.append(PythonHandle(retaining: future))
     // Of a call that has ended the task is about to hear: it waits for that.
-    guard self.call.isActive, !self.readers.areAwaited else { return }
-    self.readers.areAwaited = true
+    guard self.mayWait(future), self.readers.add(future, mayTell: self.call.isActive) else {
+      return
+    }
     let (bridge, id) = (self.bridge, self.id)
     self.call.whenReadable { bridge.post(.readable(id)) }
   }
 
   /// Has `future` set when a response is welcome.
   func setWriter(_ future: PythonPointer) {
-    guard self.mayWait(future) else { return }
-    self.writers.futures.append(PythonHandle(retaining: future))
-    guard self.call.isActive, !self.writers.areAwaited else { return }
-    self.writers.areAwaited = true
+    guard self.mayWait(future), self.writers.add(future, mayTell: self.call.isActive) else {
+      return
+    }
     let (bridge, id) = (self.bridge, self.id)
     self.call.whenWritable { bridge.post(.writable(id)) }
   }
