@@ -21,15 +21,16 @@ def lines():
 
 
 @pytest.mark.parametrize("failure", [ValueError(), SystemExit(), GeneratorExit()])
-def test_what_handlers_raise_is_lost(lines, failure):
+def test_what_handlers_raise_costs_the_line(lines, failure, capsys):
     logger = GuardedLogger(NAME)
     lines.failure = failure
     logger.error("one")
+    assert type(failure).__name__ in capsys.readouterr().err
     lines.failure = None
     logger.warning("%s", "two", extra={"mine": 1})
     assert lines.texts == ["one", "two"]
     assert lines.records[1].mine == 1
-    assert lines.records[1].funcName == "test_what_handlers_raise_is_lost"
+    assert lines.records[1].funcName == "test_what_handlers_raise_costs_the_line"
     assert not logs.are_under_way()
 
 
@@ -79,6 +80,12 @@ def relieved(lines_of, write):
     assert not thread.is_alive()
 
 
+def end(thread):
+    """Have a thread for lines write those that there are, and wait for it."""
+    thread.close()
+    thread.join(PATIENCE)
+
+
 def test_relieved_thread_does_not_wait(lines):
     def write(logger):
         logger.info("one %d", 1)
@@ -92,8 +99,7 @@ def test_relieved_thread_does_not_wait(lines):
     thread = LogLineThread()
     relieved(thread, write)
     lines.gate.set()
-    thread.close()
-    thread.join(PATIENCE)
+    end(thread)
     assert lines.texts == ["one 1", "two"]
     first, second = lines.records
     assert (first.threadName, first.funcName, first.by) == ("relieved", "write", "grpc-log")
@@ -114,8 +120,7 @@ def test_lines_beyond_those_that_may_wait_are_counted(lines, monkeypatch):
     thread = LogLineThread()
     relieved(thread, write)
     lines.gate.set()
-    thread.close()
-    thread.join(PATIENCE)
+    end(thread)
     lost = "3 log lines were lost: the log could not keep up"
     assert lines.texts == ["first", "0", lost, "1"]
 
@@ -146,7 +151,6 @@ def test_handler_that_raises_does_not_end_the_thread(lines):
     lines.failure = SystemExit()
     thread = LogLineThread()
     relieved(thread, write)
-    thread.close()
-    thread.join(PATIENCE)
+    end(thread)
     assert lines.texts == ["one", "two"]
     assert not logs.are_under_way()

@@ -44,6 +44,18 @@ def answers(target):
         return channel.unary_unary(f"/{SERVICE}/Echo")(b"x", timeout=PATIENCE) == b"x"
 
 
+def run_script(script, *arguments):
+    """Run Python in a process of its own, to its end; what it wrote is text."""
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
 def refuses(port):
     """Whether nobody listens on a port of 127.0.0.1."""
     try:
@@ -416,13 +428,8 @@ os._exit(0)
 )
 def test_process_whose_threads_gevent_has_patched(options, replaced):
     pytest.importorskip("gevent")
-    completed = subprocess.run(
-        [sys.executable, "-c", PATCHED.format(options=options)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=PATIENCE,
-    )
+    completed = run_script(PATCHED.format(options=options))
+    assert completed.returncode == 0, completed.stderr
     lines = completed.stdout.splitlines()
     if replaced is None:
         assert lines == ["started", "started"]
@@ -900,9 +907,8 @@ try:
 except RuntimeError as error:
     print(error)
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=True
-    )
+    ended = run_script(script)
+    assert ended.returncode == 0, ended.stderr
     assert "need 192 file descriptors" in ended.stdout
     assert "ulimit -n" in ended.stdout
 
@@ -943,13 +949,7 @@ def test_a_start_without_threads_raises():
     for left in range(10):
         # The limit counts the threads of the user, in all processes.
         user = 3_000_000 + os.getpid() % 100_000 * 10 + left
-        ended = subprocess.run(
-            [sys.executable, "-c", _FEW_THREADS, str(left), str(user)],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        ended = run_script(_FEW_THREADS, str(left), str(user))
         assert ended.returncode == 0, (left, ended.stderr)
         said.append(ended.stdout.split(":")[0].strip())
     assert set(said) == {"refused", "started"}
@@ -1004,14 +1004,7 @@ os._exit(0)
 @ours_only("grpcio needs no descriptor of its own for each event loop")
 def test_servers_that_start_at_once_share_what_there_is():
     """What one was told that there is another may take: SwiftNIO would end the process."""
-    ended = subprocess.run(
-        [sys.executable, "-c", _TOGETHER],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
+    ended = run_script(_TOGETHER)
     assert ended.stdout == "done\n", ended.stderr
 
 
@@ -1155,13 +1148,7 @@ os._exit(0)
 @pytest.mark.parametrize("moment", ["handlers", "threads", "health"])
 def test_a_handler_of_a_signal_may_stop_a_server_that_starts(moment, grace):
     """It runs on the thread that starts it, and holds what that holds."""
-    ended = subprocess.run(
-        [sys.executable, "-c", _STOPPED_BY_A_SIGNAL, moment, repr(grace)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    ended = run_script(_STOPPED_BY_A_SIGNAL, moment, repr(grace))
     assert ended.stdout == "stopped\n", ended.stderr
 
 
@@ -1185,13 +1172,7 @@ except OSError as error:
 @ours_only("looks inside")
 def test_server_for_whose_statistics_there_is_no_memory():
     """They take half a MiB of addresses, of which there are 100 KiB."""
-    ended = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_MEMORY],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    ended = run_script(_WITHOUT_MEMORY)
     assert ended.stdout == "The server's statistics can't be made\n", ended.stderr
 
 

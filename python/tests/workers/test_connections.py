@@ -33,12 +33,18 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 )
 
 
-def test_workers_without_descriptors_leave_connections_waiting(serve):
-    """Each keeps a reserve; those it has are served, and a line says why others wait."""
+def serve_hook(serve, answer, hook):
+    """Serve another hook than the first one, which a reload takes up."""
     server = serve()
     address = server.wait_up()
-    server.write_hook("scarce", _SCARCE)
+    server.write_hook(answer, hook)
     server.reload()
+    return server, address
+
+
+def test_workers_without_descriptors_leave_connections_waiting(serve):
+    """Each keeps a reserve; those it has are served, and a line says why others wait."""
+    server, address = serve_hook(serve, "scarce", _SCARCE)
     with contextlib.ExitStack() as at_end:
         first = at_end.enter_context(connect(address))
         assert ask(first)[1] == "scarce"
@@ -70,10 +76,7 @@ _GREEDY = _SCARCE.replace(
 
 def test_connections_wait_while_servicers_have_all_descriptors(serve):
     """Also the first that comes then: a worker that waits for it would lose it to the kernel."""
-    server = serve()
-    address = server.wait_up()
-    server.write_hook("greedy", _GREEDY)
-    server.reload()
+    server, address = serve_hook(serve, "greedy", _GREEDY)
     with contextlib.ExitStack() as at_end:
         workers = {}
         while len(workers) < 2:
@@ -93,10 +96,7 @@ def test_connections_wait_while_servicers_have_all_descriptors(serve):
 
 
 def test_a_worker_without_descriptors_is_given_no_more_while_another_has_some(serve):
-    server = serve()
-    address = server.wait_up()
-    server.write_hook("greedy", _GREEDY)
-    server.reload()
+    server, address = serve_hook(serve, "greedy", _GREEDY)
     with contextlib.ExitStack() as at_end:
         full = at_end.enter_context(connect(address))
         while ask(full)[1] != "greedy":
