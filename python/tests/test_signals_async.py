@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import sys
 import threading
 
 import grpc
@@ -489,5 +490,35 @@ def test_receiver_that_raises_stop_iteration_ends_its_call(serve, signal):
         with pytest.raises(grpc.RpcError, match="A receiver raised StopIteration") as caught:
             call(serve("unary_unary", method), "unary_unary")
     finally:
+        signal.disconnect(receive)
+    assert caught.value.code() is grpc.StatusCode.UNKNOWN
+
+
+@pytest.mark.parametrize("signal", [grpc_request_started, grpc_request_finished])
+def test_async_receiver_that_exits_ends_its_call_alone(serve, signal):
+    """In a task of `gather` it would end the loop, and every call that is on it."""
+
+    async def receive(request, **named):
+        if request == b"exits":
+            sys.exit("a receiver's")
+
+    async def method(request, context):
+        if request == b"waits":
+            entered.set()
+            await asyncio.to_thread(go_on.wait, PATIENCE)
+        return b"response"
+
+    entered, go_on = threading.Event(), threading.Event()
+    channel = serve("unary_unary", method)
+    signal.connect(receive)
+    try:
+        waiting = channel.unary_unary(f"/{SERVICE}/Method").future(b"waits", timeout=PATIENCE)
+        assert entered.wait(PATIENCE)
+        with pytest.raises(grpc.RpcError, match="a receiver's") as caught:
+            call(channel, "unary_unary", b"exits")
+        go_on.set()
+        assert waiting.result() == b"response"
+    finally:
+        go_on.set()
         signal.disconnect(receive)
     assert caught.value.code() is grpc.StatusCode.UNKNOWN

@@ -2,7 +2,7 @@
 
 import asyncio
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, NamedTuple
 
 import django.core.cache
@@ -110,10 +110,13 @@ class CallSignal(Signal):
             responses.extend((receiver, None) for receiver, _ in plain)
         asynchronous = [it for it, _ in live if it is not None and iscoroutinefunction(it)]
         if asynchronous:
-            results = await asyncio.gather(
-                *(it(signal=self, sender=sender, **named) for it in asynchronous)
+            outcomes = await asyncio.gather(
+                *(_outcome(it(signal=self, sender=sender, **named)) for it in asynchronous)
             )
-            responses.extend(zip(asynchronous, results, strict=True))
+            for receiver, (response, leaving) in zip(asynchronous, outcomes, strict=True):
+                if leaving is not None:
+                    raise leaving
+                responses.append((receiver, response))
         return responses
 
     def send(self, sender: Any, **named: Any) -> list[tuple[Receiver, Any]]:
@@ -184,6 +187,18 @@ class CallSignal(Signal):
             if sender is None:
                 self._plan = plan
         return plan
+
+
+async def _outcome(answer: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+    """What a receiver returned, or by what it means to leave.
+
+    That must leave the call's task and not one of `gather`: there it would end the loop, and with
+    it every other call.
+    """
+    try:
+        return await answer, None
+    except (KeyboardInterrupt, SystemExit) as error:
+        return None, error
 
 
 def _receiver(reference: Any) -> Receiver | None:
