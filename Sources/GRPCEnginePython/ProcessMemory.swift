@@ -13,7 +13,7 @@
 enum ProcessMemory {
   private static let keptTop: CInt = 16 << 20
 
-  /// Has freed memory kept, up to a limit. Called when a server starts; setting it again changes
+  /// Has freed memory kept, up to a limit. Called when a server is made; setting it again changes
   /// nothing.
   static func keepFreed() {
     #if canImport(Glibc)

@@ -38,6 +38,8 @@ final class PythonServer {
   private var refusedThreads = NoticeLimit()
 
   init(configuration: ServerConfiguration, limits: WorkerPool.Schedule.Limits, bindings: Bindings) {
+    // Before the threads that come with a server: each would have an arena of its own by now.
+    ProcessMemory.keepFreed()
     self.configuration = configuration
     self.bindings = bindings
     self.server = Server(configuration: configuration)
@@ -208,7 +210,6 @@ final class PythonServer {
 
   /// - Returns: false with an exception set.
   func start() -> Bool {
-    ProcessMemory.keepFreed()
     do {
       try Python.detachedThrowing { try self.server.start() }
       return true
