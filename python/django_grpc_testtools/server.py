@@ -15,6 +15,7 @@ from django_grpc import conf, engine, health, signals, utils
 from django_grpc.health import enabling
 from django_grpc.signals.wrapper import SignalWrapper
 
+from .own_connections import OwnConnections
 from .sharing import PATIENCE, SharedConnections, connections_to_share
 
 Hook = str | Callable[[Any], Any]
@@ -33,7 +34,7 @@ class InProcessServer:
 
     Without a transaction (`TransactionTestCase`, pytest-django's `transactional_db`) the threads
     open connections as in production, but to an SQLite database in memory, which is shared then
-    too.
+    too. They are closed when the server stops, so that the test database can be dropped.
 
         with InProcessServer(servicers=["shop.servicers.grpc_hook"]) as server:
             reply = server.stub(ShopStub).GetItem(ItemRequest(id=1), timeout=5)
@@ -140,6 +141,8 @@ class InProcessServer:
             options=list(config.options if self._options is None else self._options),
             maximum_concurrent_rpcs=config.maximum_concurrent_rpcs,
         )
+        own = self._at_end.enter_context(OwnConnections(shared))
+        server.on_worker_exit(own.close)
         wrapper = SignalWrapper(server, instruments)
         for add in _hooks(config.servicers if self._servicers is None else self._servicers):
             add(wrapper)

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from asgiref.sync import sync_to_async
 from catalog import catalog_pb2 as pb
 from catalog.catalog_pb2_grpc import CatalogStub
 from catalog.models import Tag
@@ -15,6 +16,8 @@ from catalog.servicers import grpc_hook
 from certificates import make_certificate
 from conftest import PATIENCE
 from django.db import connection
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 from django.test import TestCase
 
 from django_grpc import engine, signals
@@ -313,3 +316,47 @@ class TestInProcessServer:
 class _WithoutDeadline:
     def time_remaining(self) -> None:
         return None
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("way", ["ordinary", "async", "interceptor"])
+def test_no_thread_keeps_a_connection(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the test database could not be dropped: "is being accessed by other users"."""
+
+    def look(*_: object) -> bytes:
+        # What CONN_MAX_AGE = None does.
+        connection.ensure_connection()
+        connection.close_at = None
+        return str(Tag.objects.count()).encode()
+
+    async def look_too(request: bytes, context: Any) -> bytes:
+        return await sync_to_async(look)()
+
+    class Looks(grpc.ServerInterceptor):  # type: ignore[misc]
+        def intercept_service(self, continuation: Any, details: Any) -> Any:
+            look()
+            return continuation(details)
+
+    class Passes(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+        async def intercept_service(self, continuation: Any, details: Any) -> Any:
+            return await continuation(details)
+
+    opened: list[tuple[BaseDatabaseWrapper, bool]] = []
+
+    def note(*, connection: BaseDatabaseWrapper, **_: object) -> None:
+        opened.append((connection, threading.current_thread() is threading.main_thread()))
+
+    monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", None)
+    connection_created.connect(note)
+    try:
+        method = look if way == "ordinary" else look_too
+        interceptors = [Passes(), Looks()] if way == "interceptor" else []
+        with InProcessServer([unary(method)], interceptors=interceptors, max_workers=2) as server:
+            assert call(server) == b"0"
+            is_shared = not connection.settings_dict["NAME"] or "memory" in str(
+                connection.settings_dict["NAME"]
+            )
+            assert is_shared or any(it.connection is not None for it, is_ours in opened)
+    finally:
+        connection_created.disconnect(note)
+    assert not [it for it, is_ours in opened if it.connection is not None and not is_ours]
