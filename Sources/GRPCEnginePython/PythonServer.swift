@@ -246,6 +246,9 @@ final class PythonServer {
 
   /// Ends the worker threads, once the queue is empty, and then the control thread.
   func stopThreads() {
+    // A servicer may refer to its server, which the garbage collector does not see from here.
+    for method in self.methods { method.empty() }
+    self.resolver = nil
     self.callLog?.log.close()
     self.pool.stop()
     self.callbacks.stop()

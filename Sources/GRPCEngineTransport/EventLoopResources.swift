@@ -1,16 +1,18 @@
 internal import CGRPCEngineSockets
+internal import Dispatch
 internal import Glibc
 package import NIOPosix
 internal import Synchronization
 
 /// What event loops take of the system. It is asked for beforehand, since SwiftNIO ends the process
-/// where it can't have it.
+/// where it can't have it; and so does libdispatch, by which SwiftNIO ends event loops.
 package enum EventLoopResources {
   /// epoll(7), eventfd(2) and timerfd_create(2).
   private static let descriptorsOfALoop = 3
 
-  /// Held from the asking to the having: servers of one process may start at the same time.
-  private static let lock = Mutex(())
+  /// Held from the asking to the having: servers of one process may start at the same time. Whether
+  /// libdispatch has what it needs: the same three descriptors, once in a process.
+  private static let dispatchIsReady = Mutex(false)
 
   /// Makes groups of event loops, all of them or none.
   ///
@@ -19,12 +21,29 @@ package enum EventLoopResources {
   package static func makeGroups(
     _ sizes: [Int]
   ) throws(BoundSocket.Failure) -> [MultiThreadedEventLoopGroup] {
-    try Self.lock.withLock { _ throws(BoundSocket.Failure) in
+    try Self.dispatchIsReady.withLock { dispatchIsReady throws(BoundSocket.Failure) in
       let loops = sizes.reduce(0, +)
-      try Self.probeDescriptors(loops)
-      try Self.probeThreads(loops)
+      try Self.probeDescriptors(loops + (dispatchIsReady ? 0 : 1))
+      // Its manager and one that does what is to be done.
+      try Self.probeThreads(loops + (dispatchIsReady ? 0 : 2))
+      if !dispatchIsReady {
+        Self.readyDispatch()
+        dispatchIsReady = true
+      }
       return sizes.map { MultiThreadedEventLoopGroup(numberOfThreads: $0) }
     }
+  }
+
+  /// Has libdispatch open now what it would open as the first event loop ends: there may be nothing
+  /// left to open by then. A child that is forked has it from its parent.
+  private static func readyDispatch() {
+    let isReady = DispatchSemaphore(value: 0)
+    let timer = DispatchSource.makeTimerSource()
+    timer.setEventHandler { isReady.signal() }
+    timer.schedule(deadline: .now())
+    timer.resume()
+    _ = isReady.wait(timeout: .now() + 5)
+    timer.cancel()
   }
 
   /// Opens what so many loops will, for a moment.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import grpc
 
 # The longest that a call may take before it counts as failed, in seconds.
-_TIMEOUT = 10.0
+_TIMEOUT = 60.0
 
 # What a load that came too late may catch up with, in seconds.
 _LATENESS = 0.1
@@ -99,7 +99,7 @@ class SteadyLoad:
         with self._changed:
             return list(self._failures)
 
-    def wait_for_calls(self, more: int, timeout: float = 30) -> None:
+    def wait_for_calls(self, more: int, timeout: float = 90) -> None:
         """Wait until so many more calls than now have ended.
 
         Raises:
@@ -113,7 +113,7 @@ class SteadyLoad:
     def __enter__(self) -> Self:
         """Connect, and begin."""
         for channel in self._channels:
-            grpc.channel_ready_future(channel).result(timeout=30)
+            grpc.channel_ready_future(channel).result(timeout=_TIMEOUT)
         self._begun = time.monotonic()
         self._thread.start()
         return self

@@ -89,10 +89,12 @@ package final class ConnectionIntake: Sendable {
     group: any EventLoopGroup,
     descriptors: DescriptorWatch = DescriptorWatch()
   ) throws(BoundSocket.Failure) -> ConnectionIntake {
-    guard let trial = WatchTrial() else {
-      let code = errno
+    let trial: WatchTrial
+    do throws(BoundSocket.Failure) {
+      trial = try WatchTrial()
+    } catch {
       source.close()
-      throw BoundSocket.Failure(errno: code, message: "Cannot start an intake")
+      throw error
     }
     let intake = ConnectionIntake(
       source: source,
@@ -119,7 +121,11 @@ package final class ConnectionIntake: Sendable {
     guard code == 0 else {
       retained.release()
       intake.ended()
-      throw BoundSocket.Failure(errno: code, message: "Cannot start the thread of an intake")
+      throw BoundSocket.Failure(
+        errno: code,
+        message:
+          "there is no thread for an intake of connections: \(String(cString: strerror(code)))"
+      )
     }
     pthread_detach(thread)
     return intake
@@ -226,10 +232,17 @@ package final class ConnectionIntake: Sendable {
 private final class WatchTrial: Sendable {
   private let epoll: CInt
 
-  /// - Returns: `nil`, with errno, when there is no descriptor for it.
-  init?() {
-    self.epoll = grpc_engine_open_epoll()
-    guard self.epoll >= 0 else { return nil }
+  /// - Throws: `BoundSocket.Failure` when there is no descriptor for it.
+  init() throws(BoundSocket.Failure) {
+    let epoll = grpc_engine_open_epoll()
+    guard epoll >= 0 else {
+      throw BoundSocket.Failure(
+        errno: errno,
+        message: "an intake of connections can't watch file descriptors: "
+          + String(cString: strerror(errno))
+      )
+    }
+    self.epoll = epoll
   }
 
   deinit { close(self.epoll) }

@@ -909,7 +909,7 @@ except RuntimeError as error:
 """
     ended = run_script(script)
     assert ended.returncode == 0, ended.stderr
-    assert "need 192 file descriptors" in ended.stdout
+    assert "need 195 file descriptors" in ended.stdout
     assert "ulimit -n" in ended.stdout
 
 
@@ -965,6 +965,10 @@ from concurrent.futures import ThreadPoolExecutor
 from django_grpc import engine
 
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+# The first one of a process takes three descriptors more.
+server = engine.server(ThreadPoolExecutor(2))
+server.start()
+server.stop(None).wait()
 for _ in range(40):
     servers = [engine.server(ThreadPoolExecutor(2)) for _ in range(3)]
     for server in servers:
@@ -1006,6 +1010,72 @@ def test_servers_that_start_at_once_share_what_there_is():
     """What one was told that there is another may take: SwiftNIO would end the process."""
     ended = run_script(_TOGETHER)
     assert ended.stdout == "done\n", ended.stderr
+
+
+_STOP_WITHOUT_DESCRIPTORS = """
+import os
+import resource
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from django_grpc import engine
+
+handler = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+generic = grpc.method_handlers_generic_handler("t.T", {"Echo": handler})
+servers = [engine.server(ThreadPoolExecutor(2), handlers=[generic]) for _ in range(2)]
+ports = [server.add_insecure_port("127.0.0.1:0") for server in servers]
+for server in servers:
+    server.start()
+with grpc.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
+    echo = channel.unary_unary("/t.T/Echo")
+    assert echo(b"before", timeout=20) == b"before"
+    limit = max(map(int, os.listdir("/proc/self/fd"))) + 2
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    filling = []
+    try:
+        while True:
+            filling.append(os.dup(0))
+    except OSError:
+        pass
+    assert servers[1].stop(None).wait(20)
+    assert echo(b"after", timeout=20) == b"after"
+    assert servers[0].stop(None).wait(20)
+print("done", flush=True)
+"""
+
+
+@ours_only("what ends event loops needs descriptors at its first use")
+def test_a_stop_needs_no_descriptor():
+    """The process ended with SIGILL, other servers of it too."""
+    for _ in range(4):
+        ended = run_script(_STOP_WITHOUT_DESCRIPTORS)
+        assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
+
+
+def test_a_servicer_that_knows_its_server_goes_with_it():
+    """For a call that stops the server, say; the garbage collector sees no cycle in native code."""
+
+    class Servicer:
+        server = None
+
+        def method(self, request, context):
+            return request
+
+    def serve_and_stop():
+        servicer = Servicer()
+        handlers = service({"Method": unary_unary(servicer.method)})
+        servicer.server = server = create_server(handlers=(handlers,))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            method = channel.unary_unary(f"/{SERVICE}/Method")
+            assert method(b"x", timeout=PATIENCE) == b"x"
+        assert server.stop(None).wait(PATIENCE)
+        return weakref.ref(servicer)
+
+    reference = serve_and_stop()
+    assert eventually(lambda: gc.collect() is not None and reference() is None)
 
 
 @ours_only("grpcio takes a text until its timer ends")
