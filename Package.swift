@@ -51,17 +51,22 @@ let package = Package(
       dependencies: ["CGRPCEngineZlib", nioCore, nioHPACK],
       swiftSettings: swiftSettings
     ),
+    // What guards values that threads share, in every layer.
+    .target(name: "GRPCEngineLocks", swiftSettings: swiftSettings),
     // Numbers of a server, in memory that its processes share. Beside the layers: each may count.
-    .target(name: "GRPCEngineStatistics", swiftSettings: swiftSettings),
+    .target(
+      name: "GRPCEngineStatistics",
+      dependencies: ["GRPCEngineLocks"],
+      swiftSettings: swiftSettings
+    ),
     // Also has NIO's descriptors closed on exec: whatever is linked with NIO needs it.
     .target(name: "CGRPCEngineSockets"),
     // Layer 2: sockets, TLS, HTTP/2 connections and streams. Knows no methods.
     .target(
       name: "GRPCEngineTransport",
       dependencies: [
-        "CGRPCEngineSockets", "GRPCEngineWire", "GRPCEngineStatistics", nioCore, nioPosix, nioTLS,
-        nioHPACK, nioHTTP2,
-        nioSSL,
+        "CGRPCEngineSockets", "GRPCEngineLocks", "GRPCEngineWire", "GRPCEngineStatistics", nioCore,
+        nioPosix, nioTLS, nioHPACK, nioHTTP2, nioSSL,
       ],
       swiftSettings: swiftSettings
     ),
@@ -69,9 +74,8 @@ let package = Package(
     .target(
       name: "GRPCEngineServer",
       dependencies: [
-        "GRPCEngineWire", "GRPCEngineTransport", "GRPCEngineStatistics", nioCore, nioPosix,
-        nioHPACK,
-        nioHTTP1,
+        "GRPCEngineLocks", "GRPCEngineWire", "GRPCEngineTransport", "GRPCEngineStatistics", nioCore,
+        nioPosix, nioHPACK, nioHTTP1,
       ],
       swiftSettings: swiftSettings
     ),
@@ -88,8 +92,8 @@ let package = Package(
     .target(
       name: "GRPCEnginePython",
       dependencies: [
-        "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineStatistics", "GRPCEngineWire",
-        "GRPCEngineWorkers", "PythonInterop", "CPythonABI", "CGRPCEngineMalloc", nioCore, nioHPACK,
+        "GRPCEngineLocks", "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineStatistics",
+        "GRPCEngineWire", "GRPCEngineWorkers", "PythonInterop", "CPythonABI", "CGRPCEngineMalloc", nioCore, nioHPACK,
       ],
       swiftSettings: swiftSettings
     ),

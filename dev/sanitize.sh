@@ -13,9 +13,6 @@ export LSAN_OPTIONS="suppressions=$PWD/dev/leaks.supp"
 
 swift_tests() {
   local flags=(--sanitize="$1" --scratch-path ".build-$1" -Xcc "-I$include")
-  # The thread sanitizer does not see the futex of Synchronization.Mutex; under this flag a pthread
-  # mutex takes its place.
-  if [ "$1" = thread ]; then flags+=(-Xswiftc -DTHREAD_SANITIZER); fi
   swift build --build-tests "${flags[@]}"
   swift test --skip-build "${flags[@]}"
 }

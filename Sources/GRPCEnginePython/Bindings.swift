@@ -1,6 +1,6 @@
 internal import CPythonABI
+internal import GRPCEngineLocks
 internal import PythonInterop
-internal import Synchronization
 
 /// The Python objects that the engine needs: grpcio's types, and what `django_grpc.engine` gives.
 ///
@@ -26,7 +26,7 @@ final class Bindings: Sendable {
   /// `_engine._run_call`.
   let runCall: PythonHandle
 
-  private static let shared = Mutex<Bindings?>(nil)
+  private static let shared = Locked<Bindings?>(nil)
 
   /// - Returns: `nil` with an exception set when `values` lacks something.
   init?(_ values: PythonPointer, module: PythonPointer) {

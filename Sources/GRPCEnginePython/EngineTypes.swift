@@ -1,6 +1,6 @@
 internal import CPythonABI
+internal import GRPCEngineLocks
 internal import PythonInterop
-internal import Synchronization
 
 /// The Python types of the module, made once when it is imported.
 final class EngineTypes: Sendable {
@@ -16,7 +16,7 @@ final class EngineTypes: Sendable {
   let asyncRequestIterator: HeapType<AsyncRequestIterator>
   let ready: HeapType<Ready>
 
-  private static let shared = Mutex<EngineTypes?>(nil)
+  private static let shared = Locked<EngineTypes?>(nil)
 
   private init?() {
     guard let server = PythonServer.makeType(), let credentials = CredentialsBox.makeType(),

@@ -1,9 +1,9 @@
+internal import GRPCEngineLocks
 package import GRPCEngineStatistics
 package import GRPCEngineTransport
 internal import GRPCEngineWire
 package import NIOCore
 internal import NIOPosix
-internal import Synchronization
 
 /// A gRPC server: ports, methods and the calls between them.
 ///
@@ -82,7 +82,7 @@ package final class Server: Sendable {
   package let health: HealthBoard
   private let connectionLimit: ConnectionLimit?
   private let descriptors = DescriptorWatch()
-  private let state = Mutex(State())
+  private let state = Locked(State())
 
   package init(configuration: ServerConfiguration) {
     self.configuration = configuration

@@ -1,5 +1,5 @@
+internal import GRPCEngineLocks
 internal import Glibc
-internal import Synchronization
 
 /// The numbers of the server in this process: its slot on a board.
 public final class ServerStatistics: Sendable {
@@ -7,7 +7,7 @@ public final class ServerStatistics: Sendable {
   public let slot: StatisticsSlot
   /// Calls of methods that nobody registered.
   public let otherMethods: MethodStatistics
-  private let methodsLock = Mutex(())
+  private let methodsLock = Locked(())
 
   /// Takes a slot on a board; its counters go on where the process before has left them.
   ///

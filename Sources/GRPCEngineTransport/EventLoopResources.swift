@@ -1,8 +1,8 @@
 internal import CGRPCEngineSockets
 internal import Dispatch
+internal import GRPCEngineLocks
 internal import Glibc
 package import NIOPosix
-internal import Synchronization
 
 /// What event loops take of the system. It is asked for beforehand, since SwiftNIO ends the process
 /// where it can't have it; and so does libdispatch, by which SwiftNIO ends event loops.
@@ -12,7 +12,16 @@ package enum EventLoopResources {
 
   /// Held from the asking to the having: servers of one process may start at the same time. Whether
   /// libdispatch has what it needs: the same three descriptors, once in a process.
-  private static let dispatchIsReady = Mutex(false)
+  private static let dispatchIsReady = Locked(false)
+
+  /// No process is forked while the lock is held, as nobody would ever give it back in the child.
+  private static let guardAgainstForks: Void = {
+    pthread_atfork(
+      { EventLoopResources.dispatchIsReady.lock() },
+      { EventLoopResources.dispatchIsReady.unlock() },
+      { EventLoopResources.dispatchIsReady.unlock() }
+    )
+  }()
 
   /// Makes groups of event loops, all of them or none.
   ///
@@ -21,7 +30,8 @@ package enum EventLoopResources {
   package static func makeGroups(
     _ sizes: [Int]
   ) throws(BoundSocket.Failure) -> [MultiThreadedEventLoopGroup] {
-    try Self.dispatchIsReady.withLock { dispatchIsReady throws(BoundSocket.Failure) in
+    _ = Self.guardAgainstForks
+    return try Self.dispatchIsReady.withLock { dispatchIsReady throws(BoundSocket.Failure) in
       let loops = sizes.reduce(0, +)
       try Self.probeDescriptors(loops + (dispatchIsReady ? 0 : 1))
       // Its manager and one that does what is to be done.

@@ -118,6 +118,9 @@ final class AsyncServicerContext: ServicerContext {
       return
     }
     _ = consume result
+    // The call's own task has been woken by its cancellation. It may wait for others of the
+    // servicer's, which nobody cancels: they hear what there is to hear.
+    for future in self.readers.takeAll() + self.writers.takeAll() { self.wake(future) }
   }
 
   /// Nothing of the servicer runs any more. May be called more than once.
@@ -187,8 +190,9 @@ final class AsyncServicerContext: ServicerContext {
     case raised
   }
 
-  /// The next request, without waiting for it.
+  /// The next request, without waiting for it. When its peer has gone there is none, as in grpc.aio.
   func receive() -> Received {
+    if self.isCancelled, self.abortError == nil { return .end }
     guard self.mayGoOn() else { return .raised }
     let next: Call.NextMessage
     do throws(MessageCodecError) {
@@ -335,7 +339,7 @@ final class AsyncServicerContext: ServicerContext {
 
   /// Has `future` set when there is something to read.
   func setReader(_ future: PythonPointer) {
-    // Of a call that has ended the task is about to hear: it waits for that.
+    // Of a call that has ended the task is about to hear, and so are the servicer's others.
     guard self.mayWait(future), self.readers.add(future, mayTell: self.call.isActive) else {
       return
     }

@@ -1,11 +1,11 @@
 internal import CPythonABI
+internal import GRPCEngineLocks
 internal import GRPCEngineServer
 internal import GRPCEngineStatistics
 internal import GRPCEngineWire
 internal import Glibc
 internal import NIOCore
 internal import PythonInterop
-internal import Synchronization
 
 /// The way from the event loops to an asyncio loop, and the calls that run there.
 ///
@@ -55,7 +55,7 @@ final class AsyncioBridge: @unchecked Sendable {
     }
   }
 
-  private let state = Mutex(State())
+  private let state = Locked(State())
   private let control: ControlThread
   private let slot: StatisticsSlot
 

@@ -1,6 +1,6 @@
+internal import GRPCEngineLocks
 internal import NIOCore
 internal import PythonInterop
-internal import Synchronization
 
 /// The Python thread for what is nobody's call, such as starting workers. It runs no code of users:
 /// that is the `CallbackThread`'s.
@@ -24,7 +24,7 @@ final class ControlThread: Sendable {
     case stop
   }
 
-  private let jobs = Mutex(CircularBuffer<Job>())
+  private let jobs = Locked(CircularBuffer<Job>())
   private let parker = Parker()
 
   /// May be called from any thread; never takes the GIL.

@@ -1,10 +1,10 @@
+internal import GRPCEngineLocks
 internal import GRPCEngineServer
 internal import GRPCEngineStatistics
 internal import GRPCEngineWire
 internal import GRPCEngineWorkers
 internal import NIOCore
 internal import PythonInterop
-internal import Synchronization
 
 /// Calls that wait for Python, and the threads that run them.
 ///
@@ -47,7 +47,7 @@ final class WorkerPool: Sendable {
   private let control: ControlThread
   private let backlog: Backlog
   private let slot: StatisticsSlot
-  private let state: Mutex<State>
+  private let state: Locked<State>
 
   init(
     limits: Schedule.Limits,
@@ -58,7 +58,7 @@ final class WorkerPool: Sendable {
     self.slot = slot
     self.control = control
     self.backlog = backlog
-    self.state = Mutex(State(schedule: Schedule(limits: limits)))
+    self.state = Locked(State(schedule: Schedule(limits: limits)))
   }
 
   // MARK: The event loop's side

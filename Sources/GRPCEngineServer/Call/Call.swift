@@ -1,3 +1,4 @@
+internal import GRPCEngineLocks
 package import GRPCEngineStatistics
 package import GRPCEngineTransport
 package import GRPCEngineWire
@@ -57,7 +58,7 @@ package final class Call: Sendable {
   package let method: Method
   private let environment: CallEnvironment
   private let outbox: CallOutbox
-  private let state: Mutex<CallState>
+  private let state: Locked<CallState>
   /// When the call was given to its handler, and when that began to run it, in nanoseconds; 0 for
   /// not yet. Written before anybody can want to know.
   private let dispatched = Atomic<UInt64>(0)
@@ -106,7 +107,7 @@ package final class Call: Sendable {
     let isPossible =
       environment.configuration.enabledCompression.contains(encoding) && head.accepts(encoding)
     let http2 = environment.configuration.transport.http2
-    self.state = Mutex(
+    self.state = Locked(
       CallState(
         encoding: isPossible ? encoding : .identity,
         isAdmitted: method.handler.isLimited,

@@ -1,7 +1,7 @@
+internal import GRPCEngineLocks
 package import GRPCEngineStatistics
 package import GRPCEngineWire
 package import NIOCore
-internal import Synchronization
 
 /// Calls that have ended, until somebody takes them to write them down.
 ///
@@ -33,7 +33,7 @@ package final class CallLog: Sendable {
   private let capacity: Int
   private let drops: StatisticsCell
   private let whenFilled: @Sendable () -> Void
-  private let state = Mutex(State())
+  private let state = Locked(State())
 
   /// - Parameters:
   ///   - capacity: calls that are kept.

@@ -1,6 +1,6 @@
+internal import GRPCEngineLocks
 internal import GRPCEngineTransport
 package import NIOCore
-internal import Synchronization
 
 /// The way from any thread to an event loop: calls that have something for their stream.
 ///
@@ -23,7 +23,7 @@ package final class CallOutbox: Sendable {
 
   private let eventLoop: any EventLoop
   private let backlog: Backlog
-  private let state = Mutex(State())
+  private let state = Locked(State())
 
   package init(eventLoop: any EventLoop, backlog: Backlog) {
     self.eventLoop = eventLoop

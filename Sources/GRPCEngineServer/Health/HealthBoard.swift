@@ -1,5 +1,5 @@
+internal import GRPCEngineLocks
 package import NIOCore
-internal import Synchronization
 
 /// The health of a server: the status that was set for each service, and whether the server is
 /// ready. What is told to a client follows from both: while the server is not ready, every service
@@ -35,7 +35,7 @@ package final class HealthBoard: Sendable {
   package let maximumWatchers: Int
 
   private let now: @Sendable () -> NIODeadline
-  private let state = Mutex(State())
+  private let state = Locked(State())
 
   /// - Parameter now: the clock.
   package init(

@@ -1,5 +1,5 @@
+internal import GRPCEngineLocks
 internal import GRPCEngineWire
-internal import Synchronization
 
 /// A call of Watch: told that something may have changed, it asks the board, and sends what its
 /// client has not heard yet.
@@ -14,7 +14,7 @@ final class HealthWatcher: Sendable {
 
   let service: String
   private let call: Call
-  private let state = Mutex(State())
+  private let state = Locked(State())
 
   init(_ call: Call, service: String) {
     self.call = call

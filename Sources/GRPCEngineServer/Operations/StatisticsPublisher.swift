@@ -1,8 +1,8 @@
+internal import GRPCEngineLocks
 internal import GRPCEngineStatistics
 internal import GRPCEngineTransport
 internal import Glibc
 internal import NIOCore
-internal import Synchronization
 
 /// How the threads that run handlers fare, as whoever runs them tells it.
 package struct WorkerFigures: Sendable {
@@ -28,9 +28,9 @@ final class StatisticsPublisher: Sendable {
   private let statistics: ServerStatistics
   private let connections: ConnectionRegistry
   private let health: HealthBoard
-  private let orphanWatch = Mutex(OrphanWatch(parent: getppid()))
+  private let orphanWatch = Locked(OrphanWatch(parent: getppid()))
   private let workers: @Sendable () -> WorkerFigures?
-  private let task = Mutex<RepeatedTask?>(nil)
+  private let task = Locked<RepeatedTask?>(nil)
 
   /// - Parameter workers: called on an event loop; must not block.
   init(
@@ -88,7 +88,7 @@ final class StatisticsPublisher: Sendable {
   }
 
   private final class RunningCalls: Sendable {
-    private let calls = Mutex<[RunningCall]>([])
+    private let calls = Locked<[RunningCall]>([])
 
     func append(_ call: RunningCall) { self.calls.withLock { $0.append(call) } }
     func taken() -> [RunningCall] { self.calls.withLock { $0 } }

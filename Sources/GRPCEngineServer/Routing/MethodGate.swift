@@ -1,5 +1,5 @@
+internal import GRPCEngineLocks
 internal import NIOCore
-internal import Synchronization
 
 /// Lets so many calls of a method run at once, and so many more wait, in the order in which they
 /// came.
@@ -13,7 +13,7 @@ final class MethodGate: Sendable {
 
   private let concurrency: Int
   private let queue: Int
-  private let state = Mutex(State())
+  private let state = Locked(State())
 
   init(concurrency: Int, queue: Int) {
     self.concurrency = concurrency

@@ -1,5 +1,5 @@
+internal import GRPCEngineLocks
 package import GRPCEngineStatistics
-internal import Synchronization
 
 /// Which method a path names.
 package final class MethodTable: Sendable {
@@ -13,7 +13,7 @@ package final class MethodTable: Sendable {
   private static let everything = "*"
 
   private let statistics: ServerStatistics
-  private let state = Mutex(State())
+  private let state = Locked(State())
 
   package init(statistics: ServerStatistics = ServerStatistics()) {
     self.statistics = statistics

@@ -1,3 +1,4 @@
+internal import GRPCEngineLocks
 package import GRPCEngineStatistics
 package import GRPCEngineWire
 internal import NIOCore
@@ -36,7 +37,7 @@ package final class ConnectionRegistry: Sendable {
   package let statistics: ServerStatistics
   /// What their peers make the server hold.
   package let memory: MemoryPool
-  private let state = Mutex(State())
+  private let state = Locked(State())
 
   /// - Parameter memory: bytes that all connections may hold together.
   package init(

@@ -15,6 +15,8 @@ package final class BoundSocket: Sendable {
   private let file: FileIdentity?
   /// What was handed in, of which `descriptor` is a copy; see `own`.
   private let original: CInt?
+  /// Which process made it. Others may have been forked since.
+  private let maker = getpid()
 
   /// A system call failed.
   package struct Failure: Error {
@@ -94,7 +96,9 @@ package final class BoundSocket: Sendable {
   }
 
   /// Whether others may hold the socket, who listen on when this one is closed.
-  package var isAdopted: Bool { self.original != nil }
+  package var isAdopted: Bool { self.original != nil || !self.isMadeHere }
+
+  private var isMadeHere: Bool { getpid() == self.maker }
 
   /// Takes possession of a descriptor that was handed in, which stays its owner's until then.
   package func own() {
@@ -390,13 +394,14 @@ package final class BoundSocket: Sendable {
   }
 
   /// Removes the file of a Unix domain socket, if it is still the one that this socket made: a
-  /// successor may listen there already.
+  /// successor may listen there already. In a process that was forked since it stays: others listen
+  /// there.
   ///
   /// It must be called before the socket is closed, which keeps the file's number from being given to
   /// a successor's. Between the look and the removal another process may put its file there, which
   /// is lost then: unlink(2) takes no more than a path.
   package func removeFile() {
-    if let path = self.path { self.file?.remove(path) }
+    if self.isMadeHere, let path = self.path { self.file?.remove(path) }
   }
 }
 

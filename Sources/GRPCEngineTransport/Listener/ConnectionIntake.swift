@@ -1,8 +1,8 @@
 internal import CGRPCEngineSockets
+internal import GRPCEngineLocks
 internal import Glibc
 package import NIOCore
 internal import NIOPosix
-internal import Synchronization
 
 /// Takes connections over that another process has accepted: the other source beside `Listener`.
 ///
@@ -50,7 +50,7 @@ package final class ConnectionIntake: Sendable {
   private let released: ReleaseCounter
   private let trial: WatchTrial
   /// The socket, until its end.
-  private let socket: Mutex<CInt?>
+  private let socket: Locked<CInt?>
 
   private init(
     source: Source,
@@ -63,7 +63,7 @@ package final class ConnectionIntake: Sendable {
   ) {
     self.trial = trial
     self.descriptors = descriptors
-    self.socket = Mutex(source.socket)
+    self.socket = Locked(source.socket)
     self.released = ReleaseCounter(source.released)
     self.credentials = source.credentials
     self.configuration = configuration
@@ -147,7 +147,11 @@ package final class ConnectionIntake: Sendable {
       self.waitForDescriptors(socket)
       var descriptor: CInt = -1
       let result = grpc_engine_receive_descriptor(socket, &descriptor)
-      if result < 0, errno == EINTR { continue }
+      if result < 0, [EINTR, EAGAIN, ENOMEM, ENOBUFS].contains(errno) {
+        // The kernel's shortage passes; what is to be received stays where it is.
+        if errno != EINTR { _ = poll(nil, 0, Self.pause) }
+        continue
+      }
       guard result > 0 else { break }
       if descriptor >= 0 {
         self.take(descriptor)

@@ -1,5 +1,5 @@
+internal import GRPCEngineLocks
 internal import NIOCore
-internal import Synchronization
 
 /// How many connections the listeners of a server may have accepted at a time.
 ///
@@ -12,7 +12,7 @@ package final class ConnectionLimit: Sendable {
   }
 
   private let limit: Int
-  private let state = Mutex(State())
+  private let state = Locked(State())
 
   package init(_ limit: Int) { self.limit = limit }
 

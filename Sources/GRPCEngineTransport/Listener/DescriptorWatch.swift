@@ -1,6 +1,6 @@
+internal import GRPCEngineLocks
 internal import Glibc
 package import NIOCore
-internal import Synchronization
 
 /// Knows whether a server may take one more connection's descriptor, and says so when it may not.
 package final class DescriptorWatch: Sendable {
@@ -9,7 +9,7 @@ package final class DescriptorWatch: Sendable {
     var notices = NoticeLimit()
   }
 
-  private let state = Mutex(State())
+  private let state = Locked(State())
 
   package init() {}
 

@@ -1,9 +1,9 @@
+internal import GRPCEngineLocks
 internal import GRPCEngineStatistics
 package import NIOCore
 package import NIOHTTP2
 internal import NIOPosix
 internal import NIOSSL
-internal import Synchronization
 
 /// Accepts connections on a bound socket, until it is closed.
 package final class Listener: Sendable {
@@ -243,9 +243,9 @@ package final class Listener: Sendable {
 
 /// Completes a promise once. Whoever comes later does not touch it: its event loop may have ended.
 private final class FirstOutcome: Sendable {
-  private let promise: Mutex<EventLoopPromise<Void>?>
+  private let promise: Locked<EventLoopPromise<Void>?>
 
-  init(_ promise: EventLoopPromise<Void>) { self.promise = Mutex(promise) }
+  init(_ promise: EventLoopPromise<Void>) { self.promise = Locked(promise) }
 
   func set(_ outcome: Result<Void, any Error>) {
     let promise = self.promise.withLock { promise in

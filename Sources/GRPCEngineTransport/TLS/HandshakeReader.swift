@@ -151,19 +151,28 @@ package struct HandshakeReader: Sendable {
     private static let most = 1 << 18
 
     private var records: [UInt8] = []
+    /// Of `records`, what has been read: it goes with the next bytes, not record by record.
+    private var read = 0
     private var messages: [UInt8] = []
 
-    var isTooLong: Bool { self.records.count + self.messages.count > Self.most }
+    var isTooLong: Bool {
+      self.records.count - self.read + self.messages.count > Self.most
+    }
 
-    mutating func append(_ bytes: some Collection<UInt8>) { self.records += bytes }
+    mutating func append(_ bytes: some Collection<UInt8>) {
+      self.records.removeFirst(self.read)
+      self.read = 0
+      self.records += bytes
+    }
 
     mutating func nextRecord() -> (type: UInt8, contents: [UInt8])? {
-      guard self.records.count >= 5 else { return nil }
-      let length = Int(self.records[3]) << 8 | Int(self.records[4])
-      guard self.records.count >= 5 + length else { return nil }
-      let record = (self.records[0], Array(self.records[5..<5 + length]))
-      self.records.removeFirst(5 + length)
-      return record
+      let left = self.records[self.read...]
+      guard left.count >= 5 else { return nil }
+      let begin = left.startIndex + 5
+      let length = Int(left[begin - 2]) << 8 | Int(left[begin - 1])
+      guard left.count >= 5 + length else { return nil }
+      self.read += 5 + length
+      return (left[begin - 5], Array(left[begin..<begin + length]))
     }
 
     /// The next message, with what one more record has of it.

@@ -1,7 +1,7 @@
+internal import GRPCEngineLocks
 internal import Glibc
 internal import NIOCore
 internal import NIOSSL
-internal import Synchronization
 
 /// Renews credentials if they have to be, and calls what it is given when they are as they should be.
 package typealias CredentialsRefresh =
@@ -33,7 +33,7 @@ package final class ServerCredentials: Sendable {
     let pinned: Set<[UInt8]>?
   }
 
-  private let current: Mutex<Context?>
+  private let current: Locked<Context?>
   private let policy: TLSPolicy
   /// Which peers are served without encryption, for being on this machine; `nil` with TLS.
   let local: LocalConnection?
@@ -59,7 +59,7 @@ package final class ServerCredentials: Sendable {
 
   /// Credentials that trust peers on this machine, and turn others away.
   package init(local: LocalConnection) {
-    self.current = Mutex(nil)
+    self.current = Locked(nil)
     self.policy = TLSPolicy()
     self.local = local
   }
@@ -79,7 +79,7 @@ package final class ServerCredentials: Sendable {
   ) throws(InvalidCredentials) {
     self.policy = policy
     self.local = nil
-    self.current = Mutex(
+    self.current = Locked(
       try ContextMaker(rootCertificates, requireClientAuth, policy).makeContext(keyPairs)
     )
   }

@@ -215,3 +215,84 @@ def test_a_child_of_a_process_with_a_loop_on_another_thread():
     assert ended(pid) == 7
     call(*ports)
     """)
+
+
+def test_child_whose_threads_wait_for_each_other():
+    """A lock that knew the thread which forked by its id would end the child."""
+    run(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+        def start_and_stop():
+            for _ in range(20):
+                server, port = make()
+                server.start()
+                server.stop(None)
+
+        server, port = make()
+        server.start()
+        server.stop(None).wait()
+        for _ in range(5):
+            if (pid := os.fork()) == 0:
+                beside = threading.Thread(target=start_and_stop, daemon=True)
+                beside.start()
+                start_and_stop()
+                beside.join(20)
+                os._exit(3 if beside.is_alive() else 0)
+            assert ended(pid) == 0
+        """
+    )
+
+
+def test_child_leaves_the_file_of_its_parents_socket(tmp_path):
+    run(
+        f"""
+        address = "unix:{tmp_path}/socket"
+        server, _ = make()
+        server.add_insecure_port(address)
+        if (pid := os.fork()) == 0:
+            sys.exit(7)
+        assert ended(pid) == 7
+        server.start()
+        with grpc.insecure_channel(address) as channel:
+            assert channel.unary_unary("/test.Forks/Echo")(b"x", timeout=20) == b"x"
+        server.stop(None).wait()
+        assert not os.path.exists("{tmp_path}/socket")
+        """
+    )
+
+
+def test_stop_of_one_child_leaves_the_socket_to_its_siblings():
+    """A process binds, and each of its children serves what it bound."""
+    run(
+        """
+        import struct
+
+        def longest_queue():
+            for name in os.listdir("/proc/self/fd"):
+                try:
+                    listener = socket.socket(fileno=os.dup(int(name)))
+                except OSError:
+                    continue
+                with listener:
+                    if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        # tcpi_sacked, which is this for a socket that listens; see tcp(7).
+                        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+                        return struct.unpack_from("I", info, 28)[0]
+
+        server, port = make()
+        if (pid := os.fork()) == 0:
+            server.start()
+            call(port)
+            server.stop(None).wait()
+            os._exit(7)
+        assert ended(pid) == 7
+        assert longest_queue() > 100
+        if (pid := os.fork()) == 0:
+            server.start()
+            call(port)
+            os._exit(7)
+        assert ended(pid) == 7
+        """
+    )

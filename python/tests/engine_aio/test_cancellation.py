@@ -173,9 +173,54 @@ def test_tasks_of_a_servicer_that_still_read_hear_of_the_end(serve, end):
         call.cancel()
     else:
         assert list(call) == [b"x"]
-    kinds = {outcomes.get(timeout=PATIENCE) for _ in range(3)}
+    seen = {outcomes.get(timeout=PATIENCE) for _ in range(3)}
     ended.set()
-    assert kinds <= {grpc.aio.UsageError, grpc.aio.InternalError}
+    assert seen == {grpc.aio.EOF if end == "cancel" else grpc.aio.UsageError}
+
+
+async def read_all(request_iterator, context):
+    while await context.read() is not grpc.aio.EOF:
+        pass
+
+
+async def iterate(request_iterator, context):
+    async for _ in request_iterator:
+        pass
+
+
+async def write_all(request_iterator, context):
+    while True:
+        await context.write(b"x" * 100_000)
+
+
+@pytest.mark.parametrize("end", ["cancel", "disconnect", "deadline"])
+@pytest.mark.parametrize("work", [read_all, iterate, write_all])
+def test_servicer_that_waits_for_its_own_task_ends(serve, work, end):
+    """The task that reads is woken by the end of the call, and not by that of the servicer."""
+    entered, ended = Gate(), Gate()
+
+    async def method(request_iterator, context):
+        task = asyncio.create_task(work(request_iterator, context))
+        try:
+            entered.set()
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.wait([task])
+            task.exception()
+            ended.set()
+
+    served = serve({"Method": handler("stream_stream", method)})
+    requests = queue.SimpleQueue()
+    call = served.method("stream_stream", "Method")(
+        iter(requests.get, None), timeout=0.5 if end == "deadline" else PATIENCE
+    )
+    entered.pass_through()
+    if end == "cancel":
+        call.cancel()
+    elif end == "disconnect":
+        served.channel.close()
+    ended.pass_through()
+    requests.put(None)
 
 
 @ours_only("grpc.aio tells some of the tasks that there is nothing more")
