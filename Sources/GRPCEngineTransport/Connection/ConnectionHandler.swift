@@ -180,8 +180,9 @@ package final class ConnectionHandler: ChannelInboundHandler {
     // NIOHTTP2 reports errors of one stream here too; those it has answered with RST_STREAM.
     // An error of the connection it answers with GOAWAY, and leaves the closing to us.
     if self.hasFailed || !(error is any NIOHTTP2Error) {
-      // grpcio's clients hang up without TLS's close_notify.
-      let hasHungUp = error as? NIOSSLError == .uncleanShutdown
+      // grpcio's clients hang up without TLS's close_notify, and whoever closes a socket with bytes
+      // unread, as a proxy does, resets the connection.
+      let hasHungUp = error as? NIOSSLError == .uncleanShutdown || error is IOError
       if !self.isClosing, !hasHungUp { self.statistics[.connectionsFailed].add() }
       self.close(context: context, .short)
     }

@@ -195,6 +195,25 @@ def test_calls_that_wait_and_run_are_told(measured, gate):
     assert eventually(lambda: look()["calls"] == [])
 
 
+def test_client_that_resets_its_connection_has_not_failed(measured, gate):
+    """So does a proxy whose client cancels, and whoever closes a socket with bytes unread."""
+    opened = gate()
+
+    def hold(*_):
+        opened.pass_through()
+        return b""
+
+    served, operator = measured({"Hold": unary_unary(hold)})
+    for _ in range(3):
+        connection = served.raw()
+        connection.open("Hold")
+        assert connection.round_trip()
+        connection.abort()
+    opened.set()
+    assert eventually(lambda: operator.value("grpc_server_connections") == 0)
+    assert operator.value("grpc_server_connections_failed_total") == 0
+
+
 class PassOn(grpc.ServerInterceptor):
     def intercept_service(self, continuation, details):
         return continuation(details)
