@@ -36,6 +36,8 @@ final class PythonServer {
   private let busyTime: StatisticsCell
   private(set) var callLog: CallLogReader?
   private var refusedThreads = NoticeLimit()
+  /// Whether this process was forked from the one that serves: there are no other threads in it.
+  var isLost = false
 
   init(configuration: ServerConfiguration, limits: WorkerPool.Schedule.Limits, bindings: Bindings) {
     // Before the threads that come with a server: each would have an arena of its own by now.
@@ -266,7 +268,7 @@ final class PythonServer {
     self.watchdog.enter(worker)
     defer { self.watchdog.leave(worker) }
     self.surroundings?.perform(.start)
-    while let job = self.pool.next(worker) {
+    while !self.isLost, let job = self.pool.next(worker) {
       self.run(job, on: worker)
       self.pool.finished(job)
     }

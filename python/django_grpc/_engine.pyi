@@ -441,6 +441,9 @@ class Server:
     def stop_threads(self) -> None:
         """End the worker threads, once their queue is empty, and the control thread."""
 
+    def lose(self) -> None:
+        """Have worker threads leave, in a process that was forked by one of them."""
+
     def enable_call_log(self, sample: float, slow: float) -> None:
         """Have calls that end recorded for `next_calls`; before `start`.
 

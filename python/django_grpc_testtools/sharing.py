@@ -29,6 +29,11 @@ _BUSY = (
     "a time: read its responses to the end, or cancel it"
 )
 
+_BUSY_THREAD = (
+    "the thread of sync_to_async is busy, and async methods need it for the test's connections: "
+    "does the test call by way of sync_to_async? Use a channel of grpc.aio, or asyncio.to_thread"
+)
+
 
 def connections_to_share() -> dict[str, BaseDatabaseWrapper]:
     """Return those of this thread's connections that another could not stand in for, by alias.
@@ -104,8 +109,8 @@ class SharedConnections(Interceptor):
         It is not on an asyncio loop, even if the others are, and so it may wait.
         """
         _lend(self._shared)
-        if self._has_async_interceptors:
-            self._sync_thread.lend()
+        if self._has_async_interceptors and not self._sync_thread.lend():
+            return _aborting(_BUSY_THREAD)
         handler = continuation(handler_call_details)
         if handler is None:
             return None
@@ -117,7 +122,8 @@ class SharedConnections(Interceptor):
         if kind is Colour.PLAIN:
             run = self._streaming if handler.response_streaming else self._unary
         else:
-            self._sync_thread.lend()
+            if not self._sync_thread.lend():
+                return _aborting(_BUSY_THREAD)
             run = self._coroutine if kind is Colour.COROUTINE else self._async_generator
         return make(
             run(behaviour),
@@ -220,16 +226,20 @@ class _SyncThread:
         self._own: dict[str, BaseDatabaseWrapper] = {}
         self._ident: int | None = None
 
-    def lend(self) -> None:
+    def lend(self) -> bool:
         """Have it use the shared connections from now on.
 
-        Raises:
-            TimeoutError: It was busy for `PATIENCE` seconds.
+        Returns:
+            False when it was busy for `PATIENCE` seconds.
         """
         with self._lock:
             if self._lending is None:
                 self._lending = SyncToAsync.single_thread_executor.submit(self._take)
-        self._lending.result(PATIENCE)
+        try:
+            self._lending.result(PATIENCE)
+        except TimeoutError:
+            return False
+        return True
 
     def give_back(self) -> bool:
         """Have it use its own connections again, when it has done what it was given before.
@@ -274,6 +284,15 @@ def _patience_with(context: Any) -> float:
     """Return the seconds that a call may wait for its turn."""
     remaining: float | None = context.time_remaining()
     return PATIENCE if remaining is None else max(0.0, min(PATIENCE, remaining))
+
+
+def _aborting(details: str) -> Any:
+    """Return the handler of a call that can't run."""
+
+    def abort(request: Any, context: Any) -> Any:
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, details)
+
+    return grpc.unary_unary_rpc_method_handler(abort)
 
 
 def _parts(handler: Any) -> tuple[Callable[..., Any], Any]:

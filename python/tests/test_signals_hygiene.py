@@ -214,3 +214,15 @@ def test_used_caches_are_closed_at_the_end_of_a_call(backend, closed):
         assert ClosableCache.closed == []
         grpc_request_finished.send(None, request=None, context=None)
         assert ClosableCache.closed == closed
+
+
+def test_cache_that_nobody_uses_need_not_be_there():
+    """As with Django's own `close_caches`."""
+    backends = {
+        "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+        "other": {"BACKEND": "not_installed.Cache"},
+    }
+    with override_settings(CACHES=backends):
+        caches["default"].get("key")
+        grpc_request_started.send(None, request=None, context=None)
+        grpc_request_finished.send(None, request=None, context=None)

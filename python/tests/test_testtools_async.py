@@ -372,6 +372,22 @@ class TestTurns:
             release.set()
         assert Tag.objects.get().name == "late"
 
+    def test_a_call_that_the_thread_waits_for_itself_is_aborted(
+        self, db: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def work(request: bytes, context: Any) -> bytes:
+            return b""
+
+        monkeypatch.setattr(sharing, "PATIENCE", 0.2)
+        with InProcessServer([method("unary_unary", work)]) as server:
+            call = server.channel.unary_unary("/t.T/Call")
+            calling = SyncToAsync.single_thread_executor.submit(call, b"", timeout=PATIENCE)
+            with pytest.raises(
+                grpc.RpcError, match="the thread of sync_to_async is busy"
+            ) as caught:
+                calling.result(PATIENCE)
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
     def test_a_thread_that_stays_busy_is_reported(
         self, db: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:

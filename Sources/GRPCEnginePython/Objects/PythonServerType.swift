@@ -253,6 +253,14 @@ extension PythonServer {
         server.stopThreads()
         return Python.newNone()
       },
+      PythonMethod.noArguments(
+        "lose",
+        "Have worker threads leave, in a process that was forked by one of them."
+      ) { object, _ in
+        guard let server = PythonServer.server(object) else { return nil }
+        server.isLost = true
+        return Python.newNone()
+      },
     ]
   }
 

@@ -215,12 +215,20 @@ def close_used_caches() -> None:
 def _look_at_caches() -> bool:
     global _cache_knowledge
     settings = caches.settings
-    has_work = any(
-        import_string(parameters["BACKEND"]).close is not BaseCache.close
-        for parameters in settings.values()
-    )
+    has_work = any(_closes(parameters["BACKEND"]) for parameters in settings.values())
     _cache_knowledge = (settings, has_work)
     return has_work
+
+
+def _closes(backend: str) -> bool:
+    """Tell whether caches of a backend do anything at the end of a request.
+
+    One that can't be imported may be one that nobody uses, as `close_caches` has it.
+    """
+    try:
+        return bool(import_string(backend).close is not BaseCache.close)
+    except Exception:  # whatever importing it does
+        return True
 
 
 # On an asyncio loop. The ORM of async methods runs on the thread of `sync_to_async`, for all calls

@@ -23,6 +23,23 @@ _LATE = 0.1
 _PAGES_PER_MIB = 1024 * 1024 // os.sysconf("SC_PAGE_SIZE")
 
 
+def start_directory() -> str | None:
+    """Return the directory that this process was started in, as far as Python tells.
+
+    The command line may be relative to it, and the settings may have left it (`os.chdir`). None
+    where there is nothing to tell: the script's path is absolute.
+    """
+    main = sys.modules["__main__"]
+    script, path = sys.argv[0], getattr(main, "__file__", None)
+    if getattr(main, "__spec__", None) is not None:  # python -m
+        directory = sys.path[0] if sys.path and not sys.flags.safe_path else ""
+    elif path is not None and not os.path.isabs(script) and path.endswith(f"/{script}"):
+        directory = path[: -len(script) - 1] or "/"
+    else:
+        directory = ""
+    return directory if os.path.isdir(directory) else None
+
+
 class WorkerProcess:
     """A worker process and the parent's ends of what they share; what it is at is `Fleet`'s.
 
@@ -84,6 +101,7 @@ class WorkerProcess:
                     [sys.executable, *sys.orig_argv[1:]],
                     env={**systemd.environment_for_workers(), **inheritance.variables()},
                     pass_fds=inheritance.descriptors(),
+                    cwd=start_directory(),
                     stdin=subprocess.DEVNULL,
                     preexec_fn=prctl.ending_with_parent(),
                     # What a terminal sends for ^C is the parent's: workers hear of it from there.

@@ -296,3 +296,28 @@ def test_stop_of_one_child_leaves_the_socket_to_its_siblings():
         assert ended(pid) == 7
         """
     )
+
+
+@pytest.mark.parametrize("leave", ["return request", "sys.exit(3)", "1 / 0"])
+def test_child_of_a_servicer_ends_when_it_has_done_its_work(leave):
+    """It has no other thread, and nothing to wait for."""
+    run(
+        f"""
+        import logging
+        logging.disable()
+
+        def fork(request, context):
+            children.append(os.fork())
+            if children[-1] == 0:
+                {leave}
+            return request
+
+        children = []
+        server, port = make(Fork=fork)
+        server.start()
+        call(port, "Fork")
+        assert ended(children[0]) == 0
+        call(port)
+        server.stop(None).wait()
+        """
+    )

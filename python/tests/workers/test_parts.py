@@ -447,3 +447,35 @@ def test_orphan_drains_whatever_log_handlers_do(monkeypatch, failure):
         assert ended == [(1, MARGIN)]
         assert lines.entered.wait(PATIENCE)
         assert len(lines.texts) == 1
+
+
+# The command line of workers
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [(["sub/script.py"], "."), (["./sub/script.py"], "."), (["-m", "sub.script"], ".")],
+)
+def test_workers_start_where_their_parent_did(tmp_path, command, expected):
+    """The settings may have gone elsewhere (`os.chdir(BASE_DIR)`) before there are any."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "script.py").write_text(
+        "import os\n"
+        "os.chdir('/')\n"
+        "from django_grpc.workers.process import start_directory\n"
+        "print(os.path.realpath(start_directory()))\n"
+    )
+    completed = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert completed.stdout.strip() == str((tmp_path / expected).resolve()), completed.stderr
+
+
+def test_workers_of_a_script_with_its_whole_path_start_here(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "from django_grpc.workers.process import start_directory\nprint(start_directory())\n"
+    )
+    completed = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, check=False
+    )
+    assert completed.stdout.strip() == "None", completed.stderr
