@@ -7,7 +7,7 @@ WHEELHOUSE := dist
 # Python.h, for Swift; one place for both of SwiftPM's builds.
 PYTHON_INCLUDE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
 # Most tests wait, for processes and for time; a file's tests stay together, as they share fixtures.
-IN_PARALLEL = -n 2 --dist loadfile
+IN_PARALLEL = -n 4 --dist loadfile
 SWIFT_FLAGS = -Xcc -I$(PYTHON_INCLUDE) --explicit-target-dependency-import-check error
 
 SOURCES := $(shell find Sources -type f) Package.swift engine.exports setup.py pyproject.toml \
@@ -66,14 +66,17 @@ swift-test: ## Swift tests: wire, transport, server
 python-test: $(VENV)/.installed ## Python tests, against the installed wheel
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
-# The oldest Django that is supported, in an environment of its own.
+# The oldest Django that is supported, in an environment of its own: what touches Django, and not
+# what processes, sockets and the engine do below it.
+WITHOUT_DJANGO = engine engine_aio deployment workers observability test_ending.py test_lost_output.py \
+	test_certificates.py test_wheel.py test_shutdown.py test_logs.py
 compat-test: $(WHEELHOUSE)/.built
 	$(PYTHON) -m venv $(VENV)-django42
 	$(VENV)-django42/bin/pip install --quiet --upgrade pip
 	$(VENV)-django42/bin/pip install --quiet --group dev -r examples/atlas/requirements.txt \
 		$(WHEELHOUSE)/*.whl 'django>=4.2,<4.3'
-	$(VENV)-django42/bin/python -m pytest $(IN_PARALLEL) --ignore python/tests/engine \
-		--ignore python/tests/deployment
+	$(VENV)-django42/bin/python -m pytest $(IN_PARALLEL) \
+		$(WITHOUT_DJANGO:%=--ignore python/tests/%)
 
 bench: wheel ## Measure ours and django-grpc on grpcio side by side
 	$(PYTHON) benchmarks/run.py
