@@ -93,7 +93,8 @@ let package = Package(
       name: "GRPCEnginePython",
       dependencies: [
         "GRPCEngineLocks", "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineStatistics",
-        "GRPCEngineWire", "GRPCEngineWorkers", "PythonInterop", "CPythonABI", "CGRPCEngineMalloc", nioCore, nioHPACK,
+        "GRPCEngineWire", "GRPCEngineWorkers", "PythonInterop", "CPythonABI", "CGRPCEngineMalloc",
+        nioCore, nioHPACK,
       ],
       swiftSettings: swiftSettings
     ),
