@@ -61,8 +61,8 @@ class SharedConnections(Interceptor):
     """Lends the test's connections to the threads of each call, for one call at a time.
 
     It is the outermost interceptor, so that the others, and the signals, have them too. Threads of
-    the server end with it. The thread of `sync_to_async` is the process's: it is lent them when the
-    first async function asks, and gets its own back at the end.
+    the server end with it. The thread of `sync_to_async` is the process's: it is lent them from the
+    start, and gets its own back at the end.
     """
 
     def __init__(self, shared: dict[str, BaseDatabaseWrapper]) -> None:
@@ -76,6 +76,8 @@ class SharedConnections(Interceptor):
     def __enter__(self) -> Self:
         for connection in self._shared.values():
             connection.inc_thread_sharing()
+        # From now on: what an async test makes by itself is the test's as well.
+        self._sync_thread.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -216,7 +218,7 @@ class _SyncThread:
     """The one thread of a process on which asgiref runs thread-sensitive code of asyncio loops.
 
     That is what `sync_to_async` uses where no `async_to_sync` waits further up, as on the loop of a
-    server. It lives as long as the process, with connections of its own.
+    server or of an async test. It lives as long as the process, with connections of its own.
     """
 
     def __init__(self, shared: dict[str, BaseDatabaseWrapper]) -> None:
@@ -226,17 +228,22 @@ class _SyncThread:
         self._own: dict[str, BaseDatabaseWrapper] = {}
         self._ident: int | None = None
 
+    def begin(self) -> Future[None]:
+        """Have it use the shared connections for what it is given from now on."""
+        with self._lock:
+            if self._lending is None:
+                self._lending = SyncToAsync.single_thread_executor.submit(self._take)
+            return self._lending
+
     def lend(self) -> bool:
-        """Have it use the shared connections from now on.
+        """Wait until it uses the shared connections.
 
         Returns:
             False when it was busy for `PATIENCE` seconds.
         """
-        with self._lock:
-            if self._lending is None:
-                self._lending = SyncToAsync.single_thread_executor.submit(self._take)
+        lending = self.begin()
         try:
-            self._lending.result(PATIENCE)
+            lending.result(PATIENCE)
         except TimeoutError:
             return False
         return True
@@ -247,7 +254,7 @@ class _SyncThread:
         Returns:
             False when it was still busy after `PATIENCE` seconds.
         """
-        if self._lending is None:
+        if self._lending is None or self._lending.cancel():
             return True
         if threading.get_ident() == self._ident:
             self._restore()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from catalog import catalog_pb2 as pb
+from catalog import rows_pb2
 from catalog.models import City, Payment, Product, Supplier, Tag
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -205,3 +206,59 @@ class TestDeserializeInto:
         product = Product(nickname="x")
         deserialize_into(product, pb.Product(nickname=StringValue(value="")))
         assert product.nickname == ""
+
+
+class TestWhatSaysTheSameAlready:
+    """A client reads, changes one thing, and writes: the rest stays as it was, letter by letter."""
+
+    def test_json_keeps_its_spelling(self) -> None:
+        product = Product(size={"width": 0, "height": 3})
+        message = pb.Product(size={"height": 3})
+        deserialize_into(product, message)
+        assert product.size == {"width": 0, "height": 3}
+        message.size.height = 4
+        deserialize_into(product, message)
+        assert product.size == {"width": 0, "height": 4}
+
+    def test_a_float_keeps_its_digits(self) -> None:
+        product = Product(weight=1 / 3)
+        deserialize_into(product, rows_pb2.ProductShapesRow(weight=1 / 3))
+        assert product.weight == 1 / 3
+        deserialize_into(product, rows_pb2.ProductShapesRow(weight=0.1))
+        assert product.weight == 0.1
+
+    def test_text_that_says_less_is_refused(self) -> None:
+        for text in ("1.005", "1e999999999", "NaN"):
+            with pytest.raises(SerializationError, match=r"Product\.price .*DecimalField"):
+                deserialize_into(Product(), pb.Product(price=text))
+        product = Product()
+        deserialize_into(product, pb.Product(price="1.500"))
+        assert product.price == Decimal("1.5")
+
+
+class TestPaths:
+    def test_all_fields(self) -> None:
+        tag = Tag(name="before")
+        assert deserialize_into(tag, pb.Tag(name="after"), fields=["*"], exclude=["id"]) == ["name"]
+        assert tag.name == "after"
+
+    def test_the_key_of_a_nested_message(self) -> None:
+        product = Product()
+        message = pb.Product(supplier={"pk": 7, "name": "other"})
+        assert deserialize_into(product, message, fields=["supplier.pk"]) == ["supplier"]
+        assert product.supplier_id == 7
+
+    @pytest.mark.parametrize(
+        ("path", "expected"),
+        [
+            ("supplier.name", r"Product\.supplier .*nothing can be set: 'id' is what"),
+            ("supplier.nothing", r"Product\.supplier has nothing at 'nothing'"),
+            ("name.first", r"Product\.name has nothing at 'first'"),
+            ("created.seconds", r"Product\.created .*it is one value"),
+            ("nothing", r"Product has no field 'nothing'"),
+        ],
+    )
+    def test_other_paths_are_refused(self, path: str, expected: str) -> None:
+        message = pb.Product(supplier={"pk": 7, "name": "other"})
+        with pytest.raises(SerializationError, match=expected):
+            deserialize_into(Product(), message, fields=[path])

@@ -250,12 +250,23 @@ class TestThreadOfSyncToAsync:
         assert run(look).result(PATIENCE) is own
         assert not ours.allow_thread_sharing
 
-    def test_it_is_left_alone_by_ordinary_methods(
-        self, db: None, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(SyncToAsync, "single_thread_executor", None)
+    def test_ordinary_methods_do_not_wait_for_it(self, db: None) -> None:
+        go_on = threading.Event()
+        SyncToAsync.single_thread_executor.submit(go_on.wait, PATIENCE)
+        try:
+            with InProcessServer(["catalog.servicers.grpc_hook"]) as server:
+                assert list(server.stub(CatalogStub).ListTags(pb.Tag(), timeout=PATIENCE)) == []
+        finally:
+            go_on.set()
+
+    def test_what_it_makes_before_the_first_call_is_the_tests(self, db: None) -> None:
+        """An async test's own rows, that is."""
         with InProcessServer(["catalog.servicers.grpc_hook"]) as server:
-            assert list(server.stub(CatalogStub).ListTags(pb.Tag(), timeout=PATIENCE)) == []
+            make = SyncToAsync.single_thread_executor.submit(Tag.objects.create, name="a")
+            make.result(PATIENCE)
+            assert Tag.objects.get().name == "a"
+            tags = server.stub(CatalogStub).ListTags(pb.Tag(), timeout=PATIENCE)
+            assert [tag.name for tag in tags] == ["a"]
 
 
 class TestTurns:
@@ -372,20 +383,31 @@ class TestTurns:
             release.set()
         assert Tag.objects.get().name == "late"
 
-    def test_a_call_that_the_thread_waits_for_itself_is_aborted(
+    def test_a_call_that_the_thread_makes_itself_is_answered(self, db: None) -> None:
+        async def work(request: bytes, context: Any) -> bytes:
+            return b"answer"
+
+        with InProcessServer([method("unary_unary", work)]) as server:
+            call = server.channel.unary_unary("/t.T/Call")
+            calling = SyncToAsync.single_thread_executor.submit(call, b"", timeout=PATIENCE)
+            assert calling.result(PATIENCE) == b"answer"
+
+    def test_a_call_that_a_busy_thread_keeps_is_aborted(
         self, db: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def work(request: bytes, context: Any) -> bytes:
             return b""
 
+        go_on = threading.Event()
+        SyncToAsync.single_thread_executor.submit(go_on.wait, PATIENCE)
         monkeypatch.setattr(sharing, "PATIENCE", 0.2)
-        with InProcessServer([method("unary_unary", work)]) as server:
-            call = server.channel.unary_unary("/t.T/Call")
-            calling = SyncToAsync.single_thread_executor.submit(call, b"", timeout=PATIENCE)
-            with pytest.raises(
-                grpc.RpcError, match="the thread of sync_to_async is busy"
-            ) as caught:
-                calling.result(PATIENCE)
+        try:
+            with InProcessServer([method("unary_unary", work)]) as server:
+                call = server.channel.unary_unary("/t.T/Call")
+                with pytest.raises(grpc.RpcError, match="sync_to_async is busy") as caught:
+                    call(b"", timeout=PATIENCE)
+        finally:
+            go_on.set()
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
     def test_a_thread_that_stays_busy_is_reported(

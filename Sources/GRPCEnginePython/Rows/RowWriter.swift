@@ -193,8 +193,8 @@ struct RowWriter {
       guard let number = Self.int(value) else { return .unknown }
       return self.writeFixed(field, UInt64(bitPattern: number))
     case .float:
-      guard let number = Self.double(value) else { return .unknown }
-      return self.writeFixed(field, Float(number).bitPattern)
+      guard let number = Self.single(value) else { return .unknown }
+      return self.writeFixed(field, number.bitPattern)
     default:
       return .unknown
     }
@@ -271,6 +271,8 @@ struct RowWriter {
   private func writeDuration(_ field: RowField, _ value: PythonPointer) -> Outcome {
     guard py_type(value) == self.names.timedelta else { return .unknown }
     guard var (seconds, micros) = self.parts(value) else { return .failed }
+    // 10,000 years, which is all that a Duration may be; `encode` says so.
+    guard abs(seconds) < 315_576_000_000 else { return .unknown }
     if seconds < 0, micros != 0 {
       // Both parts of a Duration carry the same sign.
       (seconds, micros) = (seconds + 1, micros - 1_000_000)
@@ -330,7 +332,18 @@ struct RowWriter {
 
   private static func double(_ value: PythonPointer) -> Double? {
     if py_is_exact_float(value) != 0 { return PyFloat_AsDouble(value) }
-    return Self.int(value).map { Double($0) }
+    // What has more digits than a double is refused by `encode`.
+    return Self.int(value).flatMap { Double(exactly: $0) }
+  }
+
+  private static func single(_ value: PythonPointer) -> Float? {
+    guard py_is_exact_float(value) != 0 else {
+      return Self.int(value).flatMap { Float(exactly: $0) }
+    }
+    let number = PyFloat_AsDouble(value)
+    let single = Float(number)
+    // Too great for it, though not infinite: `encode` refuses that.
+    return single.isFinite || !number.isFinite ? single : nil
   }
 
   /// True and False, or 1 and 0 as some databases return them.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import getattr_static
 from typing import Any
 
+from django.db import models
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from .builder import Build, make_builder
+from .errors import SerializationError
 from .plan import FieldPlan, plan_field
 from .schema import message_type
 
@@ -140,6 +142,12 @@ class BaseModelSerializer:
             return message_class(**self._to_dict(fields, instance))
         if instance is None:
             return message_class()
+        if isinstance(instance, _NO_INSTANCES):
+            raise SerializationError(
+                f"{message_class.DESCRIPTOR.full_name} is made from a model instance, not from a "
+                f"{model.__name__}: give serialize_queryset the queryset, without values(), or "
+                "serialize_model one instance after the other"
+            )
         if serializer_class is BaseModelSerializer:
             build = _plans.get((message_class, model))
             if build is None:
@@ -178,6 +186,8 @@ def _sequence(serializers: Iterable[Any] | None) -> Sequence[Any]:
         return serializers
     return tuple(serializers or ())
 
+
+_NO_INSTANCES = (Mapping, list, tuple, models.QuerySet, models.Manager)
 
 _HOOKS = (
     "_to_dict",

@@ -22,8 +22,8 @@ from .schema import oneofs
 #: Makes a message from an instance, with the serializers and the serializer of the call.
 Build = Callable[[Any, Sequence[Any], Any], Any]
 
-# What Django's forms and validators take for "no value".
-_BLANK: tuple[Any, ...] = (None, "", b"", [], (), {})
+#: What Django's forms and validators take for "no value".
+BLANK: tuple[Any, ...] = (None, "", b"", [], (), {})
 
 
 def make_builder(message_class: Any, fields: Sequence[FieldPlan]) -> Build:
@@ -103,7 +103,7 @@ def _field_by_field(message_class: Any, fields: Sequence[FieldPlan]) -> Build:
 
 def _choose(oneof: str, members: Sequence[str], values: dict[str, Any], instance: Any) -> None:
     """Leave only the member of a oneof that has a value; None and blank are none."""
-    chosen = [name for name in members if values[name] not in _BLANK]
+    chosen = [name for name in members if values[name] not in BLANK]
     if len(chosen) > 1:
         raise SerializationError(
             f"oneof {oneof} takes one value, and this {type(instance).__name__} has "

@@ -10,6 +10,8 @@ from django.db import models
 from django.db.models.fields.reverse_related import ForeignObjectRel
 from google.protobuf.descriptor import FieldDescriptor
 
+from .schema import is_repeated
+
 
 class Kind(enum.Enum):
     """How a model's attribute is read."""
@@ -97,34 +99,35 @@ _TEXTS = (
     models.SlugField,
     models.EmailField,
     models.URLField,
-    models.GenericIPAddressField,
     models.FilePathField,
 )
 _PLAIN: dict[int, frozenset[type]] = {
     **dict.fromkeys(
         (
-            FieldDescriptor.CPPTYPE_INT32,
-            FieldDescriptor.CPPTYPE_INT64,
-            FieldDescriptor.CPPTYPE_UINT32,
-            FieldDescriptor.CPPTYPE_UINT64,
+            FieldDescriptor.TYPE_INT32,
+            FieldDescriptor.TYPE_INT64,
+            FieldDescriptor.TYPE_UINT32,
+            FieldDescriptor.TYPE_UINT64,
+            FieldDescriptor.TYPE_SINT32,
+            FieldDescriptor.TYPE_SINT64,
+            FieldDescriptor.TYPE_FIXED32,
+            FieldDescriptor.TYPE_FIXED64,
+            FieldDescriptor.TYPE_SFIXED32,
+            FieldDescriptor.TYPE_SFIXED64,
+            FieldDescriptor.TYPE_ENUM,
         ),
-        frozenset((*_INTEGERS, models.BooleanField)),
+        frozenset(_INTEGERS),
     ),
-    **dict.fromkeys(
-        (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT),
-        frozenset((*_INTEGERS, models.FloatField)),
-    ),
-    FieldDescriptor.CPPTYPE_ENUM: frozenset(_INTEGERS),
-    FieldDescriptor.CPPTYPE_BOOL: frozenset((models.BooleanField,)),
-    FieldDescriptor.CPPTYPE_STRING: frozenset(_TEXTS),
+    FieldDescriptor.TYPE_DOUBLE: frozenset((models.FloatField,)),
+    FieldDescriptor.TYPE_BOOL: frozenset((models.BooleanField,)),
+    FieldDescriptor.TYPE_STRING: frozenset(_TEXTS),
 }
 
 
 def is_plain(field: FieldDescriptor, model_field: Any) -> bool:
     """Tell whether the model field's values are what the message field takes, as they are.
 
-    By exact class: a subclass may have made something else of the value.
+    And the message field's what the model field takes. By exact class: a subclass may have made
+    something else of the value.
     """
-    if field.type == FieldDescriptor.TYPE_BYTES:
-        return False
-    return type(model_field) in _PLAIN.get(field.cpp_type, ())
+    return not is_repeated(field) and type(model_field) in _PLAIN.get(field.type, ())

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message_factory import GetMessageClass
 
+from .columns import MISFITS, column_converter
 from .errors import SerializationError
 from .model_fields import Kind, Source, find_source, is_plain
 from .schema import is_map, is_repeated, map_entry, message_type
-from .values import Converter, as_list, key_converter, to_string, value_converter
+from .values import Converter, as_list, map_converter, value_converter, whole_converter
 
 #: Makes a message of a class from an instance; the last argument is the serializers to look in.
 Nest = Callable[[Any, Any, Sequence[Any]], Any]
@@ -132,17 +129,11 @@ def plan_field(
 
 def _plan_value(field: FieldDescriptor, instance: Any, source: Source, nest: Nest) -> FieldPlan:
     attribute = source.attribute
-    choices = getattr(source.field, "flatchoices", None) or ()
-    if not is_repeated(field) and is_plain(field, source.field):
-        convert = value_converter(field, choices)
-        return FieldPlan(name=field.name, attribute=attribute, convert=convert, plain=True)
-    is_json = isinstance(source.field, models.JSONField)
-    convert = _whole_converter(field, choices)
-    if is_json and convert is to_string:
-        convert = partial(json.dumps, cls=source.field.encoder or DjangoJSONEncoder)
+    convert = column_converter(field, source.field)
+    plain = is_plain(field, source.field)
     if convert is not None:
-        return FieldPlan(name=field.name, attribute=attribute, convert=convert)
-    convert_with = _nesting_converter(field, nest, is_json)
+        return FieldPlan(name=field.name, attribute=attribute, convert=convert, plain=plain)
+    convert_with = _nesting_converter(field, nest)
 
     def read(instance: Any, serializers: Sequence[Any], serializer: Any) -> Any:
         value = getattr(instance, attribute)
@@ -157,7 +148,7 @@ def _plan_one(field: FieldDescriptor, instance: Any, source: Source, nest: Nest)
     if is_repeated(field):
         raise misfit(field, instance, "one object does not fill a repeated field")
     attribute = source.attribute
-    convert = value_converter(field)
+    convert = None if value_converter(field) is None else column_converter(field, source.field)
     if convert is not None and source.key is not None:
         # The column has it: the related object need not be loaded.
         plain = is_plain(field, source.field)
@@ -202,8 +193,8 @@ def _plan_many(
 
 
 def _method_reader(field: FieldDescriptor, method: str, nest: Nest) -> Reader:
-    convert = _whole_converter(field)
-    convert_with = None if convert else _nesting_converter(field, nest, is_json=False)
+    convert = whole_converter(field)
+    convert_with = None if convert else _nesting_converter(field, nest)
 
     def read(instance: Any, serializers: Sequence[Any], serializer: Any) -> Any:
         value = getattr(serializer, method)(instance)
@@ -222,43 +213,14 @@ def converted(field: FieldDescriptor, instance: Any, convert: Any, value: Any) -
         return convert(value)
     except SerializationError:
         raise
-    except (TypeError, ValueError, OverflowError) as error:
+    except MISFITS as error:
         raise misfit(field, instance, error) from error
 
 
-def _whole_converter(field: FieldDescriptor, choices: Any = ()) -> Converter | None:
-    """Return the converter of all that a field holds, None where that holds other messages."""
-    if not is_repeated(field):
-        return value_converter(field, choices)
-    if not is_map(field):
-        element = value_converter(field, choices)
-        return element and _list_converter(element)
-    element = value_converter(map_entry(field)[1])
-    return element and _map_converter(field, element)
-
-
-def _list_converter(element: Converter) -> Converter:
-    return lambda value: [element(item) for item in as_list(value)]
-
-
-def _map_converter(field: FieldDescriptor, element: Converter) -> Converter:
-    key = key_converter(field)
-
-    def convert(value: Any) -> dict[Any, Any]:
-        if not isinstance(value, Mapping):
-            raise TypeError(f"it holds a dict, not {type(value).__name__}")
-        return {key(name): element(item) for name, item in value.items()}
-
-    return convert
-
-
-def _nesting_converter(
-    field: FieldDescriptor, nest: Nest, is_json: bool
-) -> Callable[[Any, Sequence[Any]], Any]:
+def _nesting_converter(field: FieldDescriptor, nest: Nest) -> Callable[[Any, Sequence[Any]], Any]:
     """Return the converter of values that are, or hold, messages of the user's own.
 
-    A model instance is serialized; a dict from a JSON field is read as protobuf's own JSON, any
-    other dict as keyword arguments of the message.
+    A model instance is serialized, a dict is taken as keyword arguments of the message.
     """
     in_map = is_map(field)
     target: Any = map_entry(field)[1] if in_map else field
@@ -268,19 +230,14 @@ def _nesting_converter(
         if hasattr(value, "DESCRIPTOR"):
             return value
         if isinstance(value, Mapping):
-            if not is_json:
-                return message_class(**value)
-            try:
-                return ParseDict(dict(value), message_class())
-            except ParseError as error:
-                raise ValueError(f"its JSON is no {target.message_type.name}: {error}") from error
-        if isinstance(value, (str, bytes, int, float)):
+            return message_class(**value)
+        if not isinstance(value, models.Model):
             raise TypeError(f"it holds {target.message_type.name}, not {type(value).__name__}")
         return nest(message_class, value, serializers)
 
     if in_map:
         # Constructors take messages by key in some runtimes only as messages, never as dicts.
-        return lambda value, serializers: _map_converter(
+        return lambda value, serializers: map_converter(
             field, lambda item: element(item, serializers)
         )(value)
     if is_repeated(field):

@@ -18,6 +18,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from .base import BaseModelSerializer, _is_customized, _serialize_many, serialize_model
+from .builder import BLANK
+from .columns import has_common_values
 from .errors import SerializationError
 from .model_fields import Kind, Source, find_source
 from .plan import FieldPlan, message_name, misfit, no_such_field, plan_field
@@ -27,8 +29,9 @@ from .values import (
     scalar_converter,
     to_bool,
     to_bytes,
-    to_float,
+    to_double,
     to_int,
+    to_single,
     to_string,
     value_converter,
 )
@@ -59,7 +62,7 @@ _SCALARS = {
 }
 _TIMES = {"google.protobuf.Timestamp": "timestamp", "google.protobuf.Duration": "duration"}
 #: Converters that leave a value of the field's own type alone.
-_LENIENT = (to_int, to_float, to_bool, to_string, to_bytes)
+_LENIENT = (to_int, to_double, to_single, to_bool, to_string, to_bytes)
 
 
 class Columns:
@@ -193,8 +196,10 @@ def _plan_field(
         raise refused(field, model, f"{attribute} is no column")
     stand_in = _stand_in_factory(field, model, attribute)
     plan = plan_field(field, stand_in(None), None, serialize_model, _serialize_many)
-    encode = _field_encoder(message_class, field, plan, stand_in)
+    encode = _field_encoder(message_class, field, plan, stand_in, in_oneof=oneof >= 0)
     column = columns.number(scope.prefix + attribute, raw=_is_truth(field, source.field))
+    if field.message_type is not None and not has_common_values(source.field):
+        return ("python", field.number, column, field.has_presence, oneof, None, True, encode, None)
     return _value_tuple(field, column, oneof, plan, stand_in, encode)
 
 
@@ -299,7 +304,12 @@ def _wrapper_tuple(
 
 
 def _field_encoder(
-    message_class: Any, field: FieldDescriptor, plan: FieldPlan, stand_in: Callable[[Any], Any]
+    message_class: Any,
+    field: FieldDescriptor,
+    plan: FieldPlan,
+    stand_in: Callable[[Any], Any],
+    *,
+    in_oneof: bool,
 ) -> Callable[[Any], bytes]:
     """Return the function that encodes one value as `serialize_model` would: tag and all."""
     name = field.name
@@ -307,7 +317,7 @@ def _field_encoder(
     def encode(value: Any) -> bytes:
         instance = stand_in(value)
         converted = plan.value(field, instance, (), None)
-        if converted is None:
+        if converted is None or (in_oneof and converted in BLANK):
             return b""
         try:
             message = message_class(**{name: converted})

@@ -38,6 +38,15 @@ def message_type(field: FieldDescriptor) -> Descriptor:
     return found
 
 
+def has_value(message: Any, field: FieldDescriptor) -> bool:
+    """Tell whether a message has a field: one that is sent."""
+    if is_repeated(field):
+        return len(getattr(message, field.name)) > 0
+    if field.has_presence:
+        return bool(message.HasField(field.name))
+    return bool(getattr(message, field.name) != field.default_value)
+
+
 def map_entry(field: FieldDescriptor) -> tuple[FieldDescriptor, FieldDescriptor]:
     """Return the key field and the value field of a `map<>`."""
     fields = message_type(field).fields_by_name

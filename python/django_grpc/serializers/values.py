@@ -1,8 +1,8 @@
 """Python values on their way into a message: one converter for each kind of protobuf field.
 
-A converter takes a value that is not None and returns what the message's constructor takes. It
-raises TypeError, ValueError or OverflowError, with a text that says what the field can hold; the
-plan adds which field it was.
+A converter takes a value that is not None and returns what the message's constructor takes, or
+refuses what the field can't hold in full: it raises TypeError, ValueError or ArithmeticError, with
+a text that says what the field can hold; the plan adds which field it was.
 """
 
 from __future__ import annotations
@@ -10,25 +10,34 @@ from __future__ import annotations
 import datetime
 import enum
 import json
+import math
 import operator
+import struct
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
+from django.core.files.base import File
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models.fields.files import FieldFile
 from django.utils import timezone, translation
 from django.utils.duration import duration_iso_string
 from django.utils.functional import Promise
-from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from .schema import enum_key, enum_names, map_entry
+from .schema import enum_key, enum_names, is_map, is_repeated, map_entry
 
 Converter = Callable[[Any], Any]
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+# https://protobuf.dev/reference/protobuf/google.protobuf/#timestamp and #duration
+_LEAST_TIMESTAMP = datetime.datetime.min.replace(tzinfo=datetime.UTC) - EPOCH
+_GREATEST_TIMESTAMP = datetime.datetime.max.replace(tzinfo=datetime.UTC) - EPOCH
+_GREATEST_DURATION = datetime.timedelta(seconds=315_576_000_000)
+#: Dicts and lists within each other, of which protobuf reads 100 messages: three for each.
+_JSON_DEPTH = 30
 
 
 def _wrong(expected: str, value: Any) -> TypeError:
@@ -42,7 +51,9 @@ def to_int(value: Any) -> int:
     """Take an int, or a whole number of another type."""
     if isinstance(value, enum.Enum):
         value = value.value
-    if isinstance(value, (float, Decimal)) and value == value // 1:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Decimal) and _is_whole(value):
         return int(value)
     try:
         return operator.index(value)
@@ -50,11 +61,56 @@ def to_int(value: Any) -> int:
         raise _wrong("a whole number", value) from None
 
 
-def to_float(value: Any) -> float:
-    """Take a number; a Decimal loses what a double cannot hold."""
-    if isinstance(value, (int, float, Decimal)):
-        return float(value)
-    raise _wrong("a number", value)
+def _is_whole(value: Decimal) -> bool:
+    # More than 20 digits fit no field, and a Decimal may have billions.
+    return value.is_finite() and value.adjusted() < 20 and value == value.to_integral_value()
+
+
+def to_double(value: Any) -> float:
+    """Take a number that a double can hold with all its digits."""
+    if isinstance(value, float):
+        return value
+    if not isinstance(value, (int, Decimal)):
+        raise _wrong("a number", value)
+    number = float(value)
+    # A Decimal has the digits that are written; 0.1 is the double that is written so.
+    is_exact = number == value if isinstance(value, int) else Decimal(repr(number)) == value
+    if not is_exact and not math.isnan(number):
+        raise ValueError("a double has no room for all digits of this number")
+    return number
+
+
+def to_single(value: Any) -> float:
+    """Take a number that a `float` can hold; of a float itself the some seven digits that it has.
+
+    A FloatField's values have more, and who chose `float` for them chose to do without.
+    """
+    number = to_double(value)
+    (single,) = struct.unpack("<f", struct.pack("<f", number))  # OverflowError for no infinity
+    if not isinstance(value, float) and not math.isnan(number):
+        is_exact = (
+            single == value
+            if isinstance(value, int)
+            else Decimal(repr(shortest_single(single))) == value
+        )
+        if not is_exact:
+            raise ValueError("a float has no room for all digits of this number")
+    return number
+
+
+def shortest_single(value: float) -> float:
+    """Return the number with the fewest digits that is this one in a `float`: 0.1 for 0.1."""
+    if not math.isfinite(value):
+        return value
+    single = struct.pack("<f", value)
+    for digits in range(6, 9):
+        number = float(f"{value:.{digits}g}")
+        try:
+            if struct.pack("<f", number) == single:
+                return number
+        except OverflowError:  # rounded up past the greatest
+            continue
+    return float(f"{value:.9g}")
 
 
 def to_bool(value: Any) -> bool:
@@ -68,7 +124,8 @@ def to_string(value: Any) -> str:
     """Take text, and whatever has one usual text form.
 
     Dates and times are ISO 8601, durations ISO 8601 as `django.utils.duration` writes them, a
-    Decimal never has an exponent, dicts and lists are JSON, a file is its url.
+    Decimal never has an exponent, dicts and lists are JSON, a file is its url. Of other classes
+    those that have a text form of their own (`__str__`); Python's own notation of a value is none.
     """
     if isinstance(value, enum.Enum):
         value = value.value
@@ -84,9 +141,16 @@ def to_string(value: Any) -> str:
         return file_reference(value)
     if isinstance(value, (dict, list, tuple)):
         return json.dumps(value, cls=DjangoJSONEncoder)
-    if isinstance(value, (bytes, bytearray, memoryview, bool)):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    own_form: Any = type(value).__str__
+    if isinstance(value, _NO_TEXTS) or own_form is object.__str__:
         raise _wrong("text", value)
     return str(value)
+
+
+# Bytes have a `__str__` of their own, which is Python's notation all the same.
+_NO_TEXTS = (bool, bytes, bytearray, memoryview)
 
 
 def file_reference(value: FieldFile) -> str:
@@ -141,15 +205,28 @@ def enum_converter(enum_type: EnumDescriptor, choices: Iterable[tuple[Any, Any]]
 # Well-known types. A dict in a constructor fills a sub-message, in every runtime.
 
 
+def aware(value: datetime.datetime) -> datetime.datetime:
+    """Return the moment of a naive datetime, in Django's default time zone.
+
+    Raises:
+        ValueError: There is none: clocks skip that time.
+    """
+    moment = timezone.make_aware(value, timezone.get_default_timezone())
+    # Compared by what clocks show: two moments of one zone are not compared as moments.
+    if timezone.make_naive(moment.astimezone(datetime.UTC), moment.tzinfo) != value:
+        raise ValueError("clocks skip this time in the default time zone")
+    return moment
+
+
 def to_timestamp(value: Any) -> dict[str, int]:
     """Take a datetime; a date is its midnight UTC, a time its moment on 1970-01-01 UTC.
 
     A naive datetime is in Django's default time zone, as everywhere in Django.
     """
     if isinstance(value, datetime.datetime):
-        if value.tzinfo is None:
-            value = timezone.make_aware(value, timezone.get_default_timezone())
-        since = value - EPOCH
+        since = (aware(value) if value.tzinfo is None else value) - EPOCH
+        if since < _LEAST_TIMESTAMP or since > _GREATEST_TIMESTAMP:
+            raise ValueError("a Timestamp holds the years 1 to 9999 in UTC")
     elif isinstance(value, datetime.date):
         since = datetime.timedelta(days=value.toordinal() - EPOCH.toordinal())
     elif isinstance(value, datetime.time):
@@ -169,6 +246,8 @@ def to_duration(value: Any) -> dict[str, int]:
         value = _since_midnight(value)
     if not isinstance(value, datetime.timedelta):
         raise _wrong("a timedelta", value)
+    if abs(value) > _GREATEST_DURATION:
+        raise ValueError("a Duration holds 10,000 years")
     seconds = value.days * 86_400 + value.seconds
     micros = value.microseconds
     if seconds < 0 and micros:
@@ -178,6 +257,8 @@ def to_duration(value: Any) -> dict[str, int]:
 
 
 def _since_midnight(value: datetime.time) -> datetime.timedelta:
+    if value.tzinfo is not None:
+        raise ValueError("a time with a time zone is more than that")
     return datetime.timedelta(
         hours=value.hour,
         minutes=value.minute,
@@ -188,7 +269,8 @@ def _since_midnight(value: datetime.time) -> datetime.timedelta:
 
 def to_date(value: Any) -> dict[str, int]:
     """Take a date for a `google.type.Date`."""
-    if not isinstance(value, datetime.date):
+    if not isinstance(value, datetime.date) or isinstance(value, datetime.datetime):
+        # The day of a moment depends on who looks at it.
         raise _wrong("a date", value)
     return {"year": value.year, "month": value.month, "day": value.day}
 
@@ -197,6 +279,8 @@ def to_time_of_day(value: Any) -> dict[str, int]:
     """Take a time for a `google.type.TimeOfDay`."""
     if not isinstance(value, datetime.time):
         raise _wrong("a time", value)
+    if value.tzinfo is not None:
+        raise ValueError("a TimeOfDay has no time zone")
     return {
         "hours": value.hour,
         "minutes": value.minute,
@@ -212,41 +296,59 @@ def to_decimal(value: Any) -> dict[str, str]:
     return {"value": to_string(value)}
 
 
-def _fill_value(target: Any, value: Any) -> None:
+def _fill_value(target: Any, value: Any, depth: int = 0) -> None:
     """Put JSON into a `google.protobuf.Value`; numbers are doubles there."""
     if isinstance(value, bool):
         target.bool_value = value
     elif isinstance(value, (int, float, Decimal)):
-        target.number_value = float(value)
+        target.number_value = finite(to_double(value))
     elif value is None:
         target.null_value = 0
     elif isinstance(value, Mapping):
         target.struct_value.SetInParent()
-        _fill_struct(target.struct_value, value)
+        _fill_struct(target.struct_value, value, depth)
     elif isinstance(value, (list, tuple)):
         target.list_value.SetInParent()
-        _fill_list(target.list_value, value)
+        _fill_list(target.list_value, value, depth)
     else:
         target.string_value = to_string(value)
 
 
-def _fill_struct(target: Any, value: Any) -> None:
+def _fill_struct(target: Any, value: Any, depth: int = 0) -> None:
     if not isinstance(value, Mapping):
         raise _wrong("a dict", value)
     for key, item in value.items():
-        _fill_value(target.fields[to_string(key)], item)
+        _fill_value(target.fields[to_string(key)], item, _deeper(depth))
 
 
-def _fill_list(target: Any, value: Any) -> None:
+def _fill_list(target: Any, value: Any, depth: int = 0) -> None:
     if not isinstance(value, (list, tuple)):
         raise _wrong("a list", value)
     for item in value:
-        _fill_value(target.values.add(), item)
+        _fill_value(target.values.add(), item, _deeper(depth))
 
 
+def _deeper(depth: int) -> int:
+    if depth >= _JSON_DEPTH:
+        raise ValueError("its JSON is nested deeper than protobuf reads")
+    return depth + 1
+
+
+def finite(number: float) -> float:
+    """Return a number that JSON can hold.
+
+    Raises:
+        ValueError: It is infinite, or none.
+    """
+    if not math.isfinite(number):
+        raise ValueError("JSON has no number like this one")
+    return number
+
+
+_VALUE = "google.protobuf.Value"
 _JSON: dict[str, Callable[[Any, Any], None]] = {
     "google.protobuf.Struct": _fill_struct,
-    "google.protobuf.Value": _fill_value,
+    _VALUE: _fill_value,
     "google.protobuf.ListValue": _fill_list,
 }
 _WELL_KNOWN: dict[str, Converter] = {
@@ -265,8 +367,8 @@ _SCALARS: dict[int, Converter] = {
     FieldDescriptor.CPPTYPE_INT64: to_int,
     FieldDescriptor.CPPTYPE_UINT32: to_int,
     FieldDescriptor.CPPTYPE_UINT64: to_int,
-    FieldDescriptor.CPPTYPE_DOUBLE: to_float,
-    FieldDescriptor.CPPTYPE_FLOAT: to_float,
+    FieldDescriptor.CPPTYPE_DOUBLE: to_double,
+    FieldDescriptor.CPPTYPE_FLOAT: to_single,
     FieldDescriptor.CPPTYPE_BOOL: to_bool,
 }
 
@@ -286,7 +388,7 @@ def value_converter(
         convert = scalar_converter(message.fields_by_name["value"])
         return _unless_message(lambda value: {"value": convert(value)})
     if name in _JSON:
-        return _unless_message(_json_converter(GetMessageClass(message), _JSON[name]))
+        return json_converter(message)
     if name in _WELL_KNOWN:
         return _unless_message(_WELL_KNOWN[name])
     return None
@@ -301,13 +403,60 @@ def scalar_converter(field: FieldDescriptor, choices: Iterable[tuple[Any, Any]] 
     return _SCALARS.get(field.cpp_type, to_string)
 
 
-def _json_converter(message_class: Any, fill: Callable[[Any, Any], None]) -> Converter:
-    def convert(value: Any) -> Any:
-        message = message_class()
-        fill(message, value)
-        return message
+def whole_converter(
+    field: FieldDescriptor, choices: Iterable[tuple[Any, Any]] = ()
+) -> Converter | None:
+    """Return the converter of all that a field holds, None where that holds other messages."""
+    if not is_repeated(field):
+        return value_converter(field, choices)
+    if not is_map(field):
+        element = value_converter(field, choices)
+        return element and _list_converter(field, element)
+    element = value_converter(map_entry(field)[1])
+    return element and map_converter(field, element)
+
+
+def _list_converter(field: FieldDescriptor, element: Converter) -> Converter:
+    element = _never_none(field, element)
+    return lambda value: [element(item) for item in as_list(value)]
+
+
+def map_converter(field: FieldDescriptor, element: Converter) -> Converter:
+    """Return the converter of a dict, with that of its values."""
+    key = key_converter(field)
+    element = _never_none(map_entry(field)[1], element)
+
+    def convert(value: Any) -> dict[Any, Any]:
+        if not isinstance(value, Mapping):
+            raise _wrong("a dict", value)
+        return {key(name): element(item) for name, item in value.items()}
 
     return convert
+
+
+def _never_none(field: FieldDescriptor, element: Converter) -> Converter:
+    """Refuse None among others, where it would be text or a default; JSON has a null."""
+    if field.message_type is not None and field.message_type.full_name == _VALUE:
+        return element
+
+    def convert(value: Any) -> Any:
+        if value is None:
+            raise ValueError("among others it holds no null")
+        return element(value)
+
+    return convert
+
+
+def json_converter(message: Descriptor) -> Converter:
+    """Return the converter of JSON to a `Struct`, a `Value` or a `ListValue`."""
+    message_class, fill = GetMessageClass(message), _JSON[message.full_name]
+
+    def convert(value: Any) -> Any:
+        filled = message_class()
+        fill(filled, value)
+        return filled
+
+    return _unless_message(convert)
 
 
 def _unless_message(convert: Converter) -> Converter:
@@ -321,12 +470,29 @@ def key_converter(field: FieldDescriptor) -> Converter:
     if key.cpp_type == FieldDescriptor.CPPTYPE_STRING:
         return to_string
     if key.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
-        return lambda value: {"true": True, "false": False}.get(value, value)
-    return lambda value: int(value) if isinstance(value, str) else to_int(value)
+        return _to_bool_key
+    return _to_int_key
+
+
+def _to_bool_key(value: Any) -> bool:
+    return {"true": True, "false": False}[value] if value in ("true", "false") else to_bool(value)
+
+
+def _to_int_key(value: Any) -> int:
+    if not isinstance(value, str):
+        return to_int(value)
+    number = int(value)
+    if str(number) != value:
+        raise ValueError("a key is written otherwise than the number that it is")
+    return number
 
 
 def as_list(value: Any) -> Iterable[Any]:
-    """Take what a repeated field is made of; text is not a list of letters."""
-    if isinstance(value, (str, bytes, Mapping, Promise)) or not isinstance(value, Iterable):
+    """Take what a repeated field is made of; text and bytes are no lists of their parts."""
+    if isinstance(value, _NO_LISTS) or not isinstance(value, Iterable):
         raise _wrong("a list", value)
     return value
+
+
+# A file is an iterable of its contents' lines.
+_NO_LISTS = (str, bytes, bytearray, memoryview, Mapping, Promise, File)
