@@ -127,6 +127,9 @@ final class AsyncServicerContext: ServicerContext {
   func returned() {
     guard !self.hasReturned else { return }
     self.hasReturned = true
+    // The loop has not heard yet that the peer has gone, and now nobody is told: tasks of the
+    // servicer's own, which go on, are to know.
+    if let termination = self.call.termination, termination != .answered { self.isCancelled = true }
     self.end()
     self.call.handlerReturned()
     self.server.watchdog.ended(self.call, wasReported: self.isReported)

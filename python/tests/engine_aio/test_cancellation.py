@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 
 import grpc
 import grpc.aio
@@ -221,6 +222,34 @@ def test_servicer_that_waits_for_its_own_task_ends(serve, work, end):
         served.channel.close()
     ended.pass_through()
     requests.put(None)
+
+
+@ours_only("grpc.aio's tasks raise its own errors")
+@pytest.mark.parametrize("work", [read_all, iterate, write_all])
+def test_task_that_outlives_a_call_whose_peer_has_gone_gives_the_loop_on(serve, work):
+    """The servicer returns before the loop hears of the end; what it has begun must not spin."""
+    entered, tasks = Gate(), []
+
+    async def method(request_iterator, context):
+        tasks.append(asyncio.create_task(work(request_iterator, context)))
+        await asyncio.sleep(0)
+        entered.set()
+        while context.is_active():  # on the loop, which hears of nothing meanwhile
+            time.sleep(0.001)
+
+    async def wait(request, context):
+        await asyncio.wait(tasks)
+        return request
+
+    served = serve(
+        {"Method": handler("stream_stream", method), "Wait": handler("unary_unary", wait)}
+    )
+    requests = queue.SimpleQueue()
+    call = served.method("stream_stream", "Method")(iter(requests.get, None), timeout=PATIENCE)
+    entered.pass_through()
+    call.cancel()
+    requests.put(None)
+    assert served.method("unary_unary", "Wait")(b"x", timeout=PATIENCE) == b"x"
 
 
 @ours_only("grpc.aio tells some of the tasks that there is nothing more")
