@@ -20,6 +20,8 @@ final class Bindings: Sendable {
   let logException: PythonHandle
   /// `log_error(message)`.
   let logError: PythonHandle
+  /// `end_child()`.
+  let endChild: PythonHandle
   let coroutines: CoroutineBindings
   let run: PythonHandle
   let close: PythonHandle
@@ -41,7 +43,8 @@ final class Bindings: Sendable {
       let rpcError = value("rpc_error"),
       let abortError = value("abort_error"), let metadatum = value("metadatum"),
       let copyContext = value("copy_context"), let logException = value("log_exception"),
-      let logError = value("log_error"), let functions = value("coroutines"),
+      let logError = value("log_error"), let endChild = value("end_child"),
+      let functions = value("coroutines"),
       let coroutines = CoroutineBindings(functions.pointer),
       let run = PythonString.intern("run"),
       let close = PythonString.intern("close"),
@@ -55,6 +58,7 @@ final class Bindings: Sendable {
     self.copyContext = copyContext
     self.logException = logException
     self.logError = logError
+    self.endChild = endChild
     self.coroutines = coroutines
     self.run = run
     self.close = close

@@ -39,6 +39,17 @@ final class PythonServer {
   /// Whether this process was forked from the one that serves: there are no other threads in it.
   var isLost = false
 
+  /// Ends the process if code of a call has forked it, which is done now. Its call is its parent's
+  /// to answer, and locks may be in the hands of threads that are not here.
+  func endIfLost() {
+    guard self.isLost else { return }
+    if let result = py_call0(self.bindings.endChild.pointer) {
+      py_decref(result)
+    } else {
+      PyErr_Clear()
+    }
+  }
+
   init(configuration: ServerConfiguration, limits: WorkerPool.Schedule.Limits, bindings: Bindings) {
     // Before the threads that come with a server: each would have an arena of its own by now.
     ProcessMemory.keepFreed()
@@ -268,8 +279,9 @@ final class PythonServer {
     self.watchdog.enter(worker)
     defer { self.watchdog.leave(worker) }
     self.surroundings?.perform(.start)
-    while !self.isLost, let job = self.pool.next(worker) {
+    while let job = self.pool.next(worker) {
       self.run(job, on: worker)
+      self.endIfLost()
       self.pool.finished(job)
     }
   }
@@ -405,6 +417,7 @@ final class PythonServer {
       if !Self.call(callback.pointer), let error = PythonError.fetch() {
         self.bindings.log("Exception calling callback!", error)
       }
+      self.endIfLost()
     case .healthChanged:
       self.tellHealthListener()
     case .refreshCredentials(let index, let whenDone):

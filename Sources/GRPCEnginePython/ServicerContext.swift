@@ -66,6 +66,7 @@ class ServicerContext {
 
   /// Ends the call with what an outcome says, unless the servicer has said something else.
   func finish(_ fallback: Status, isLast: Bool = true) {
+    self.server.endIfLost()
     self.call.finish(
       self.status(fallback),
       metadata: self.wireTrailingMetadata,
@@ -86,6 +87,7 @@ class ServicerContext {
 
   /// Takes the next request, waiting for it without the GIL.
   func nextRequest() -> Request {
+    self.server.endIfLost()
     while true {
       let next: Call.NextMessage
       do throws(MessageCodecError) {
@@ -173,6 +175,7 @@ class ServicerContext {
   ///
   /// - Returns: whether the call goes on.
   func send(_ response: PythonPointer, mayWait: Bool) -> Bool {
+    self.server.endIfLost()
     guard let bytes = self.serialize(response),
       let message = PythonBytes.contents(bytes.pointer), self.isSendable(message)
     else { return false }
@@ -194,6 +197,7 @@ class ServicerContext {
 
   /// Sends the only response and the status.
   func respond(_ response: PythonPointer) {
+    self.server.endIfLost()
     guard let bytes = self.serialize(response),
       let message = PythonBytes.contents(bytes.pointer), self.isSendable(message)
     else { return }
@@ -211,6 +215,7 @@ class ServicerContext {
 
   /// Waits for a callback without the GIL. On the call's worker, another one steps in meanwhile.
   private func wait(_ register: (@escaping @Sendable () -> Void) -> Void) {
+    self.server.endIfLost()
     // One waits at a time on a worker; a thread of the servicer's own needs its own parker.
     let isOnWorker = self.worker?.isCurrent ?? false
     let parker = isOnWorker ? (self.parker ?? Parker()) : Parker()

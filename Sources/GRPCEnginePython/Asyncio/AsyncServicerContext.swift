@@ -125,6 +125,7 @@ final class AsyncServicerContext: ServicerContext {
 
   /// Nothing of the servicer runs any more. May be called more than once.
   func returned() {
+    self.server.endIfLost()
     guard !self.hasReturned else { return }
     self.hasReturned = true
     // The loop has not heard yet that the peer has gone, and now nobody is told: tasks of the
@@ -310,6 +311,7 @@ final class AsyncServicerContext: ServicerContext {
 
   /// Whether the call takes part in anything still; an exception is set when not.
   func mayGoOn() -> Bool {
+    self.server.endIfLost()
     if let error = self.abortError {
       PythonError.raiseAgain(error.pointer)
       return false

@@ -189,6 +189,7 @@ final class AsyncioBridge: @unchecked Sendable {
 
   /// Takes whatever is in the inbox.
   func run(_ server: PythonServer) {
+    server.endIfLost()
     guard let loop = self.loop else { return }
     let batch = self.state.withLock { state in
       // What is posted after this wakes the loop again.

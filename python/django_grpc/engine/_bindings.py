@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import os
+import sys
 from typing import NamedTuple
 
 import grpc
@@ -37,6 +40,14 @@ def _log_error(message: str) -> None:
     logger.error(message)
 
 
+def _end_child() -> None:
+    """End a process that a servicer has forked, when it has done what it had to."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(0)
+
+
 _engine.configure(
     {
         "status_codes": {code: code.value[0] for code in grpc.StatusCode},
@@ -47,6 +58,7 @@ _engine.configure(
         "copy_context": contextvars.copy_context,
         "log_exception": _log_exception,
         "log_error": _log_error,
+        "end_child": _end_child,
         "coroutines": coroutines.BINDINGS,
     }
 )

@@ -126,12 +126,15 @@ async def run_resolved(context: AsyncServicerContext) -> None:
     loop = asyncio.get_running_loop()
     context._begin()
     try:
-        handler = await context._resolver()(context._path(), context.invocation_metadata())
-        if handler is None:
+        bound = None
+        resolver = context._resolver()
+        if resolver is None:  # the server has stopped, while the loop was busy
+            context.set_code(grpc.StatusCode.UNAVAILABLE)
+            context._fail("The server has stopped")
+        elif (handler := await resolver(context._path(), context.invocation_metadata())) is None:
             context.set_code(grpc.StatusCode.UNIMPLEMENTED)
             context.set_details("Method not found!")
             context._finish()
-            bound = None
         else:
             bound = context._bind(handler)
             if bound is None:  # it is a worker's now

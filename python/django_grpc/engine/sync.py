@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import ctypes
 import itertools
 import logging
 import os
-import sys
 import threading
 import time
 import weakref
@@ -492,7 +490,7 @@ class Server(grpc.Server):
 
     def _lose(self) -> None:
         """Count as stopped in a process that was forked: the threads are the parent's."""
-        self._is_lost = self._is_stopping = self._threads.are_lost = True
+        self._is_lost = self._is_stopping = True
         self.native.lose()
         # Those that there are may be in the hands of a thread that is not here.
         self._lock = threading.RLock()
@@ -529,7 +527,6 @@ class _Threads:
         self._loop_factory = loop_factory
         self._threads: list[threading.Thread] = []
         self._spawned = itertools.count()
-        self.are_lost = False
         self.exit_callbacks = exit_callbacks
         self._loop: loops.LoopThread | None = None
         # Nothing else starts, and nothing stops, while the control thread waits.
@@ -562,12 +559,6 @@ class _Threads:
 
     def _run_worker(self) -> None:
         self._native.run_worker()
-        if self.are_lost:
-            # A servicer has forked, and its child has done what it had to.
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(Exception):
-                    stream.flush()
-            os._exit(0)
         for callback in self.exit_callbacks:
             callback()
 

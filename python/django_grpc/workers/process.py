@@ -31,12 +31,14 @@ def start_directory() -> str | None:
     """
     main = sys.modules["__main__"]
     script, path = sys.argv[0], getattr(main, "__file__", None)
+    directory = ""
     if getattr(main, "__spec__", None) is not None:  # python -m
-        directory = sys.path[0] if sys.path and not sys.flags.safe_path else ""
+        # It has the directory on the path of modules, among what the settings have put there, and a
+        # shell says which it was.
+        if (said := os.environ.get("PWD", "")) in sys.path:
+            directory = said
     elif path is not None and not os.path.isabs(script) and path.endswith(f"/{script}"):
         directory = path[: -len(script) - 1] or "/"
-    else:
-        directory = ""
     return directory if os.path.isdir(directory) else None
 
 

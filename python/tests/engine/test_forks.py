@@ -11,7 +11,7 @@ from .support import PATIENCE, ours_only
 pytestmark = ours_only("the scripts have a server of ours")
 
 HEAD = """
-import asyncio, gc, multiprocessing, os, signal, socket, sys, threading, time, warnings
+import asyncio, gc, multiprocessing, os, signal, socket, subprocess, sys, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 import grpc
 from django_grpc import engine
@@ -318,6 +318,63 @@ def test_child_of_a_servicer_ends_when_it_has_done_its_work(leave):
         call(port, "Fork")
         assert ended(children[0]) == 0
         call(port)
+        server.stop(None).wait()
+        """
+    )
+
+
+def test_child_of_a_servicer_that_streams_ends():
+    """Its parent streams on; the child would wait for room, of which nobody here tells."""
+    run(
+        """
+        def stream(request, context):
+            if request == b"fork":
+                children.append(os.fork())
+            for _ in range(50):
+                yield b"x" * 100_000
+
+        children = []
+        handler = grpc.unary_stream_rpc_method_handler(stream)
+        generic = grpc.method_handlers_generic_handler("test.Forks", {"Stream": handler})
+        server = engine.server(ThreadPoolExecutor(2), handlers=[generic])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sys, grpc\\n"
+                "with grpc.insecure_channel('127.0.0.1:' + sys.argv[1]) as channel:\\n"
+                "    call = channel.unary_stream('/test.Forks/Stream')(b'fork', timeout=20)\\n"
+                "    assert sum(map(len, call)) == 5_000_000\\n",
+                str(port),
+            ],
+            check=True,
+        )
+        assert ended(children[0]) == 0
+        server.stop(None).wait()
+        """
+    )
+
+
+def test_child_of_an_async_servicer_ends():
+    """It would take what is meant for its parent, from the epoll that they share."""
+    run(
+        """
+        async def fork(request, context):
+            children.append(os.fork())
+            return request
+
+        async def echo(request, context):
+            return request
+
+        children = []
+        server, port = make(Fork=fork, Async=echo)
+        server.start()
+        call(port, "Fork")
+        assert ended(children[0]) == 0
+        for _ in range(3):
+            call(port, "Async")
         server.stop(None).wait()
         """
     )

@@ -461,12 +461,19 @@ def test_workers_start_where_their_parent_did(tmp_path, command, expected):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "script.py").write_text(
         "import os\n"
+        "import sys\n"
+        "sys.path.insert(0, '/usr')\n"
         "os.chdir('/')\n"
         "from django_grpc.workers.process import start_directory\n"
         "print(os.path.realpath(start_directory()))\n"
     )
     completed = subprocess.run(
-        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env={**os.environ, "PWD": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert completed.stdout.strip() == str((tmp_path / expected).resolve()), completed.stderr
 
