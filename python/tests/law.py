@@ -688,7 +688,7 @@ def _is_spelling(column: Column, value: Any, other: Any) -> bool:
     return column.name == "JSON" and value == {"id": 0} and other == {}
 
 
-_ANY_SPELLING = ("string", "string_value")
+_ANY_SPELLING = ("string", "string_value", "decimal")
 
 
 def check_in(column: Column, model: Any, kind: Kind, shape: str) -> Iterator[str]:

@@ -262,3 +262,35 @@ class TestPaths:
         message = pb.Product(supplier={"pk": 7, "name": "other"})
         with pytest.raises(SerializationError, match=expected):
             deserialize_into(Product(), message, fields=[path])
+
+
+class TestWhatClientsMaySend:
+    """A few bytes cost no more than a few."""
+
+    def test_a_zero_with_an_exponent(self) -> None:
+        product = Product()
+        deserialize_into(product, pb.Product(price="0e-999999999999999"))
+        assert str(product.price) == "0"
+
+    def test_a_path_that_comes_again_and_again(self) -> None:
+        calls: list[str] = []
+
+        class Counting(Tag):
+            class Meta:
+                proxy = True
+                app_label = "catalog"
+
+            def __setattr__(self, name: str, value: Any) -> None:
+                calls.append(name)
+                super().__setattr__(name, value)
+
+        tag = Counting()
+        calls.clear()
+        deserialize_into(tag, pb.Tag(name="x"), fields=["name"] * 1000)
+        assert calls == ["name"]
+
+    def test_text_that_is_none(self) -> None:
+        with pytest.raises(SerializationError, match=r"Product\.price .*DecimalField"):
+            deserialize_into(Product(), pb.Product(price="[" * 100_000))
+        with pytest.raises(SerializationError, match=r"ProductShapes\.attributes .*JSONField"):
+            deserialize_into(Product(), pb.ProductShapes(attributes="[" * 100_000))

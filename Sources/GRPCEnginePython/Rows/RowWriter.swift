@@ -264,6 +264,8 @@ struct RowWriter {
       return .unknown
     }
     guard let (seconds, micros) = self.parts(delta.pointer) else { return .failed }
+    // The year 1; a zone may have it begin earlier.
+    guard seconds >= -62_135_596_800 else { return .unknown }
     // A timedelta's microseconds count forward even before the epoch, as a Timestamp's nanos do.
     return self.writeTime(field, seconds: seconds, nanos: micros * 1000)
   }

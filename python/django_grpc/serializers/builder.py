@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from keyword import iskeyword
 from typing import Any
 
+from .columns import MISFITS
 from .errors import SerializationError
 from .plan import FieldPlan, converted
 from .schema import oneofs
@@ -55,7 +56,7 @@ def make_builder(message_class: Any, fields: Sequence[FieldPlan]) -> Build:
         f"{''.join(read_first)}"
         "    try:\n"
         f"        return message_class({', '.join(arguments)})\n"
-        "    except (AttributeError, TypeError, ValueError, OverflowError):\n"
+        "    except (AttributeError, TypeError, ValueError, OverflowError, SystemError):\n"
         "        return by_field(instance, serializers, serializer)\n"
     )
     # Only names that are Python names get into the source.
@@ -91,7 +92,7 @@ def _field_by_field(message_class: Any, fields: Sequence[FieldPlan]) -> Build:
             _choose(f"{message_class.DESCRIPTOR.full_name}.{name}", members, values, instance)
         try:
             return message_class(**values)
-        except (TypeError, ValueError, OverflowError):
+        except MISFITS:
             for name, value in values.items():
                 converted(
                     descriptors[name], instance, lambda it: message_class(**it), {name: value}

@@ -8,6 +8,7 @@ which the value is converted again, to see that it says what the message said.
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import re
 import sys
@@ -21,10 +22,12 @@ from django.core.exceptions import ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from django.utils import timezone
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.json_format import Error as JSONError
+from google.protobuf.message import Error as MessageError
 
 from .json_columns import from_json, same_json, to_json
-from .messages import field_to_python
+from .messages import field_to_python, one_to_python
 from .schema import is_map, is_repeated
 from .values import (
     EPOCH,
@@ -40,7 +43,18 @@ _DATE = "google.type.Date"
 _TIME = "google.type.TimeOfDay"
 _DECIMAL = "google.type.Decimal"
 #: What a value's conversion may raise when it does not fit: Django's and Python's own.
-MISFITS = (ValidationError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+MISFITS = (
+    ValidationError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    SystemError,  # protobuf's, of keys that are no UTF-8
+    MessageError,
+    JSONError,
+)
 
 #: Columns whose values `to_string` writes so that `to_python` reads the same.
 _WITH_TEXT_FORM = (
@@ -96,12 +110,54 @@ def column_converter(field: FieldDescriptor, column: Any) -> Converter | None:
     if is_array(column) and is_repeated(field) and not is_map(field):
         column = column.base_field
     convert = whole_converter(field, getattr(column, "flatchoices", None) or ())
-    if convert is None or column is None or is_repeated(field):
+    if convert is None:
+        return None
+    if column is None:
+        return _of_computed(field, convert)
+    if is_repeated(field):
         return convert
+    if field.enum_type is not None and column.flatchoices:
+        return _unambiguous(field.enum_type, column, convert)
     if isinstance(column, _WITH_TEXT_FORM) or not _holds_text(field, column):
         return convert
     as_text = _as_text(column)
     return lambda value: convert(as_text(value))
+
+
+def _of_computed(field: FieldDescriptor, convert: Converter) -> Converter:
+    """Return the converter of what no column holds: an average has more digits than a double."""
+    if field.type not in (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT):
+        return convert
+    if is_repeated(field):
+        return convert
+    return lambda value: convert(float(value) if isinstance(value, Decimal) else value)
+
+
+def _unambiguous(enum: EnumDescriptor, column: Any, convert: Converter) -> Converter:
+    """Refuse a choice of which the enum's value would lead to another one."""
+
+    def converted(value: Any) -> Any:
+        number = convert(value)
+        if isinstance(value, str) and number and _choices(enum, column).get(number) != value:
+            raise ValueError("another choice goes with the same value of the enum")
+        return number
+
+    return converted
+
+
+@functools.lru_cache(maxsize=1024)
+def _choices(enum: EnumDescriptor, column: Any) -> dict[int, Any]:
+    """Return a column's choices by the numbers of the enum's values."""
+    choices = list(column.flatchoices or ())
+    convert = enum_converter(enum, choices)
+    found: dict[int, Any] = {}
+    for choice, _ in choices:
+        try:
+            if choice not in (None, ""):
+                found.setdefault(convert(choice), choice)
+        except (TypeError, ValueError):
+            continue  # A choice that the enum does not know.
+    return found
 
 
 def _holds_text(field: FieldDescriptor, column: Any) -> bool:
@@ -169,14 +225,23 @@ def column_value(field: FieldDescriptor, column: Any, value: Any, old: Any) -> A
     if isinstance(column, models.BinaryField) and not isinstance(found, (bytes, memoryview)):
         raise ValueError("a BinaryField holds bytes")
     if is_array(column) and isinstance(found, list):
-        return [item if item is None else column.base_field.to_python(item) for item in found]
+        return _elements(column.base_field, found)
     if isinstance(column, _postgres("HStoreField")) and not _is_hstore(found):
         raise ValueError("an HStoreField holds text")
     return found
 
 
+def _elements(base: Any, values: list[Any]) -> list[Any]:
+    """Return an array's elements as the column of each holds them; there may be arrays in it."""
+    if is_array(base):
+        return [_elements(base.base_field, it) if isinstance(it, list) else it for it in values]
+    return [None if it is None else base.to_python(it) for it in values]
+
+
 def _is_hstore(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(it, str | None) for it in value.values())
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(it, str | None) for key, it in value.items()
+    )
 
 
 def _one_value(field: FieldDescriptor, column: Any, value: Any) -> Any:
@@ -215,7 +280,7 @@ def _plain(field: FieldDescriptor, value: Any) -> Any:
         return datetime.time(value.hours, value.minutes, value.seconds, value.nanos // 1000)
     if message.full_name == _DECIMAL:
         return value.value
-    return field_to_python(field, value, well_known=True)
+    return one_to_python(field, value, well_known=True)
 
 
 def _from_text(column: Any, text: str) -> Any:
@@ -234,7 +299,11 @@ def _fitting(column: Any, number: Decimal) -> Decimal:
     if not isinstance(column, models.DecimalField):
         return number
     places, digits = column.decimal_places, column.max_digits
-    if not number or not number.is_finite() or places is None or digits is None:
+    if not number.is_finite():
+        raise ValueError("a column holds finite numbers")
+    if not number:
+        return Decimal(0)  # whatever its exponent
+    if places is None or digits is None:
         return number
     if number.adjusted() >= digits - places:
         raise ValueError("it has more digits than the column")
@@ -269,17 +338,12 @@ def _choice(field: FieldDescriptor, column: Any, number: int) -> Any:
     if not isinstance(column, (models.CharField, models.TextField)):
         return column.to_python(number)
     enum: Any = field.enum_type
-    choices = list(column.flatchoices or ())
-    convert = enum_converter(enum, choices)
-    for choice, _ in choices:
-        try:
-            if choice not in (None, "") and convert(choice) == number:
-                return choice
-        except ValueError:
-            continue  # A choice that the enum does not know.
+    choices = _choices(enum, column)
+    if number in choices:
+        return choices[number]
     if number == 0:
         return "" if column.empty_strings_allowed else None
-    if choices:
+    if column.flatchoices:
         raise ValueError(f"no choice goes with number {number} of the enum")
     if number not in enum.values_by_number:
         raise ValueError(f"number {number} of the enum has no name")

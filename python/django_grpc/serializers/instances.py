@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from decimal import Decimal
 from typing import Any
 
 from django.core.exceptions import FieldDoesNotExist
@@ -81,9 +82,10 @@ def _chosen(
     descriptor = message.DESCRIPTOR
     if paths is None:
         for field, _ in message.ListFields():
-            yield field, None
+            if not field.is_extension:
+                yield field, None
         return
-    for path in paths:
+    for path in dict.fromkeys(paths):
         if path == "*":
             # https://google.aip.dev/134: a full replacement.
             for field in descriptor.fields:
@@ -116,6 +118,8 @@ def _settable(field: FieldDescriptor, instance: Any) -> Source:
         raise misfit(field, instance, "a file is not made from its url: exclude it")
     if source.kind is Kind.ONE and (source.key is None or source.field is None):
         raise misfit(field, instance, "the relation is set from its other side: exclude it")
+    if isinstance(source.field, getattr(models, "CompositePrimaryKey", ())):
+        raise misfit(field, instance, "a composite key is set by its fields: exclude it")
     if getattr(source.field, "generated", False):
         raise misfit(field, instance, "the database computes it: exclude it")
     return source
@@ -194,6 +198,8 @@ def _column_value(
     What already says the same stays as it is, however it is spelled.
     """
     if is_plain(field, column):
+        if isinstance(value, bytes):  # as protobuf gives proto2's text that is none
+            raise SerializationError("it is no UTF-8")
         return column.to_python(value)
     convert = column_converter(field, column)
     if convert is None:
@@ -203,10 +209,10 @@ def _column_value(
         if written is not _MISSING and says_the_same(field, value, written):
             return old
     found = column_value(field, column, value, None if old is _MISSING else old)
+    if not value and (found is None or (found == "" and field.enum_type is not None)):
+        return found  # blank says zero
     if found is None:
-        if value:
-            raise SerializationError("the column would hold nothing of it")
-        return None
+        raise SerializationError("the column would hold nothing of it")
     written = _written(message_class, field, convert, found)
     if written is _MISSING or not _says(field, column, value, written):
         if getattr(value, "nanos", 0) % 1000:
@@ -221,10 +227,17 @@ def _written(message_class: Any, field: FieldDescriptor, convert: Any, held: Any
         made = message_class(**{field.name: convert(held)})
     except MISFITS:
         return _MISSING
+    if not is_repeated(field) and field.has_presence and not made.HasField(field.name):
+        return _MISSING
     return getattr(made, field.name)
 
 
 def _says(field: FieldDescriptor, column: Any, sent: Any, written: Any) -> bool:
     if isinstance(sent, str):
         return text_says_the_same(column, sent, written)
+    if field.message_type is not None and not is_repeated(field):
+        if field.message_type.full_name == "google.protobuf.StringValue":
+            return text_says_the_same(column, sent.value, written.value)
+        if field.message_type.full_name == "google.type.Decimal":
+            return bool(Decimal(sent.value) == Decimal(written.value))
     return says_the_same(field, sent, written)

@@ -8,6 +8,7 @@ something else is refused.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import struct
 from collections.abc import Mapping
@@ -142,6 +143,7 @@ def _refuse_bytes(value: Any) -> Any:
     raise _wrong("bytes", value)
 
 
+@functools.lru_cache(maxsize=1024)
 def _enum(enum_type: EnumDescriptor) -> Converter:
     by_name = enum_converter(enum_type)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
+from .errors import SerializationError
 from .schema import is_map, is_repeated, map_entry
 from .values import EPOCH, WRAPPERS
 
@@ -25,7 +26,9 @@ def message_to_python(message: Any, *, well_known: bool = False) -> dict[str, An
             timedelta, and a wrapper its value. By default they are dicts of their fields.
     """
     return {
-        field.name: field_to_python(field, value, well_known=well_known)
+        f"[{field.full_name}]" if field.is_extension else field.name: field_to_python(
+            field, value, well_known=well_known
+        )
         for field, value in message.ListFields()
     }
 
@@ -33,14 +36,15 @@ def message_to_python(message: Any, *, well_known: bool = False) -> dict[str, An
 def field_to_python(field: FieldDescriptor, value: Any, *, well_known: bool) -> Any:
     """Return a field's value, whatever it holds, in plain Python."""
     if not is_repeated(field):
-        return _to_python(field, value, well_known)
+        return one_to_python(field, value, well_known)
     if not is_map(field):
-        return [_to_python(field, item, well_known) for item in value]
+        return [one_to_python(field, item, well_known) for item in value]
     _, target = map_entry(field)
-    return {key: _to_python(target, value[key], well_known) for key in value}
+    return {key: one_to_python(target, value[key], well_known) for key in value}
 
 
-def _to_python(field: FieldDescriptor, value: Any, well_known: bool) -> Any:
+def one_to_python(field: FieldDescriptor, value: Any, well_known: bool) -> Any:
+    """Return one value of a field in plain Python: an element, where it is repeated."""
     message = field.message_type
     if message is None:
         return value
@@ -51,7 +55,10 @@ def _to_python(field: FieldDescriptor, value: Any, well_known: bool) -> Any:
         # Zero is a value here: a wrapper that is there is not null.
         return value.value if well_known else {"value": value.value}
     if well_known and name in _WELL_KNOWN:
-        return _WELL_KNOWN[name](value)
+        try:
+            return _WELL_KNOWN[name](value)
+        except OverflowError as error:
+            raise SerializationError(f"{field.full_name} holds no valid {message.name}") from error
     return message_to_python(value, well_known=well_known)
 
 

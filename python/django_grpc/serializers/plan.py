@@ -14,7 +14,7 @@ from .columns import MISFITS, column_converter
 from .errors import SerializationError
 from .model_fields import Kind, Source, find_source, is_plain
 from .schema import is_map, is_repeated, map_entry, message_type
-from .values import Converter, as_list, map_converter, value_converter, whole_converter
+from .values import Converter, as_list, map_converter, value_converter
 
 #: Makes a message of a class from an instance; the last argument is the serializers to look in.
 Nest = Callable[[Any, Any, Sequence[Any]], Any]
@@ -193,7 +193,7 @@ def _plan_many(
 
 
 def _method_reader(field: FieldDescriptor, method: str, nest: Nest) -> Reader:
-    convert = whole_converter(field)
+    convert = column_converter(field, None)
     convert_with = None if convert else _nesting_converter(field, nest)
 
     def read(instance: Any, serializers: Sequence[Any], serializer: Any) -> Any:

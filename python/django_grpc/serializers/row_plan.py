@@ -19,7 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from .base import BaseModelSerializer, _is_customized, _serialize_many, serialize_model
 from .builder import BLANK
-from .columns import has_common_values
+from .columns import MISFITS, has_common_values
 from .errors import SerializationError
 from .model_fields import Kind, Source, find_source
 from .plan import FieldPlan, message_name, misfit, no_such_field, plan_field
@@ -292,7 +292,7 @@ def _wrapper_tuple(
     def encode_value(item: Any) -> bytes:
         try:
             encoded: bytes = message_class(value=convert(item)).SerializeToString()
-        except (TypeError, ValueError, OverflowError):
+        except MISFITS:
             encode(item)  # names the field that the user knows
             raise
         return encoded
@@ -321,7 +321,7 @@ def _field_encoder(
             return b""
         try:
             message = message_class(**{name: converted})
-        except (TypeError, ValueError, OverflowError) as error:
+        except MISFITS as error:
             raise misfit(field, instance, error) from error
         encoded: bytes = message.SerializePartialToString(deterministic=True)
         return encoded

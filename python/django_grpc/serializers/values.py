@@ -16,7 +16,7 @@ import struct
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from django.core.files.base import File
 from django.core.serializers.json import DjangoJSONEncoder
@@ -132,6 +132,8 @@ def to_string(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, Decimal):
+        if value.is_finite() and abs(cast("int", value.as_tuple().exponent)) > _MOST_ZEROS:
+            raise ValueError("text of this number would have a digit for each power of ten")
         return format(value, "f")
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
@@ -144,11 +146,17 @@ def to_string(value: Any) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     own_form: Any = type(value).__str__
-    if isinstance(value, _NO_TEXTS) or own_form is object.__str__:
+    # An expression is what a column is to become, and no value yet.
+    if isinstance(value, _NO_TEXTS) or own_form is object.__str__ or _is_expression(value):
         raise _wrong("text", value)
     return str(value)
 
 
+def _is_expression(value: Any) -> bool:
+    return hasattr(value, "resolve_expression")
+
+
+_MOST_ZEROS = 10_000
 # Bytes have a `__str__` of their own, which is Python's notation all the same.
 _NO_TEXTS = (bool, bytes, bytearray, memoryview)
 
@@ -194,7 +202,10 @@ def enum_converter(enum_type: EnumDescriptor, choices: Iterable[tuple[Any, Any]]
             return to_int(value)
         if not value:
             return None
-        number = names.get(enum_key(value), by_label.get(value))
+        # By its whole name, by its label, and at last by what is left of it without signs.
+        number = names.get(value.upper())
+        if number is None:
+            number = by_label.get(value, names.get(enum_key(value)))
         if number is None:
             raise ValueError(f"no value of enum {enum_type.full_name} is named as this choice")
         return number
