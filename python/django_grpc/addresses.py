@@ -4,6 +4,8 @@ import re
 
 _DESCRIPTOR = re.compile(r"fd:\d+")
 _UNIX = ("unix:", "unix-abstract:")
+# An IPv6 address without brackets has more than one colon.
+_WITH_PORT = re.compile(r"(?:\[[^]]*\]|(?!fd:)[^:\[\]]+):(\d+)")
 _URL = re.compile(r"(https?|grpcs?|tcp)://", re.IGNORECASE)
 
 
@@ -15,6 +17,12 @@ def is_unix(address: str) -> bool:
 def is_url(address: str) -> bool:
     """Whether an address begins as a URL does, which is none to listen on."""
     return _URL.match(address) is not None
+
+
+def port_within(host: str) -> str | None:
+    """Return the port that was written behind a host, None where there is none."""
+    found = _WITH_PORT.fullmatch(host)
+    return found and found[1]
 
 
 def format_address(host: str, port: int | str) -> str:
@@ -47,5 +55,5 @@ def parse_addrport(host: str, port: int, addrport: str | None) -> tuple[str, int
             )
         host, port = given_host or host, int(given_port)
     if not 0 <= port <= 65535:
-        raise ValueError(f"{port} is not a port number: it must be at most 65535.")
+        raise ValueError(f"{port} is not a port number: it must be 0 to 65535.")
     return host, port

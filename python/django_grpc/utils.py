@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import difflib
 import errno
 import inspect
 import logging
@@ -104,6 +105,41 @@ def build_server(
     if config.reflection:
         enable_reflection(server)
     return server
+
+
+def check_methods(server: Any, config: conf.ServerConfig) -> None:
+    """Refuse limits of methods that there are not.
+
+    Interceptors, and generic handlers that have to be asked, may know more of them than the server.
+
+    Args:
+        server: As `build_server` has made it, with all its servicers.
+        config: What it was made of.
+
+    Raises:
+        ImproperlyConfigured: A path of ``methods`` is no servicer's.
+    """
+    if config.interceptors or not config.servicers or not server.knows_all_methods:
+        return
+    paths = [*server.method_handlers(), *_OWN_METHODS]
+    services = {path.rpartition("/")[0] + "/*" for path in paths}
+    for pattern in config.methods:
+        if pattern != "*" and pattern not in paths and pattern not in services:
+            close = difflib.get_close_matches(pattern, paths, n=1)
+            raise ImproperlyConfigured(
+                f"{conf.SETTING}['methods']: no servicer has '{pattern}'."
+                + (f" Did you mean '{close[0]}'?" if close else "")
+            )
+
+
+# The engine's, or added later.
+_OWN_METHODS = (
+    f"/{SERVICE_NAME}/Check",
+    f"/{SERVICE_NAME}/Watch",
+    f"/{SERVICE_NAME}/List",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+)
 
 
 def _options(config: conf.ServerConfig) -> list[tuple[str, Any]]:
@@ -256,12 +292,19 @@ def add_servicers(
     wrapper = SignalWrapper(server, instruments)
     for path in servicers_list:
         logger.debug("Adding the servicers of %s", path)
+        before = wrapper.registrations
         result = conf.call_configured("servicers", path, wrapper)
         if inspect.iscoroutine(result) or inspect.isgenerator(result):
             result.close()
             raise ImproperlyConfigured(
                 f"{conf.SETTING}['servicers']: '{path}' is an async function or a generator, which "
                 "nobody runs: make it an ordinary function."
+            )
+        if wrapper.registrations == before:
+            raise ImproperlyConfigured(
+                f"{conf.SETTING}['servicers']: '{path}' adds no servicer to the server that it is "
+                "given: call the generated add_MyServiceServicer_to_server(MyService(), server) in "
+                "it."
             )
 
 

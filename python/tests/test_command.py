@@ -264,6 +264,9 @@ def test_second_server_on_a_port_is_refused(start):
         (["--port", "70000"], "70000 is not a port number"),
         (["localhost"], "'localhost' is not a port number, an address:port pair or a unix:PATH."),
         (["::1:50051"], "'::1:50051' is not a port number"),
+        (["--port", "-1"], "-1 is not a port number: it must be 0 to 65535."),
+        (["--host", "127.0.0.1:5"], "--host must be an address without a port"),
+        (["--host", "no.such.host.invalid"], "the name can't be resolved ("),
         (["--max-workers", "0"], "--max_workers must be a whole number above 0, not 0."),
         (["--max_workers", "0"], "--max_workers must be a whole number above 0, not 0."),
         (["--grace", "-1"], "--grace must be a number of seconds, 0 or more, not -1"),
@@ -271,6 +274,33 @@ def test_second_server_on_a_port_is_refused(start):
 )
 def test_mistake_in_an_argument_is_one_sentence(arguments, text, start):
     assert_refuses(start(*arguments), text)
+
+
+def test_file_in_the_place_of_a_socket_is_one_sentence(start, tmp_path):
+    (tmp_path / "file").touch()
+    assert_refuses(start(f"unix:{tmp_path}/file"), "a file of this name that is no socket")
+
+
+def test_variable_that_means_nothing_is_one_sentence(start):
+    process = start("--port", "0", environment={"GRPCSERVER_GRCE": "60"})
+    assert_refuses(process, "GRPCSERVER_GRCE means nothing. Did you mean GRPCSERVER_GRACE?")
+
+
+def test_what_kubernetes_says_of_a_service_is_no_mistake(start):
+    environment = {
+        "GRPCSERVER_PORT": "tcp://10.0.0.1:50051",
+        "GRPCSERVER_PORT_50051_TCP_ADDR": "10.0.0.1",
+        "GRPCSERVER_SERVICE_HOST": "10.0.0.1",
+        "GRPCSERVER_SERVICE_PORT_GRPC": "50051",
+    }
+    start("--port", "0", environment=environment).wait_for(LISTENING)
+
+
+def test_all_wrong_keys_are_told_at_once(start):
+    process = start("--port", "0", servicer=[], max_workers="many")
+    assert process.wait() == 1
+    assert "no key 'servicer'. Did you mean 'servicers'?" in process.output
+    assert "GRPCSERVER['max_workers'] must be a whole number" in process.output
 
 
 @pytest.fixture
@@ -350,6 +380,15 @@ def starting_hook(server):
 
 def generating_hook(server):
     yield grpc_hook(server)
+
+def idle_hook(server):
+    pass
+
+def hook_without_server():
+    pass
+
+def function_interceptor(continuation, details):
+    return continuation(details)
 """
 
 
@@ -377,6 +416,27 @@ def generating_hook(server):
             "GRPCSERVER['servicers']: 'mistaken.generating_hook' is a generator function",
         ),
         (
+            {"servicers": ["mistaken.idle_hook"]},
+            "GRPCSERVER['servicers']: 'mistaken.idle_hook' adds no servicer to the server",
+        ),
+        (
+            {"servicers": ["mistaken.hook_without_server"]},
+            "'mistaken.hook_without_server' can't be called as it has to be. Give a function",
+        ),
+        (
+            {"interceptors": ["mistaken.function_interceptor"]},
+            "'mistaken.function_interceptor' can't be called as it has to be. Give a class with",
+        ),
+        (
+            {"methods": {"/helloworld.Greeter/SayHelo": {"concurrency": 1}}},
+            "no servicer has '/helloworld.Greeter/SayHelo'. Did you mean "
+            "'/helloworld.Greeter/SayHello'?",
+        ),
+        (
+            {"servicers": ["importing.hook"]},
+            "No module named 'not_there'. Mend the import in ",
+        ),
+        (
             {"servicers": ["leaving.hook"]},
             "GRPCSERVER['servicers']: 'leaving.hook' can't be imported: its module calls sys.exit(",
         ),
@@ -397,6 +457,8 @@ def test_mistake_in_what_the_settings_name_is_one_sentence(
 ):
     (tmp_path / "mistaken.py").write_text(MISTAKEN)
     (tmp_path / "leaving.py").write_text("import sys\nsys.exit('no licence')\n")
+    (tmp_path / "importing.py").write_text("import importing_too\n")
+    (tmp_path / "importing_too.py").write_text("def load():\n    import not_there\nload()\n")
     assert_refuses(start("--port", "0", **{**setting, "async": is_async}), text)
 
 

@@ -4,8 +4,11 @@ The settings are read when `load()` is called and never at import, so that Djang
 `override_settings` works.
 """
 
+import difflib
 import inspect
 import os
+import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -64,14 +67,14 @@ class Problem(NamedTuple):
 
 
 class InvalidSetting(ImproperlyConfigured):
-    """Raised for a mistake in the settings; its text is the problem's message and hint.
+    """Raised for mistakes in the settings; its text is their messages and hints, one in a line.
 
     Attributes:
-        problem: The mistake, as the system checks report it.
+        problem: The first mistake, as the system checks report it.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(str(problem))
+    def __init__(self, problem: Problem, *others: Problem) -> None:
+        super().__init__("\n".join(map(str, (problem, *others))))
         self.problem = problem
 
 
@@ -88,11 +91,13 @@ def load(flags: Mapping[str, Any] | None = None) -> ServerConfig:
         The configuration, with defaults for every key that is absent.
 
     Raises:
-        InvalidSetting: A value is wrong, and this is the first.
+        InvalidSetting: Values are wrong; it says which, all of them.
     """
     config, problems = parse(getattr(settings, SETTING, None), os.environ, flags)
-    if config is None:
-        raise InvalidSetting(problems[0])
+    # A server's own: no other command of the project has to mind what is in its environment.
+    problems += _unknown_variables(os.environ)
+    if config is None or problems:
+        raise InvalidSetting(*problems)
     return config
 
 
@@ -127,6 +132,23 @@ def parse(
             except Invalid as invalid:
                 problems.append(Problem(key.code, f"{place}{invalid.complaint}", invalid.hint))
     return (None if problems else ServerConfig(**values)), problems
+
+
+# What Kubernetes gives the pods beside a service of the name "grpcserver".
+_OF_KUBERNETES = re.compile(r"(PORT(_\d+_[A-Z]+(_\w+)?)?|SERVICE_(HOST|PORT\w*))$")
+
+
+def _unknown_variables(environment: Mapping[str, str]) -> Iterator[Problem]:
+    known = [f"{SETTING}_{name.upper()}" for name, key in KEYS.items() if key.read is not None]
+    for name in sorted(environment):
+        rest = name.removeprefix(f"{SETTING}_")
+        if rest == name or name in known or _OF_KUBERNETES.match(rest):
+            continue
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(known)}."
+        if rest.lower() in KEYS:
+            hint = f"{SETTING}['{rest.lower()}'] can be set in the settings only."
+        yield Problem("E002", f"The environment variable {name} means nothing.", hint)
 
 
 def _given(
@@ -165,12 +187,11 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
     try:
         found = import_string(path)
     except ImportError as error:
+        hint = "Give the dotted path of a module that exists and of a name in it."
+        if (culprit := _culprit(path, error)) is not None:
+            hint = f"Mend the import in {culprit}."
         raise InvalidSetting(
-            Problem(
-                "E013",
-                f"{place}: '{path}' can't be imported: {str(error).rstrip('.')}.",
-                "Give the dotted path of a module that exists and of a name in it.",
-            )
+            Problem("E013", f"{place}: '{path}' can't be imported: {str(error).rstrip('.')}.", hint)
         ) from error
     except SystemExit as leaving:
         who = f"{place}: '{path}' can't be imported: its module"
@@ -194,6 +215,23 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
         )
     result: Callable[..., Any] = found
     return result
+
+
+def _culprit(path: str, error: ImportError) -> str | None:
+    """Return the line of the project's code that can't import something, as `file:line`.
+
+    None where it is the path itself that leads nowhere.
+    """
+    module = path.rpartition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+        return None
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = (inspect.getfile(import_string), __file__)
+    for frame in reversed(frames):
+        if not frame.filename.startswith("<frozen ") and frame.filename not in ours:
+            # importlib.import_module, by which the first module is imported, is in a file.
+            return None if "importlib" in frame.filename else f"{frame.filename}:{frame.lineno}"
+    return None
 
 
 def _deferred_kind(function: Any) -> str | None:
@@ -223,10 +261,32 @@ def call_configured(key: str, path: str, *arguments: Any) -> Any:
         InvalidSetting: As `import_configured`. Whatever else it raises propagates.
     """
     function = import_configured(key, path)
+    if (hint := _misfit(key, function, arguments)) is not None:
+        message = f"{_place(key)}: '{path}' can't be called as it has to be."
+        raise InvalidSetting(Problem("E014", message, hint))
     try:
         return function(*arguments)
     except SystemExit as leaving:
         raise _exited("E014", f"{_place(key)}: '{path}'", leaving) from leaving
+
+
+_HINTS = {
+    "servicers": "Give a function that takes the server and adds servicers to it: def "
+    "grpc_hook(server): add_MyServiceServicer_to_server(MyService(), server).",
+    "interceptors": "Give a class with the method intercept_service that can be made without "
+    "arguments, or the path of a function that makes one.",
+}
+
+
+def _misfit(key: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> str | None:
+    """Return what to give instead where a function does not take such arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return _HINTS.get(key, f"It is called with {len(arguments)} arguments.")
+    except ValueError:  # one of C, which tells nothing
+        pass
+    return None
 
 
 def _place(key: str) -> str:

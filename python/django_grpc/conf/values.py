@@ -14,7 +14,7 @@ from typing import Any
 from django.utils.functional import LazyObject, Promise
 
 from django_grpc import tls
-from django_grpc.addresses import is_url
+from django_grpc.addresses import is_url, port_within
 from django_grpc.conf.config import (
     DEFAULT_HEALTH_CHECKS,
     AccessLog,
@@ -173,7 +173,13 @@ def parse_host(value: Any) -> str:
             f" must be an address, not {value!r}.",
             "Write '[::]' for every address, '127.0.0.1', or 'unix:/run/myproject/grpc.sock'.",
         )
-    return value.strip()
+    host = value.strip()
+    if (port := port_within(host)) is not None:
+        raise Invalid(
+            f" must be an address without a port, not {value!r}.",
+            f"Give the port as --port {port}, or both as an argument: grpcserver {host}.",
+        )
+    return host
 
 
 _CREDENTIAL_KEYS = (

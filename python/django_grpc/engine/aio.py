@@ -60,6 +60,11 @@ class Server(grpc.aio.Server):
         """Return the method handlers that are known by path, `/package.Service/Method`."""
         return self._inner.method_handlers()
 
+    @property
+    def knows_all_methods(self) -> bool:
+        """Whether there is no generic handler that only answers when it is asked."""
+        return self._inner.knows_all_methods
+
     def set_method_limits(self, pattern: str, **limits: Any) -> None:
         """Limit what methods may cost; see `django_grpc.engine.sync.Server.set_method_limits`."""
         self._inner.set_method_limits(pattern, **limits)

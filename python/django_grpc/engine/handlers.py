@@ -114,6 +114,11 @@ class HandlerTable:
                 known.update(handler._method_handlers)  # type: ignore[attr-defined]
         return known | self._registered
 
+    @property
+    def knows_all(self) -> bool:
+        """Whether `known` returns every handler that there is."""
+        return not self._must_ask
+
     def resolve(self, path: str, metadata: tuple[Any, ...]) -> MethodHandler | None:
         """Find the handler of one call, through the interceptors."""
         return self._continue(0, HandlerCallDetails(path, metadata))

@@ -158,6 +158,11 @@ class Server(grpc.Server):
         """
         return self._handlers.known()
 
+    @property
+    def knows_all_methods(self) -> bool:
+        """Whether there is no generic handler that only answers when it is asked."""
+        return self._handlers.knows_all
+
     def add_insecure_port(self, address: str) -> int:
         """Bind `address` for plaintext and return its port.
 

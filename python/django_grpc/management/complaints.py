@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import os
+import stat
 from collections.abc import Iterator
 
 from django.core.management.base import CommandError
 
 from django_grpc import conf
+from django_grpc.addresses import is_unix
 
 _REASONS = {
     errno.EACCES: "this user has no permission for it",
@@ -17,7 +20,17 @@ _REASONS = {
 
 def about_address(address: str, error: OSError | RuntimeError) -> str:
     """Say why calls can't be served on an address."""
-    return f"The server can't listen on {address}: {_reason(error)}."
+    reason = _reason(error)
+    if is_unix(address) and _is_other_file(address.partition(":")[2]):
+        reason = "there is a file of this name that is no socket. Remove it, or choose another path"
+    return f"The server can't listen on {address}: {reason}."
+
+
+def _is_other_file(path: str) -> bool:
+    try:
+        return not stat.S_ISSOCK(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def about_metrics(address: str | None, error: OSError | RuntimeError) -> str:
@@ -57,5 +70,8 @@ def _reason(error: OSError | RuntimeError) -> str:
     # The engine raises grpcio's RuntimeError, caused by the system's own error.
     cause = error if isinstance(error, OSError) else error.__cause__
     if isinstance(cause, OSError):
+        said = cause.strerror or ""
+        if said.startswith("Cannot resolve"):
+            return f"the name can't be resolved ({said.rpartition(': ')[2]})"
         return _REASONS.get(cause.errno or 0, cause.strerror or str(cause))
     return str(cause or error)

@@ -349,7 +349,8 @@ def _naming_start() -> Iterator[None]:
         with threads.explaining_refusal():
             yield
     except (RuntimeError, ValueError) as error:  # the latter when it has started already
-        raise CommandError(f"The server can't start: {error}") from error
+        reason = str(error).removeprefix("Cannot start the server: ")
+        raise CommandError(f"The server can't start: {reason}") from error
 
 
 def _run_checks(command: "Command", **options: Any) -> None:

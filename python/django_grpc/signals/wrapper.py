@@ -40,6 +40,7 @@ class SignalWrapper:
 
     Attributes:
         server: The wrapped server, a `grpc.Server` or an object with its methods.
+        registrations: How often handlers have been registered.
     """
 
     # The fields of grpc.RpcMethodHandler that can hold the method.
@@ -54,6 +55,7 @@ class SignalWrapper:
                 last one is the outermost.
         """
         self.server = server
+        self.registrations = 0
         # Another server of gRPC's has nothing of the kind.
         if hasattr(server, "surround_calls"):
             server.surround_calls(CALL_HYGIENE)
@@ -66,6 +68,7 @@ class SignalWrapper:
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[GenericHandler]) -> None:
         """Register generic handlers, with everything that they find wrapped."""
+        self.registrations += 1
         self.server.add_generic_rpc_handlers(
             tuple(
                 _wrap_generic_handler(handler, self._wrap_found) for handler in generic_rpc_handlers
@@ -76,6 +79,7 @@ class SignalWrapper:
         self, service_name: str, method_handlers: dict[str, MethodHandler]
     ) -> None:
         """Register the handlers of one service, by the names of its methods."""
+        self.registrations += 1
         self.server.add_registered_method_handlers(
             service_name,
             {

@@ -336,7 +336,9 @@ class Command(BaseCommand):
         """Make the server, with its servicers and without a port; in each worker process."""
         from django_grpc import utils
 
-        return utils.build_server(config)
+        server = utils.build_server(config)
+        utils.check_methods(server, config)
+        return server
 
     def on_listening(
         self, server: Any, config: conf.ServerConfig, address: str, **options: Any
