@@ -134,6 +134,11 @@ let package = Package(
       swiftSettings: swiftSettings
     ),
     .testTarget(
+      name: "GRPCEngineLocksTests",
+      dependencies: ["GRPCEngineLocks"],
+      swiftSettings: swiftSettings
+    ),
+    .testTarget(
       name: "GRPCEngineStatisticsTests",
       dependencies: ["GRPCEngineStatistics"],
       swiftSettings: swiftSettings

@@ -31,6 +31,15 @@ package final class Locked<Value>: @unchecked Sendable {
     return try body(&self.value)
   }
 
+  /// Does nothing, and returns `nil`, where another thread has it: for who must not wait.
+  package func withLockIfAvailable<Result>(
+    _ body: (inout sending Value) -> sending Result
+  ) -> sending Result? {
+    guard pthread_mutex_trylock(self.mutex) == 0 else { return nil }
+    defer { pthread_mutex_unlock(self.mutex) }
+    return body(&self.value)
+  }
+
   /// Locks it until `unlock`, on the same thread: for what `pthread_atfork` calls.
   package func lock() { pthread_mutex_lock(self.mutex) }
 

@@ -14,6 +14,14 @@ package enum EventLoopResources {
   /// libdispatch has what it needs: the same three descriptors, once in a process.
   private static let dispatchIsReady = Locked(false)
 
+  /// Opens a descriptor for a moment, unless event loops are about to be made: that moment could be
+  /// the one in which they open what was found to be free.
+  ///
+  /// - Returns: what `body` returns; `nil` where it was not called.
+  static func unlessAsking<Result>(_ body: () -> Result) -> Result? {
+    Self.dispatchIsReady.withLockIfAvailable { _ in body() }
+  }
+
   /// No process is forked while the lock is held, as nobody would ever give it back in the child.
   private static let guardAgainstForks: Void = {
     pthread_atfork(

@@ -1,5 +1,6 @@
 internal import CGRPCEngineSockets
 internal import Glibc
+internal import Synchronization
 
 /// How many file descriptors this process may open, and how many of them connections leave alone.
 ///
@@ -31,11 +32,18 @@ package struct DescriptorReserve: Equatable, Sendable {
     return lowestFree.map { $0 >= self.limit - size } ?? true
   }
 
-  /// Opens one to see which it is.
+  /// What was found last; negative for none.
+  private static let lastSeen = Atomic(0)
+
+  /// Opens one to see which it is; while a server starts it says what was found before.
   static var lowestFree: Int? {
-    let descriptor = grpc_engine_open_descriptor()
-    guard descriptor >= 0 else { return nil }
-    close(descriptor)
-    return Int(descriptor)
+    let seen = EventLoopResources.unlessAsking {
+      let descriptor = grpc_engine_open_descriptor()
+      if descriptor >= 0 { close(descriptor) }
+      return Int(descriptor)
+    }
+    if let seen { Self.lastSeen.store(seen, ordering: .relaxed) }
+    let descriptor = seen ?? Self.lastSeen.load(ordering: .relaxed)
+    return descriptor >= 0 ? descriptor : nil
   }
 }
