@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from keyword import iskeyword
 from typing import Any
 
-from .columns import MISFITS
-from .errors import SerializationError
+from .errors import MISFITS, SerializationError
 from .plan import FieldPlan, converted
 from .schema import oneofs
 
@@ -32,7 +31,11 @@ def make_builder(message_class: Any, fields: Sequence[FieldPlan]) -> Build:
     by_field = _field_by_field(message_class, fields)
     if oneofs(message_class.DESCRIPTOR):
         return by_field
-    names: dict[str, Any] = {"message_class": message_class, "by_field": by_field}
+    names: dict[str, Any] = {
+        "message_class": message_class,
+        "by_field": by_field,
+        "misfits": MISFITS,
+    }
     read_first = []
     arguments = []
     for number, field in enumerate(fields):
@@ -56,7 +59,7 @@ def make_builder(message_class: Any, fields: Sequence[FieldPlan]) -> Build:
         f"{''.join(read_first)}"
         "    try:\n"
         f"        return message_class({', '.join(arguments)})\n"
-        "    except (AttributeError, TypeError, ValueError, OverflowError, SystemError):\n"
+        "    except misfits:\n"
         "        return by_field(instance, serializers, serializer)\n"
     )
     # Only names that are Python names get into the source.

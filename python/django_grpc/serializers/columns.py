@@ -18,17 +18,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from django.conf import settings
-from django.core.exceptions import ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from django.utils import timezone
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
-from google.protobuf.json_format import Error as JSONError
-from google.protobuf.message import Error as MessageError
 
+from .errors import MISFITS
 from .json_columns import from_json, same_json, to_json
 from .messages import field_to_python, one_to_python
-from .schema import is_map, is_repeated
+from .schema import is_map, is_repeated, is_text
 from .values import (
     EPOCH,
     Converter,
@@ -42,20 +40,7 @@ from .values import (
 _DATE = "google.type.Date"
 _TIME = "google.type.TimeOfDay"
 _DECIMAL = "google.type.Decimal"
-#: What a value's conversion may raise when it does not fit: Django's and Python's own.
-MISFITS = (
-    ValidationError,
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-    SystemError,  # protobuf's, of keys that are no UTF-8
-    MessageError,
-    JSONError,
-)
-
+_FLOATS = (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT)
 #: Columns whose values `to_string` writes so that `to_python` reads the same.
 _WITH_TEXT_FORM = (
     models.IntegerField,
@@ -126,9 +111,7 @@ def column_converter(field: FieldDescriptor, column: Any) -> Converter | None:
 
 def _of_computed(field: FieldDescriptor, convert: Converter) -> Converter:
     """Return the converter of what no column holds: an average has more digits than a double."""
-    if field.type not in (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT):
-        return convert
-    if is_repeated(field):
+    if is_repeated(field) or field.type not in _FLOATS:
         return convert
     return lambda value: convert(float(value) if isinstance(value, Decimal) else value)
 
@@ -162,12 +145,10 @@ def _choices(enum: EnumDescriptor, column: Any) -> dict[int, Any]:
 
 def _holds_text(field: FieldDescriptor, column: Any) -> bool:
     """Tell whether a message field holds a column's values as text; a `Value` may hold a list."""
-    if field.message_type is None:
-        return field.type == FieldDescriptor.TYPE_STRING
-    name = field.message_type.full_name
-    if name == "google.protobuf.Value":
+    message = field.message_type
+    if message is not None and message.full_name == "google.protobuf.Value":
         return not is_array(column) and not isinstance(column, _postgres("HStoreField"))
-    return bool(name == "google.protobuf.StringValue")
+    return is_text(field)
 
 
 def has_common_values(column: Any) -> bool:

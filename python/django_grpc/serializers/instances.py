@@ -11,13 +11,12 @@ from django.db import models
 from google.protobuf.descriptor import FieldDescriptor
 
 from .columns import (
-    MISFITS,
     column_converter,
     column_value,
     says_the_same,
     text_says_the_same,
 )
-from .errors import SerializationError
+from .errors import MISFITS, SerializationError
 from .model_fields import Kind, Source, find_source, is_plain
 from .plan import message_name, misfit, no_such_field
 from .schema import is_repeated
@@ -139,7 +138,7 @@ def _set(
         model_field = instance._meta.get_field(attribute)
     except FieldDoesNotExist:
         raise misfit(field, instance, "it is no column of its own: exclude it") from None
-    old = vars(instance).get(attribute, _MISSING)
+    old = vars(instance).get(attribute)  # a deferred one is not loaded for this
     is_nested = source.kind is Kind.ONE and _is_nested(field)
     if path is not None and not (is_nested and path in (source.field.name, "pk")):
         raise misfit(
@@ -204,11 +203,11 @@ def _column_value(
     convert = column_converter(field, column)
     if convert is None:
         raise SerializationError("it holds a message, and the column none")
-    if old is not _MISSING and old is not None:
+    if old is not None:
         written = _written(message_class, field, convert, old)
         if written is not _MISSING and says_the_same(field, value, written):
             return old
-    found = column_value(field, column, value, None if old is _MISSING else old)
+    found = column_value(field, column, value, old)
     if not value and (found is None or (found == "" and field.enum_type is not None)):
         return found  # blank says zero
     if found is None:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import base64
 import functools
 import json
-import struct
 from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message_factory import GetMessageClass
 
+from .errors import MISFITS
 from .messages import JSON_MESSAGES
-from .schema import has_value, is_map, is_repeated, map_entry
+from .schema import has_value, is_map, is_repeated, is_text, map_entry
 from .values import (
     WRAPPERS,
     Converter,
@@ -30,6 +30,8 @@ from .values import (
     map_converter,
     shortest_single,
     to_double,
+    to_single,
+    wrong,
 )
 
 _INTEGERS = (
@@ -39,10 +41,6 @@ _INTEGERS = (
     FieldDescriptor.CPPTYPE_UINT64,
 )
 _NUMBERS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
-
-
-def _wrong(expected: str, value: Any) -> TypeError:
-    return TypeError(f"it holds {expected}, not {type(value).__name__}")
 
 
 # Out of JSON
@@ -62,27 +60,14 @@ def from_json(field: FieldDescriptor, encoder: type[json.JSONEncoder]) -> Conver
 
         def convert_list(value: Any) -> Any:
             if not isinstance(value, (list, tuple)):
-                raise _wrong("a list", value)
+                raise wrong("a list", value)
             return [element(item) for item in value]
 
         return convert_list
-    if _is_text(field):
-        return lambda value: json.dumps(value, cls=encoder, allow_nan=False)
-    if _is_text_wrapper(field):
-        return lambda value: {"value": json.dumps(value, cls=encoder, allow_nan=False)}
+    if is_text(field):
+        write = functools.partial(json.dumps, cls=encoder, allow_nan=False)
+        return write if field.message_type is None else lambda value: {"value": write(value)}
     return _element(field)
-
-
-def _is_text(field: FieldDescriptor) -> bool:
-    return field.type == FieldDescriptor.TYPE_STRING and not is_repeated(field)
-
-
-def _is_text_wrapper(field: FieldDescriptor) -> bool:
-    return (
-        field.message_type is not None
-        and field.message_type.full_name == "google.protobuf.StringValue"
-        and not is_repeated(field)
-    )
 
 
 def _element(field: FieldDescriptor) -> Converter:
@@ -101,7 +86,7 @@ def _element(field: FieldDescriptor) -> Converter:
             return value
         try:
             parsed = ParseDict(value, message_class())
-        except (ParseError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        except MISFITS as error:
             raise ValueError(f"its JSON is no {message.name}: {error}") from error
         if not same_json(message_to_json(parsed, value), value):
             raise ValueError(f"its JSON is not what a {message.name} would be written as")
@@ -125,22 +110,20 @@ def _scalar(field: FieldDescriptor) -> Converter:
     else:
         kind, name = str, "text"
     is_number = field.cpp_type in _NUMBERS
+    to_number = to_single if field.type == FieldDescriptor.TYPE_FLOAT else to_double
 
     def convert(value: Any) -> Any:
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-            raise _wrong(name, value)
+            raise wrong(name, value)
         if not is_number:
             return value
-        number = finite(to_double(value))
-        if field.type == FieldDescriptor.TYPE_FLOAT:
-            struct.pack("<f", number)  # raises OverflowError
-        return number
+        return finite(to_number(value))
 
     return convert
 
 
 def _refuse_bytes(value: Any) -> Any:
-    raise _wrong("bytes", value)
+    raise wrong("bytes", value)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -149,7 +132,7 @@ def _enum(enum_type: EnumDescriptor) -> Converter:
 
     def convert(value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-            raise _wrong("an enum's name or number", value)
+            raise wrong("an enum's name or number", value)
         return by_name(value)
 
     return convert
@@ -169,10 +152,9 @@ def to_json(
         decoder: Of the JSON field, for a `string`.
         old: What the JSON field holds; see `message_to_json`.
     """
-    if _is_text(field):
-        return json.loads(value, cls=decoder) if value else None
-    if _is_text_wrapper(field):
-        return json.loads(value.value, cls=decoder) if value.value else None
+    if is_text(field):
+        text = value if field.message_type is None else value.value
+        return json.loads(text, cls=decoder) if text else None
     return _field_to_json(field, value, old)
 
 

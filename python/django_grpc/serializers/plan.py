@@ -10,8 +10,8 @@ from django.db import models
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from .columns import MISFITS, column_converter
-from .errors import SerializationError
+from .columns import column_converter
+from .errors import MISFITS, SerializationError
 from .model_fields import Kind, Source, find_source, is_plain
 from .schema import is_map, is_repeated, map_entry, message_type
 from .values import Converter, as_list, map_converter, value_converter

@@ -19,8 +19,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from .base import BaseModelSerializer, _is_customized, _serialize_many, serialize_model
 from .builder import BLANK
-from .columns import MISFITS, has_common_values
-from .errors import SerializationError
+from .columns import has_common_values
+from .errors import MISFITS, SerializationError
 from .model_fields import Kind, Source, find_source
 from .plan import FieldPlan, message_name, misfit, no_such_field, plan_field
 from .schema import is_repeated, message_type, oneofs
@@ -198,9 +198,7 @@ def _plan_field(
     plan = plan_field(field, stand_in(None), None, serialize_model, _serialize_many)
     encode = _field_encoder(message_class, field, plan, stand_in, in_oneof=oneof >= 0)
     column = columns.number(scope.prefix + attribute, raw=_is_truth(field, source.field))
-    if field.message_type is not None and not has_common_values(source.field):
-        return ("python", field.number, column, field.has_presence, oneof, None, True, encode, None)
-    return _value_tuple(field, column, oneof, plan, stand_in, encode)
+    return _value_tuple(field, source.field, column, oneof, plan, stand_in, encode)
 
 
 def _is_truth(field: FieldDescriptor, model_field: Any) -> bool:
@@ -245,6 +243,7 @@ def _plan_related(
 
 def _value_tuple(
     field: FieldDescriptor,
+    model_field: Any,
     column: int,
     oneof: int,
     plan: FieldPlan,
@@ -271,7 +270,7 @@ def _value_tuple(
             plain_convert = convert
             convert = lambda value: plain_convert(getattr(stand_in(value), attribute))  # noqa: E731
         return (kind, number, column, presence, oneof, convert, first, encode, None)
-    if holder:
+    if holder or not has_common_values(model_field):
         return left_to_python
     if message.full_name in _TIMES:
         kind = _TIMES[message.full_name]

@@ -38,6 +38,15 @@ def message_type(field: FieldDescriptor) -> Descriptor:
     return found
 
 
+def is_text(field: FieldDescriptor) -> bool:
+    """Tell whether a field holds one text: a `string`, or a `StringValue`."""
+    if is_repeated(field):
+        return False
+    if field.message_type is None:
+        return field.type == FieldDescriptor.TYPE_STRING
+    return bool(field.message_type.full_name == "google.protobuf.StringValue")
+
+
 def has_value(message: Any, field: FieldDescriptor) -> bool:
     """Tell whether a message has a field: one that is sent."""
     if is_repeated(field):

@@ -40,7 +40,8 @@ _GREATEST_DURATION = datetime.timedelta(seconds=315_576_000_000)
 _JSON_DEPTH = 30
 
 
-def _wrong(expected: str, value: Any) -> TypeError:
+def wrong(expected: str, value: Any) -> TypeError:
+    """Return the error for a value of a kind that a field does not hold."""
     return TypeError(f"it holds {expected}, not {type(value).__name__}")
 
 
@@ -58,7 +59,7 @@ def to_int(value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise _wrong("a whole number", value) from None
+        raise wrong("a whole number", value) from None
 
 
 def _is_whole(value: Decimal) -> bool:
@@ -71,7 +72,7 @@ def to_double(value: Any) -> float:
     if isinstance(value, float):
         return value
     if not isinstance(value, (int, Decimal)):
-        raise _wrong("a number", value)
+        raise wrong("a number", value)
     number = float(value)
     # A Decimal has the digits that are written; 0.1 is the double that is written so.
     is_exact = number == value if isinstance(value, int) else Decimal(repr(number)) == value
@@ -117,7 +118,7 @@ def to_bool(value: Any) -> bool:
     """Take a bool, or 0 and 1 as some databases return them."""
     if value is True or value is False or (isinstance(value, int) and value in (0, 1)):
         return bool(value)
-    raise _wrong("a bool", value)
+    raise wrong("a bool", value)
 
 
 def to_string(value: Any) -> str:
@@ -148,7 +149,7 @@ def to_string(value: Any) -> str:
     own_form: Any = type(value).__str__
     # An expression is what a column is to become, and no value yet.
     if isinstance(value, _NO_TEXTS) or own_form is object.__str__ or _is_expression(value):
-        raise _wrong("text", value)
+        raise wrong("text", value)
     return str(value)
 
 
@@ -178,7 +179,7 @@ def to_bytes(value: Any) -> bytes:
         return value.bytes
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
-    raise _wrong("bytes", value)
+    raise wrong("bytes", value)
 
 
 def enum_converter(enum_type: EnumDescriptor, choices: Iterable[tuple[Any, Any]] = ()) -> Converter:
@@ -243,7 +244,7 @@ def to_timestamp(value: Any) -> dict[str, int]:
     elif isinstance(value, datetime.time):
         since = _since_midnight(value)
     else:
-        raise _wrong("a date or time", value)
+        raise wrong("a date or time", value)
     # A timedelta's microseconds count forward even before the epoch, as a Timestamp's nanos do.
     return {
         "seconds": since.days * 86_400 + since.seconds,
@@ -256,7 +257,7 @@ def to_duration(value: Any) -> dict[str, int]:
     if isinstance(value, datetime.time):
         value = _since_midnight(value)
     if not isinstance(value, datetime.timedelta):
-        raise _wrong("a timedelta", value)
+        raise wrong("a timedelta", value)
     if abs(value) > _GREATEST_DURATION:
         raise ValueError("a Duration holds 10,000 years")
     seconds = value.days * 86_400 + value.seconds
@@ -282,14 +283,14 @@ def to_date(value: Any) -> dict[str, int]:
     """Take a date for a `google.type.Date`."""
     if not isinstance(value, datetime.date) or isinstance(value, datetime.datetime):
         # The day of a moment depends on who looks at it.
-        raise _wrong("a date", value)
+        raise wrong("a date", value)
     return {"year": value.year, "month": value.month, "day": value.day}
 
 
 def to_time_of_day(value: Any) -> dict[str, int]:
     """Take a time for a `google.type.TimeOfDay`."""
     if not isinstance(value, datetime.time):
-        raise _wrong("a time", value)
+        raise wrong("a time", value)
     if value.tzinfo is not None:
         raise ValueError("a TimeOfDay has no time zone")
     return {
@@ -303,7 +304,7 @@ def to_time_of_day(value: Any) -> dict[str, int]:
 def to_decimal(value: Any) -> dict[str, str]:
     """Take a number for a `google.type.Decimal`."""
     if not isinstance(value, (int, float, Decimal)):
-        raise _wrong("a number", value)
+        raise wrong("a number", value)
     return {"value": to_string(value)}
 
 
@@ -327,14 +328,14 @@ def _fill_value(target: Any, value: Any, depth: int = 0) -> None:
 
 def _fill_struct(target: Any, value: Any, depth: int = 0) -> None:
     if not isinstance(value, Mapping):
-        raise _wrong("a dict", value)
+        raise wrong("a dict", value)
     for key, item in value.items():
         _fill_value(target.fields[to_string(key)], item, _deeper(depth))
 
 
 def _fill_list(target: Any, value: Any, depth: int = 0) -> None:
     if not isinstance(value, (list, tuple)):
-        raise _wrong("a list", value)
+        raise wrong("a list", value)
     for item in value:
         _fill_value(target.values.add(), item, _deeper(depth))
 
@@ -439,7 +440,7 @@ def map_converter(field: FieldDescriptor, element: Converter) -> Converter:
 
     def convert(value: Any) -> dict[Any, Any]:
         if not isinstance(value, Mapping):
-            raise _wrong("a dict", value)
+            raise wrong("a dict", value)
         return {key(name): element(item) for name, item in value.items()}
 
     return convert
@@ -501,7 +502,7 @@ def _to_int_key(value: Any) -> int:
 def as_list(value: Any) -> Iterable[Any]:
     """Take what a repeated field is made of; text and bytes are no lists of their parts."""
     if isinstance(value, _NO_LISTS) or not isinstance(value, Iterable):
-        raise _wrong("a list", value)
+        raise wrong("a list", value)
     return value
 
 
