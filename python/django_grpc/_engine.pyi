@@ -442,7 +442,7 @@ class Server:
         """End the worker threads, once their queue is empty, and the control thread."""
 
     def lose(self) -> None:
-        """Have worker threads leave, in a process that was forked by one of them."""
+        """End this process, forked by code of a call, when that comes to touch its call."""
 
     def enable_call_log(self, sample: float, slow: float) -> None:
         """Have calls that end recorded for `next_calls`; before `start`.

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Self
 
@@ -244,7 +244,7 @@ class _SyncThread:
         lending = self.begin()
         try:
             lending.result(PATIENCE)
-        except TimeoutError:
+        except (TimeoutError, CancelledError):  # the latter when the test has ended meanwhile
             return False
         return True
 
@@ -294,12 +294,12 @@ def _patience_with(context: Any) -> float:
 
 
 def _aborting(details: str) -> Any:
-    """Return the handler of a call that can't run."""
+    """Return the handler of a call that can't run, of whatever kind: it asks for no request."""
 
-    def abort(request: Any, context: Any) -> Any:
+    def abort(requests: Any, context: Any) -> Any:
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, details)
 
-    return grpc.unary_unary_rpc_method_handler(abort)
+    return grpc.stream_stream_rpc_method_handler(abort)
 
 
 def _parts(handler: Any) -> tuple[Callable[..., Any], Any]:

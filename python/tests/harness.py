@@ -33,6 +33,19 @@ def eventually(condition):
     return True
 
 
+def run_tests(settings: str, *names: str, **environment: str) -> None:
+    """Run test modules of this folder under other settings, in a process of their own."""
+    tests = [str(Path(__file__).with_name(name)) for name in names]
+    completed = subprocess.run(
+        [sys.executable, "-m", "pytest", "--quiet", f"--ds={settings}", *tests],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+
+
 class ServerProcess:
     """A `grpcserver` with its own settings, whose output can be waited for."""
 

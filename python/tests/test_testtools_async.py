@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -392,21 +393,27 @@ class TestTurns:
             calling = SyncToAsync.single_thread_executor.submit(call, b"", timeout=PATIENCE)
             assert calling.result(PATIENCE) == b"answer"
 
+    @pytest.mark.parametrize("kind", ["unary_unary", "stream_stream"])
     def test_a_call_that_a_busy_thread_keeps_is_aborted(
-        self, db: None, monkeypatch: pytest.MonkeyPatch
+        self, kind: str, db: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        async def work(request: bytes, context: Any) -> bytes:
+        """Also one that has sent no request yet."""
+
+        async def work(request: Any, context: Any) -> bytes:
             return b""
 
         go_on = threading.Event()
+        requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         SyncToAsync.single_thread_executor.submit(go_on.wait, PATIENCE)
         monkeypatch.setattr(sharing, "PATIENCE", 0.2)
         try:
-            with InProcessServer([method("unary_unary", work)]) as server:
-                call = server.channel.unary_unary("/t.T/Call")
+            with InProcessServer([method(kind, work)]) as server:
+                call = getattr(server.channel, kind)("/t.T/Call")
+                sent = b"" if kind == "unary_unary" else iter(requests.get, None)
                 with pytest.raises(grpc.RpcError, match="sync_to_async is busy") as caught:
-                    call(b"", timeout=PATIENCE)
+                    list(call(sent, timeout=PATIENCE))
         finally:
+            requests.put(None)
             go_on.set()
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 

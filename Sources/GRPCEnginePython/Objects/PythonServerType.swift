@@ -255,7 +255,7 @@ extension PythonServer {
       },
       PythonMethod.noArguments(
         "lose",
-        "Have worker threads leave, in a process that was forked by one of them."
+        "End this process, forked by code of a call, when that comes to touch its call."
       ) { object, _ in
         guard let server = PythonServer.server(object) else { return nil }
         server.isLost = true

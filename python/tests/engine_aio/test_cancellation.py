@@ -14,6 +14,14 @@ import pytest
 from .support import KINDS, OURS, PATIENCE, Gate, handler, ours_only
 
 
+def finish(end, served, call):
+    """Have the peer end a call; a deadline passes by itself."""
+    if end == "cancel":
+        call.cancel()
+    elif end == "disconnect":
+        served.channel.close()
+
+
 def blocking(kind, entered, ended, seen):
     """A servicer that waits for good, and says how it ended."""
 
@@ -47,10 +55,7 @@ def test_end_of_the_call_cancels_the_task(serve, kind, end):
     timeout = 0.5 if end == "deadline" else 10
     call = served.call(kind, "Wait", timeout=timeout)
     entered.pass_through()
-    if end == "cancel":
-        call.cancel()
-    elif end == "disconnect":
-        served.channel.close()
+    finish(end, served, call)
     ended.pass_through()
     assert seen == [asyncio.CancelledError, True]
 
@@ -216,10 +221,7 @@ def test_servicer_that_waits_for_its_own_task_ends(serve, work, end):
         iter(requests.get, None), timeout=0.5 if end == "deadline" else PATIENCE
     )
     entered.pass_through()
-    if end == "cancel":
-        call.cancel()
-    elif end == "disconnect":
-        served.channel.close()
+    finish(end, served, call)
     ended.pass_through()
     requests.put(None)
 
