@@ -344,8 +344,9 @@ struct RowWriter {
     }
     let number = PyFloat_AsDouble(value)
     let single = Float(number)
-    // Too great for it, though not infinite: `encode` refuses that.
-    return single.isFinite || !number.isFinite ? single : nil
+    // Too great for it, though not infinite, or too small: `encode` refuses that.
+    guard single.isFinite || !number.isFinite, single != 0 || number == 0 else { return nil }
+    return single
   }
 
   /// True and False, or 1 and 0 as some databases return them.

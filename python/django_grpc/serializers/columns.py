@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json
+import ipaddress
 import re
 import sys
 import uuid
@@ -24,7 +24,7 @@ from django.utils import timezone
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 
 from .errors import MISFITS
-from .json_columns import from_json, same_json, to_json
+from .json_columns import exact_json, from_json, same_json, to_json
 from .messages import field_to_python, one_to_python
 from .schema import is_map, is_repeated, is_text
 from .values import (
@@ -311,7 +311,10 @@ def _in_zone(value: datetime.datetime) -> datetime.datetime:
         return aware(value) if value.tzinfo is None else value
     if value.tzinfo is None:
         return value
-    return timezone.make_naive(value, timezone.get_default_timezone())
+    naive = timezone.make_naive(value, timezone.get_default_timezone())
+    if naive.fold:  # of which a database knows nothing
+        raise ValueError("clocks show this time twice in the default time zone")
+    return naive
 
 
 def _choice(field: FieldDescriptor, column: Any, number: int) -> Any:
@@ -334,6 +337,7 @@ def _choice(field: FieldDescriptor, column: Any, number: int) -> Any:
 # Whether both say the same
 
 _FRACTION = re.compile(r"[.,]\d{6}\d*[1-9]")
+_OFFSET = re.compile(r"(z|[+-]\d\d(:?\d\d)*)\s*$", re.IGNORECASE)
 
 
 def says_the_same(field: FieldDescriptor, sent: Any, again: Any) -> bool:
@@ -360,15 +364,19 @@ def text_says_the_same(column: Any, sent: str, again: str) -> bool:
 
     Numbers, moments and addresses may be written in more than one way.
     """
-    if sent == again or isinstance(column, (models.UUIDField, models.GenericIPAddressField)):
+    if sent == again or isinstance(column, models.UUIDField):
         return True
+    if isinstance(column, models.GenericIPAddressField):
+        return ipaddress.ip_address(sent.strip()) == ipaddress.ip_address(again)
     if isinstance(column, (models.IntegerField, models.FloatField, models.DecimalField)):
         return Decimal(sent.strip()) == Decimal(again)
+    if isinstance(column, models.TimeField) and _OFFSET.search(sent):
+        return False
     if isinstance(column, (models.DateField, models.TimeField, models.DurationField)):
         return _FRACTION.search(sent) is None
     if isinstance(column, (models.CharField, models.TextField)):
         return False
     try:
-        return same_json(json.loads(sent), json.loads(again))
+        return same_json(exact_json(sent), exact_json(again))
     except ValueError:
         return False

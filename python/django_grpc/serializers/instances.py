@@ -140,7 +140,7 @@ def _set(
         raise misfit(field, instance, "it is no column of its own: exclude it") from None
     old = vars(instance).get(attribute)  # a deferred one is not loaded for this
     is_nested = source.kind is Kind.ONE and _is_nested(field)
-    if path is not None and not (is_nested and path in (source.field.name, "pk")):
+    if path is not None and not (is_nested and path in _key_names(source)):
         raise misfit(
             field,
             instance,
@@ -179,9 +179,15 @@ def _is_nested(field: FieldDescriptor) -> bool:
     return field.message_type is not None and value_converter(field) is None
 
 
+def _key_names(source: Source) -> tuple[str, ...]:
+    """Return what the field is called by which a related object is found."""
+    key = source.field
+    return (key.name, "pk") if key.primary_key else (key.name,)
+
+
 def _nested_key(message: Any, source: Source) -> Any:
     names = message.DESCRIPTOR.fields_by_name
-    for name in (source.field.name, "pk"):
+    for name in _key_names(source):
         if name in names:
             return getattr(message, name)
     raise SerializationError(

@@ -11,6 +11,7 @@ import base64
 import functools
 import json
 from collections.abc import Mapping
+from decimal import Decimal
 from itertools import zip_longest
 from typing import Any
 
@@ -227,6 +228,22 @@ def message_to_json(message: Any, old: Any) -> Any:
             found[field.name] = None
         elif field.name in known and (is_repeated(field) or not field.has_presence):
             found[field.name] = _field_to_json(field, value, before)
+    return found
+
+
+def exact_json(text: str) -> Any:
+    """Return the JSON that a text is, with all digits of its numbers.
+
+    Raises:
+        ValueError: It is none, or has a key twice, of which only one would be read.
+    """
+    return json.loads(text, parse_float=Decimal, object_pairs_hook=_without_doubles)
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.core.exceptions import ObjectDoesNotExist
 from django.db import models
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
@@ -157,12 +158,18 @@ def _plan_one(field: FieldDescriptor, instance: Any, source: Source, nest: Nest)
 
     def read(instance: Any, serializers: Sequence[Any], serializer: Any) -> Any:
         # Without a related object Django raises an error that is an AttributeError too.
-        related = getattr(instance, attribute, None)
+        try:
+            related = getattr(instance, attribute, None)
+        except ObjectDoesNotExist as error:
+            raise misfit(field, instance, "what its key leads to is not there") from error
         if related is None:
             return None
         if convert is not None:
             return converted(field, instance, convert, related.pk)
-        return nest(message_class, related, serializers)
+        try:
+            return nest(message_class, related, serializers)
+        except RecursionError as error:
+            raise misfit(field, instance, "it leads to itself again and again") from error
 
     return FieldPlan(name=field.name, read=read)
 

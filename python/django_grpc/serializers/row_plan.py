@@ -230,6 +230,8 @@ def _plan_related(
         raise refused(field, model, "what a generic foreign key leads to is in no column")
     if field.type == FieldDescriptor.TYPE_GROUP:
         raise refused(field, model, "a group is no message of its own")
+    if len(getattr(relation, "local_related_fields", ())) > 1:
+        raise refused(field, model, "the key of what it leads to has more than one column")
     prefix = f"{scope.prefix}{relation.name}__"
     # Where there is no related object this is None: the foreign key, or the joined primary key.
     present = (
@@ -270,7 +272,9 @@ def _value_tuple(
             plain_convert = convert
             convert = lambda value: plain_convert(getattr(stand_in(value), attribute))  # noqa: E731
         return (kind, number, column, presence, oneof, convert, first, encode, None)
-    if holder or not has_common_values(model_field):
+    # A group (editions' DELIMITED too) is none of the messages that have a length.
+    is_group = field.type == FieldDescriptor.TYPE_GROUP
+    if holder or is_group or not has_common_values(model_field):
         return left_to_python
     if message.full_name in _TIMES:
         kind = _TIMES[message.full_name]

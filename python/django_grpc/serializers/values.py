@@ -88,6 +88,8 @@ def to_single(value: Any) -> float:
     """
     number = to_double(value)
     (single,) = struct.unpack("<f", struct.pack("<f", number))  # OverflowError for no infinity
+    if single == 0 != number:
+        raise ValueError("it is too small for a float")
     if not isinstance(value, float) and not math.isnan(number):
         is_exact = (
             single == value
@@ -331,6 +333,8 @@ def _fill_struct(target: Any, value: Any, depth: int = 0) -> None:
         raise wrong("a dict", value)
     for key, item in value.items():
         _fill_value(target.fields[to_string(key)], item, _deeper(depth))
+    if len(target.fields) < len(value):
+        raise ValueError("two of its keys are one in a Struct")
 
 
 def _fill_list(target: Any, value: Any, depth: int = 0) -> None:
@@ -441,7 +445,10 @@ def map_converter(field: FieldDescriptor, element: Converter) -> Converter:
     def convert(value: Any) -> dict[Any, Any]:
         if not isinstance(value, Mapping):
             raise wrong("a dict", value)
-        return {key(name): element(item) for name, item in value.items()}
+        found = {key(name): element(item) for name, item in value.items()}
+        if len(found) < len(value):
+            raise ValueError("two of its keys are one in the message")
+        return found
 
     return convert
 
