@@ -16,12 +16,22 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from django_grpc.serializers import (
+    BaseModelSerializer,
     SerializationError,
     deserialize_into,
     deserialize_message,
     message_to_python,
     serialize_model,
 )
+
+
+class NoTags(BaseModelSerializer):
+    """Leaves out what needs a database."""
+
+    def get_tags(self, instance: Any) -> None:
+        return None
+
+    get_manual = get_review_set = get_notes = get_tags
 
 
 class TestMessageToPython:
@@ -294,3 +304,50 @@ class TestWhatClientsMaySend:
             deserialize_into(Product(), pb.Product(price="[" * 100_000))
         with pytest.raises(SerializationError, match=r"ProductShapes\.attributes .*JSONField"):
             deserialize_into(Product(), pb.ProductShapes(attributes="[" * 100_000))
+
+
+class TestKeysOfNestedMessages:
+    def test_one_that_names_no_object(self) -> None:
+        """It would set the key to null, or to an object 0."""
+        product = Product(supplier_id=7)
+        with pytest.raises(SerializationError, match=r"Product\.supplier .*names no object"):
+            deserialize_into(product, pb.Product(supplier={"name": "other"}))
+        assert product.supplier_id == 7
+
+    def test_two_fields_that_differ(self) -> None:
+        with pytest.raises(SerializationError, match="another field says otherwise"):
+            deserialize_into(Product(), pb.Product(supplier={"pk": 1}, supplier_id=2))
+        product = Product()
+        message = pb.Product(supplier={"pk": 1}, supplier_id=1)
+        assert deserialize_into(product, message) == ["supplier"]
+
+
+class TestErrors:
+    def test_values_are_not_shown(self) -> None:
+        with pytest.raises(SerializationError, match=r"Product\.counts") as caught:
+            serialize_model(pb.Product, Product(pk=1, counts={"a": 2**40}), [NoTags(Product)])
+        assert str(2**40) not in str(caught.value)
+
+    def test_a_long_path_is_cut(self) -> None:
+        with pytest.raises(SerializationError) as caught:
+            deserialize_into(Product(), pb.Product(), fields=["x" * 600_000])
+        assert len(str(caught.value)) < 300
+
+    def test_a_path_with_nothing_behind_its_dot(self) -> None:
+        with pytest.raises(SerializationError, match="has nothing at ''"):
+            deserialize_into(Product(), pb.Product(name="x"), fields=["name."])
+
+    def test_two_keys_that_are_one(self) -> None:
+        product = Product(pk=1, counts={"a": 1, 1: 1, "1": 2})
+        with pytest.raises(SerializationError, match=r"Product\.counts .*two of its keys"):
+            serialize_model(pb.Product, product, [NoTags(Product)])
+
+    def test_a_number_that_would_be_zero(self) -> None:
+        with pytest.raises(SerializationError, match=r"ProductShapesRow\.weight .*too small"):
+            serialize_model(rows_pb2.ProductShapesRow, Product(pk=1, weight=1e-50))
+
+    @pytest.mark.django_db
+    def test_an_object_that_is_not_there(self) -> None:
+        product = Product(pk=1, supplier_id=999)
+        with pytest.raises(SerializationError, match=r"Product\.supplier .*not there"):
+            serialize_model(pb.Product, product, [NoTags(Product)])

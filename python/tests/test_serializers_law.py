@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ import law
 import pytest
 from django.db import connection
 from django.test import override_settings
+
+from django_grpc.serializers import SerializationError, deserialize_into
 
 
 @pytest.fixture(scope="module", params=law.COLUMNS, ids=lambda column: column.name)
@@ -95,3 +98,37 @@ def test_the_law_in_other_time_zones(name: str, zone: str, check: Check) -> None
             for shape in law.SHAPES
             for it in check(column, model, kind, shape)
         )
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Time", "12:30:00+02:00"),
+        ("Time", "12:30:00Z"),
+        ("IP", "fe80::1%eth0"),
+        ("DateTime", "2024-02-29T12:30:00.1234567Z"),
+        ("Duration", "PT100000000000.123456S"),
+        ("Integer", "1_0"),
+        ("Float", "0.1000000000000000055511151231257827"),
+        ("JSON", "0.1000000000000000055511151231257827"),
+        ("JSON", '{"a": 1, "a": 2}'),
+    ],
+)
+def test_text_that_says_more_than_a_column_holds_is_refused(name: str, text: str) -> None:
+    (column,) = (it for it in law.COLUMNS if it.name == name)
+    with model_of(column) as model, pytest.raises(SerializationError, match=rf"Law{name}\.value"):
+        deserialize_into(model(), law.MESSAGES["string", "plain"](value=text))
+
+
+@ON_SQLITE
+def test_moment_that_clocks_show_twice_is_refused() -> None:
+    """The second time that they do: a database keeps nothing of which one it was."""
+    message_class = law.MESSAGES["timestamp", "plain"]
+    in_new_york = override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
+    with model_of(law.NAIVE) as model, in_new_york:
+        first = model()
+        deserialize_into(first, message_class(value={"seconds": 1_730_611_800}))
+        assert first.value == datetime.datetime(2024, 11, 3, 1, 30)
+        with pytest.raises(SerializationError, match=r"LawNaiveDateTime\.value"):
+            deserialize_into(model(), message_class(value={"seconds": 1_730_615_400}))

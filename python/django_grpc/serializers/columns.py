@@ -23,7 +23,7 @@ from django.db import models
 from django.utils import timezone
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 
-from .errors import MISFITS
+from .errors import MISFITS, Misfit
 from .json_columns import exact_json, from_json, same_json, to_json
 from .messages import field_to_python, one_to_python
 from .schema import is_map, is_repeated, is_text
@@ -70,6 +70,13 @@ def is_array(column: Any) -> bool:
     return isinstance(column, _postgres("ArrayField"))
 
 
+def element_column(field: FieldDescriptor, column: Any) -> Any:
+    """Return the column of what one value of a message field is: of an array's elements."""
+    if is_array(column) and is_repeated(field) and not is_map(field):
+        return column.base_field
+    return column
+
+
 def _postgres(name: str) -> Any:
     # Who has such a column has imported it; importing it here would need psycopg.
     return getattr(sys.modules.get("django.contrib.postgres.fields"), name, ())
@@ -89,11 +96,9 @@ def column_converter(field: FieldDescriptor, column: Any) -> Converter | None:
     Returns:
         None where the field holds messages of the user's own, and the column no JSON.
     """
-    column = stored(column)
+    column = element_column(field, stored(column))
     if isinstance(column, models.JSONField):
         return from_json(field, column.encoder or DjangoJSONEncoder)
-    if is_array(column) and is_repeated(field) and not is_map(field):
-        column = column.base_field
     convert = whole_converter(field, getattr(column, "flatchoices", None) or ())
     if convert is None:
         return None
@@ -122,7 +127,7 @@ def _unambiguous(enum: EnumDescriptor, column: Any, convert: Converter) -> Conve
     def converted(value: Any) -> Any:
         number = convert(value)
         if isinstance(value, str) and number and _choices(enum, column).get(number) != value:
-            raise ValueError("another choice goes with the same value of the enum")
+            raise Misfit("another choice goes with the same value of the enum")
         return number
 
     return converted
@@ -175,7 +180,7 @@ def _as_text(column: Any) -> Converter:
                     return text
             except MISFITS:
                 continue
-        raise ValueError(f"a {type(column).__name__} has no text form that it reads again")
+        raise Misfit(f"a {type(column).__name__} has no text form that it reads again")
 
     return convert
 
@@ -197,18 +202,18 @@ def column_value(field: FieldDescriptor, column: Any, value: Any, old: Any) -> A
     """
     if isinstance(column, models.JSONField):
         return to_json(field, value, column.decoder, old)
-    if is_array(column) and is_repeated(field) and not is_map(field):
-        return [_one_value(field, column.base_field, item) for item in value]
+    if (element := element_column(field, column)) is not column:
+        return [_one_value(field, element, item) for item in value]
     if is_repeated(field):
         found = column.to_python(field_to_python(field, value, well_known=True))
     else:
         found = _one_value(field, column, value)
     if isinstance(column, models.BinaryField) and not isinstance(found, (bytes, memoryview)):
-        raise ValueError("a BinaryField holds bytes")
+        raise Misfit("a BinaryField holds bytes")
     if is_array(column) and isinstance(found, list):
         return _elements(column.base_field, found)
     if isinstance(column, _postgres("HStoreField")) and not _is_hstore(found):
-        raise ValueError("an HStoreField holds text")
+        raise Misfit("an HStoreField holds text")
     return found
 
 
@@ -237,7 +242,7 @@ def _one_value(field: FieldDescriptor, column: Any, value: Any) -> Any:
     if isinstance(value, datetime.datetime):
         return _moment(column, value)
     if isinstance(value, datetime.date) and isinstance(column, models.DateTimeField):
-        raise ValueError("a day is no moment")
+        raise Misfit("a day is no moment")
     if isinstance(value, datetime.timedelta) and isinstance(column, models.TimeField):
         return (EPOCH + value).time()
     if isinstance(value, bytes) and isinstance(column, models.UUIDField):
@@ -268,7 +273,7 @@ def _from_text(column: Any, text: str) -> Any:
     found = column.to_python(text)
     if isinstance(found, datetime.datetime):
         if "T" not in text.upper() and " " not in text.strip():
-            raise ValueError("a day is no moment")
+            raise Misfit("a day is no moment")
         return _in_zone(found)
     if isinstance(found, Decimal):
         return _fitting(column, found)
@@ -281,17 +286,17 @@ def _fitting(column: Any, number: Decimal) -> Decimal:
         return number
     places, digits = column.decimal_places, column.max_digits
     if not number.is_finite():
-        raise ValueError("a column holds finite numbers")
+        raise Misfit("a column holds finite numbers")
     if not number:
         return Decimal(0)  # whatever its exponent
     if places is None or digits is None:
         return number
     if number.adjusted() >= digits - places:
-        raise ValueError("it has more digits than the column")
+        raise Misfit("it has more digits than the column")
     # Zeros at the end are no digits that a database would lose.
     significant = "".join(map(str, number.as_tuple().digits)).rstrip("0")
     if number.adjusted() - len(significant) + 1 < -places:
-        raise ValueError("it has more decimal places than the column")
+        raise Misfit("it has more decimal places than the column")
     return number
 
 
@@ -313,7 +318,7 @@ def _in_zone(value: datetime.datetime) -> datetime.datetime:
         return value
     naive = timezone.make_naive(value, timezone.get_default_timezone())
     if naive.fold:  # of which a database knows nothing
-        raise ValueError("clocks show this time twice in the default time zone")
+        raise Misfit("clocks show this time twice in the default time zone")
     return naive
 
 
@@ -328,15 +333,15 @@ def _choice(field: FieldDescriptor, column: Any, number: int) -> Any:
     if number == 0:
         return "" if column.empty_strings_allowed else None
     if column.flatchoices:
-        raise ValueError(f"no choice goes with number {number} of the enum")
+        raise Misfit(f"no choice goes with number {number} of the enum")
     if number not in enum.values_by_number:
-        raise ValueError(f"number {number} of the enum has no name")
+        raise Misfit(f"number {number} of the enum has no name")
     return str(enum.values_by_number[number].name)
 
 
 # Whether both say the same
 
-_FRACTION = re.compile(r"[.,]\d{6}\d*[1-9]")
+_FRACTION = re.compile(r"[.,](\d+)")
 _OFFSET = re.compile(r"(z|[+-]\d\d(:?\d\d)*)\s*$", re.IGNORECASE)
 
 
@@ -369,14 +374,21 @@ def text_says_the_same(column: Any, sent: str, again: str) -> bool:
     if isinstance(column, models.GenericIPAddressField):
         return ipaddress.ip_address(sent.strip()) == ipaddress.ip_address(again)
     if isinstance(column, (models.IntegerField, models.FloatField, models.DecimalField)):
-        return Decimal(sent.strip()) == Decimal(again)
+        # Python reads 1_0 as 10.
+        return "_" not in sent and Decimal(sent.strip()) == Decimal(again)
     if isinstance(column, models.TimeField) and _OFFSET.search(sent):
         return False
     if isinstance(column, (models.DateField, models.TimeField, models.DurationField)):
-        return _FRACTION.search(sent) is None
+        return _fraction(sent) == _fraction(again)
     if isinstance(column, (models.CharField, models.TextField)):
         return False
     try:
         return same_json(exact_json(sent), exact_json(again))
     except ValueError:
         return False
+
+
+def _fraction(text: str) -> str:
+    """Return the digits behind a second's point."""
+    found = _FRACTION.search(text)
+    return "" if found is None else found[1].rstrip("0")

@@ -14,6 +14,10 @@ class SerializationError(ValueError):
     """
 
 
+class Misfit(ValueError):  # noqa: N818 - a value's, which SerializationError puts into words
+    """A value is none that a field or a column holds; the text says why, and not which it is."""
+
+
 #: What a value's conversion may raise when it does not fit: Django's, protobuf's and Python's own.
 MISFITS = (
     ValidationError,

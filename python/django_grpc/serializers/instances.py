@@ -19,10 +19,12 @@ from .columns import (
 from .errors import MISFITS, SerializationError
 from .model_fields import Kind, Source, find_source, is_plain
 from .plan import message_name, misfit, no_such_field
-from .schema import is_repeated
+from .schema import has_value, is_repeated
 from .values import value_converter
 
 _MISSING: Any = object()
+#: Characters of a client's text that an error shows.
+_SHOWN = 100
 
 
 def deserialize_into(
@@ -60,7 +62,7 @@ def deserialize_into(
         SerializationError: The model has no such field, it cannot be set (a to-many relation, a
             property, a file, the key of a saved row), or the value does not fit.
     """
-    changed = []
+    changed: dict[str, Any] = {}
     for field, key in _chosen(message, fields):
         if field.name in exclude:
             continue
@@ -69,9 +71,12 @@ def deserialize_into(
         if is_repeated(field) or not field.has_presence or message.HasField(field.name):
             value = getattr(message, field.name)
         model_field = _set(type(message), field, instance, source, value, key)
-        if model_field is not None and model_field not in changed:
-            changed.append(model_field)
-    return changed
+        if model_field is None:
+            continue
+        value = vars(instance)[instance._meta.get_field(model_field).attname]
+        if changed.setdefault(model_field, value) != value:
+            raise misfit(field, instance, f"another field says otherwise of {model_field!r}")
+    return list(changed)
 
 
 def _chosen(
@@ -90,16 +95,16 @@ def _chosen(
             for field in descriptor.fields:
                 yield field, None
             continue
-        name, _, rest = path.partition(".")
+        name, dot, rest = path.partition(".")
         field = descriptor.fields_by_name.get(name)
         if field is None:
-            raise SerializationError(f"{descriptor.full_name} has no field {name!r}")
-        if rest and (
+            raise SerializationError(f"{descriptor.full_name} has no field {name[:_SHOWN]!r}")
+        if dot and (
             field.message_type is None
             or is_repeated(field)
             or rest.partition(".")[0] not in field.message_type.fields_by_name
         ):
-            raise SerializationError(f"{message_name(field)} has nothing at {rest!r}")
+            raise SerializationError(f"{message_name(field)} has nothing at {rest[:_SHOWN]!r}")
         yield field, rest or None
 
 
@@ -144,17 +149,17 @@ def _set(
         raise misfit(
             field,
             instance,
-            f"of {path!r} nothing can be set: "
+            f"of {path[:_SHOWN]!r} nothing can be set: "
             + (f"{source.field.name!r} is what it is found by" if is_nested else "it is one value"),
         )
     if value is not None:
         try:
             if is_nested:
-                value = source.field.to_python(_nested_key(value, source))
-            if model_field.is_relation and not value and model_field.null:
+                value = _nested_key(value, source)
+            elif model_field.is_relation and model_field.null and _is_unset(field, value):
                 # No object has the key that a message has when nobody set it.
                 value = None
-            elif not is_nested:
+            else:
                 value = _column_value(message_class, field, source.field, value, old)
         except SerializationError as error:
             raise misfit(field, instance, error) from error
@@ -185,13 +190,21 @@ def _key_names(source: Source) -> tuple[str, ...]:
     return (key.name, "pk") if key.primary_key else (key.name,)
 
 
+def _is_unset(field: FieldDescriptor, value: Any) -> bool:
+    return not field.has_presence and not value
+
+
 def _nested_key(message: Any, source: Source) -> Any:
-    names = message.DESCRIPTOR.fields_by_name
+    descriptor = message.DESCRIPTOR
     for name in _key_names(source):
-        if name in names:
-            return getattr(message, name)
+        field = descriptor.fields_by_name.get(name)
+        if field is None:
+            continue
+        if not has_value(message, field):
+            raise SerializationError(f"{descriptor.full_name} names no object by its {name!r}")
+        return _column_value(type(message), field, source.field, getattr(message, name), None)
     raise SerializationError(
-        f"{message.DESCRIPTOR.full_name} has no field {source.field.name!r} to find the object by"
+        f"{descriptor.full_name} has no field {source.field.name!r} to find the object by"
     )
 
 

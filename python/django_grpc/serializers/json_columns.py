@@ -19,7 +19,7 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message_factory import GetMessageClass
 
-from .errors import MISFITS
+from .errors import MISFITS, Misfit
 from .messages import JSON_MESSAGES
 from .schema import has_value, is_map, is_repeated, is_text, map_entry
 from .values import (
@@ -88,9 +88,9 @@ def _element(field: FieldDescriptor) -> Converter:
         try:
             parsed = ParseDict(value, message_class())
         except MISFITS as error:
-            raise ValueError(f"its JSON is no {message.name}: {error}") from error
+            raise Misfit(f"its JSON is no {message.name}") from error
         if not same_json(message_to_json(parsed, value), value):
-            raise ValueError(f"its JSON is not what a {message.name} would be written as")
+            raise Misfit(f"its JSON is not what a {message.name} would be written as")
         return parsed
 
     return parse
@@ -243,7 +243,7 @@ def exact_json(text: str) -> Any:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key comes twice")
+        raise Misfit("a key comes twice")
     return found
 
 

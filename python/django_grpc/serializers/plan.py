@@ -12,10 +12,10 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from .columns import column_converter
-from .errors import MISFITS, SerializationError
+from .errors import MISFITS, Misfit, SerializationError
 from .model_fields import Kind, Source, find_source, is_plain
 from .schema import is_map, is_repeated, map_entry, message_type
-from .values import Converter, as_list, map_converter, value_converter
+from .values import Converter, as_list, map_converter, value_converter, wrong
 
 #: Makes a message of a class from an instance; the last argument is the serializers to look in.
 Nest = Callable[[Any, Any, Sequence[Any]], Any]
@@ -67,7 +67,12 @@ def message_name(field: FieldDescriptor) -> str:
 
 
 def misfit(field: FieldDescriptor, instance: Any, reason: object) -> SerializationError:
-    """Return the error for a value that does not fit its message field."""
+    """Return the error for a value that does not fit its message field.
+
+    Of what others raise the text is left out: it may show the value.
+    """
+    if isinstance(reason, Exception) and not isinstance(reason, (Misfit, SerializationError)):
+        reason = "the value does not fit"
     model = type(instance).__name__
     return SerializationError(f"{message_name(field)} cannot take {model}.{field.name}: {reason}")
 
@@ -239,7 +244,7 @@ def _nesting_converter(field: FieldDescriptor, nest: Nest) -> Callable[[Any, Seq
         if isinstance(value, Mapping):
             return message_class(**value)
         if not isinstance(value, models.Model):
-            raise TypeError(f"it holds {target.message_type.name}, not {type(value).__name__}")
+            raise wrong(target.message_type.name, value)
         return nest(message_class, value, serializers)
 
     if in_map:

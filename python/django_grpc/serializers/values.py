@@ -27,6 +27,7 @@ from django.utils.functional import Promise
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
+from .errors import Misfit
 from .schema import enum_key, enum_names, is_map, is_repeated, map_entry
 
 Converter = Callable[[Any], Any]
@@ -36,13 +37,14 @@ EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _LEAST_TIMESTAMP = datetime.datetime.min.replace(tzinfo=datetime.UTC) - EPOCH
 _GREATEST_TIMESTAMP = datetime.datetime.max.replace(tzinfo=datetime.UTC) - EPOCH
 _GREATEST_DURATION = datetime.timedelta(seconds=315_576_000_000)
-#: Dicts and lists within each other, of which protobuf reads 100 messages: three for each.
-_JSON_DEPTH = 30
+#: Messages within each other in a Struct, a Value or a ListValue; protobuf reads 100, and these are
+#: in others.
+_DEPTH = 92
 
 
-def wrong(expected: str, value: Any) -> TypeError:
+def wrong(expected: str, value: Any) -> Misfit:
     """Return the error for a value of a kind that a field does not hold."""
-    return TypeError(f"it holds {expected}, not {type(value).__name__}")
+    return Misfit(f"it holds {expected}, not {type(value).__name__}")
 
 
 # Scalars
@@ -77,7 +79,7 @@ def to_double(value: Any) -> float:
     # A Decimal has the digits that are written; 0.1 is the double that is written so.
     is_exact = number == value if isinstance(value, int) else Decimal(repr(number)) == value
     if not is_exact and not math.isnan(number):
-        raise ValueError("a double has no room for all digits of this number")
+        raise Misfit("a double has no room for all digits of this number")
     return number
 
 
@@ -89,7 +91,7 @@ def to_single(value: Any) -> float:
     number = to_double(value)
     (single,) = struct.unpack("<f", struct.pack("<f", number))  # OverflowError for no infinity
     if single == 0 != number:
-        raise ValueError("it is too small for a float")
+        raise Misfit("it is too small for a float")
     if not isinstance(value, float) and not math.isnan(number):
         is_exact = (
             single == value
@@ -97,7 +99,7 @@ def to_single(value: Any) -> float:
             else Decimal(repr(shortest_single(single))) == value
         )
         if not is_exact:
-            raise ValueError("a float has no room for all digits of this number")
+            raise Misfit("a float has no room for all digits of this number")
     return number
 
 
@@ -136,7 +138,7 @@ def to_string(value: Any) -> str:
         return value
     if isinstance(value, Decimal):
         if value.is_finite() and abs(cast("int", value.as_tuple().exponent)) > _MOST_ZEROS:
-            raise ValueError("text of this number would have a digit for each power of ten")
+            raise Misfit("text of this number would have a digit for each power of ten")
         return format(value, "f")
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
@@ -210,7 +212,7 @@ def enum_converter(enum_type: EnumDescriptor, choices: Iterable[tuple[Any, Any]]
         if number is None:
             number = by_label.get(value, names.get(enum_key(value)))
         if number is None:
-            raise ValueError(f"no value of enum {enum_type.full_name} is named as this choice")
+            raise Misfit(f"no value of enum {enum_type.full_name} is named as this choice")
         return number
 
     return convert
@@ -228,7 +230,7 @@ def aware(value: datetime.datetime) -> datetime.datetime:
     moment = timezone.make_aware(value, timezone.get_default_timezone())
     # Compared by what clocks show: two moments of one zone are not compared as moments.
     if timezone.make_naive(moment.astimezone(datetime.UTC), moment.tzinfo) != value:
-        raise ValueError("clocks skip this time in the default time zone")
+        raise Misfit("clocks skip this time in the default time zone")
     return moment
 
 
@@ -240,7 +242,7 @@ def to_timestamp(value: Any) -> dict[str, int]:
     if isinstance(value, datetime.datetime):
         since = (aware(value) if value.tzinfo is None else value) - EPOCH
         if since < _LEAST_TIMESTAMP or since > _GREATEST_TIMESTAMP:
-            raise ValueError("a Timestamp holds the years 1 to 9999 in UTC")
+            raise Misfit("a Timestamp holds the years 1 to 9999 in UTC")
     elif isinstance(value, datetime.date):
         since = datetime.timedelta(days=value.toordinal() - EPOCH.toordinal())
     elif isinstance(value, datetime.time):
@@ -261,7 +263,7 @@ def to_duration(value: Any) -> dict[str, int]:
     if not isinstance(value, datetime.timedelta):
         raise wrong("a timedelta", value)
     if abs(value) > _GREATEST_DURATION:
-        raise ValueError("a Duration holds 10,000 years")
+        raise Misfit("a Duration holds 10,000 years")
     seconds = value.days * 86_400 + value.seconds
     micros = value.microseconds
     if seconds < 0 and micros:
@@ -272,7 +274,7 @@ def to_duration(value: Any) -> dict[str, int]:
 
 def _since_midnight(value: datetime.time) -> datetime.timedelta:
     if value.tzinfo is not None:
-        raise ValueError("a time with a time zone is more than that")
+        raise Misfit("a time with a time zone is more than that")
     return datetime.timedelta(
         hours=value.hour,
         minutes=value.minute,
@@ -294,7 +296,7 @@ def to_time_of_day(value: Any) -> dict[str, int]:
     if not isinstance(value, datetime.time):
         raise wrong("a time", value)
     if value.tzinfo is not None:
-        raise ValueError("a TimeOfDay has no time zone")
+        raise Misfit("a TimeOfDay has no time zone")
     return {
         "hours": value.hour,
         "minutes": value.minute,
@@ -332,22 +334,22 @@ def _fill_struct(target: Any, value: Any, depth: int = 0) -> None:
     if not isinstance(value, Mapping):
         raise wrong("a dict", value)
     for key, item in value.items():
-        _fill_value(target.fields[to_string(key)], item, _deeper(depth))
+        _fill_value(target.fields[to_string(key)], item, _deeper(depth, 3))  # with the map's entry
     if len(target.fields) < len(value):
-        raise ValueError("two of its keys are one in a Struct")
+        raise Misfit("two of its keys are one in a Struct")
 
 
 def _fill_list(target: Any, value: Any, depth: int = 0) -> None:
     if not isinstance(value, (list, tuple)):
         raise wrong("a list", value)
     for item in value:
-        _fill_value(target.values.add(), item, _deeper(depth))
+        _fill_value(target.values.add(), item, _deeper(depth, 2))
 
 
-def _deeper(depth: int) -> int:
-    if depth >= _JSON_DEPTH:
-        raise ValueError("its JSON is nested deeper than protobuf reads")
-    return depth + 1
+def _deeper(depth: int, messages: int) -> int:
+    if depth + messages > _DEPTH:
+        raise Misfit("its JSON is nested deeper than protobuf reads")
+    return depth + messages
 
 
 def finite(number: float) -> float:
@@ -357,7 +359,7 @@ def finite(number: float) -> float:
         ValueError: It is infinite, or none.
     """
     if not math.isfinite(number):
-        raise ValueError("JSON has no number like this one")
+        raise Misfit("JSON has no number like this one")
     return number
 
 
@@ -447,7 +449,7 @@ def map_converter(field: FieldDescriptor, element: Converter) -> Converter:
             raise wrong("a dict", value)
         found = {key(name): element(item) for name, item in value.items()}
         if len(found) < len(value):
-            raise ValueError("two of its keys are one in the message")
+            raise Misfit("two of its keys are one in the message")
         return found
 
     return convert
@@ -460,7 +462,7 @@ def _never_none(field: FieldDescriptor, element: Converter) -> Converter:
 
     def convert(value: Any) -> Any:
         if value is None:
-            raise ValueError("among others it holds no null")
+            raise Misfit("among others it holds no null")
         return element(value)
 
     return convert
@@ -502,7 +504,7 @@ def _to_int_key(value: Any) -> int:
         return to_int(value)
     number = int(value)
     if str(number) != value:
-        raise ValueError("a key is written otherwise than the number that it is")
+        raise Misfit("a key is written otherwise than the number that it is")
     return number
 
 
