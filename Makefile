@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 WHEELHOUSE := dist
 # Python.h, for Swift; one place for both of SwiftPM's builds.
 PYTHON_INCLUDE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
-# Most tests wait, for processes and for time; a file's tests stay together, as they share fixtures.
-IN_PARALLEL = -n 4 --dist loadfile
+# Most tests wait, for processes and for time; a file's tests stay together, as they share fixtures. A
+# process of tests that ends (see faulthandler_timeout) ends the run: xdist would wait for its tests.
+IN_PARALLEL = -n 4 --dist loadfile --max-worker-restart 0
 SWIFT_FLAGS = -Xcc -I$(PYTHON_INCLUDE) --explicit-target-dependency-import-check error
 
 SOURCES := $(shell find Sources -type f) Package.swift engine.exports setup.py pyproject.toml \
@@ -100,7 +101,7 @@ soak: wheel ## A million calls: references and memory stay flat
 	$(PYTHON) benchmarks/soak.py
 
 chaos: $(VENV)/.installed ## Kill, stop, hang and reload worker processes under load, ten rounds
-	DJANGO_GRPC_CHAOS=10 $(BIN)/python -m pytest python/tests/workers/test_chaos.py
+	DJANGO_GRPC_CHAOS=10 $(BIN)/python -m pytest -o faulthandler_timeout=0 python/tests/workers/test_chaos.py
 
 waves: wheel ## Waves of all kinds of calls: a server is whole after any load
 	$(PYTHON) benchmarks/waves.py

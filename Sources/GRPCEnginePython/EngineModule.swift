@@ -71,6 +71,14 @@ package enum EngineModule {
       ) { _, arguments, keywords in
         RowEncoder.make(PythonArguments(arguments, keywords, "message_class", "plan", "epoch"))
       },
+      PythonMethod.oneArgument("without_collection", "Call while no garbage is collected.") {
+        _,
+        function in
+        guard let function else { return nil }
+        let wasEnabled = PyGC_Disable() != 0
+        defer { if wasEnabled { PyGC_Enable() } }
+        return PyObject_CallNoArgs(function)
+      },
       PythonMethod.oneArgument("_run_call", "Run a call, in the Python context of the caller.") {
         _,
         object in

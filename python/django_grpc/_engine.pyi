@@ -14,7 +14,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import grpc
 
@@ -28,6 +28,7 @@ _OverdueCall = tuple[
 ]
 _Behavior = Callable[..., Any]
 _Resolver = Callable[[str, tuple[Any, ...]], MethodHandler | None]
+_Result = TypeVar("_Result")
 _AsyncResolver = Callable[[str, tuple[Any, ...]], Coroutine[Any, Any, MethodHandler | None]]
 
 def configure(bindings: Mapping[str, object]) -> None:
@@ -82,6 +83,12 @@ def make_row_encoder(
 
     Raises:
         ValueError: What is no plan.
+    """
+
+def without_collection(function: Callable[[], _Result], /) -> _Result:
+    """Call a function of C's while no garbage is collected.
+
+    Nobody else notices, as long as it keeps the GIL.
     """
 
 def _run_call(context: ServicerContext, /) -> None: ...

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
+from django_grpc import _engine
 from django_grpc.engine.surroundings import inside, log_exception
 from django_grpc.logs import GuardedLogger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from django_grpc import _engine
     from django_grpc.engine.types import Surroundings
 
 logger = GuardedLogger("django_grpc.watchdog")
@@ -110,7 +110,7 @@ class Watchdog:
     def _log_overdue(self) -> None:
         # The frames first: a call that is overdue afterwards was running then, so that a thread's
         # frame is of its call and not of the next one.
-        frames = sys._current_frames()
+        frames = current_frames()
         # Ours would hold the dictionary that holds it, and with that every frame of the process.
         del frames[threading.get_ident()]
         overdue = self._native.overdue_calls(self._limit)
@@ -119,6 +119,16 @@ class Watchdog:
         with inside(self.surroundings):
             for it in overdue:
                 _log(OverdueCall._make(it), frames)
+
+
+def current_frames() -> dict[int, types.FrameType]:
+    """Return the frame of each thread, by its identifier.
+
+    CPython before 3.11.9 and 3.12.3 locks its list of threads for that, and may collect garbage
+    then (gh-106883): a finalizer that gives up the GIL, and another thread that begins or ends,
+    and the process stands still for good.
+    """
+    return _engine.without_collection(sys._current_frames)
 
 
 def _log(call: OverdueCall, frames: Mapping[int, types.FrameType]) -> None:
@@ -180,7 +190,7 @@ def task_stack(
 
     Args:
         task: The task.
-        frames: What `sys._current_frames` gave, for a task that blocks its loop.
+        frames: What `current_frames` gave, for a task that blocks its loop.
     """
     chain = list(_awaited(task.get_coro()))
     if chain and (running := _running_frame(chain, frames)) is not None:

@@ -5,6 +5,7 @@ import ctypes
 import gc
 import logging
 import queue
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from engine.raw import RawConnection
 from harness import PATIENCE, begin_sleep, listening
 
 from django_grpc import conf, utils
-from django_grpc.engine.watchdog import OverdueCall, describe
+from django_grpc.engine.watchdog import OverdueCall, current_frames, describe
 from django_grpc.signals.wrapper import SignalWrapper
 
 from .support import METHOD, SERVICE, begin, call, handler_of
@@ -204,7 +205,7 @@ def test_call_that_has_ended_unseen():
 
 def test_thread_that_nobody_knows():
     call = OverdueCall("/a.B/C", "unix:", 1.0, None, None, 2**40, None)
-    assert describe(call, sys._current_frames()) == (
+    assert describe(call, current_frames()) == (
         f"/a.B/C runs for 1.0 s on thread {2**40} (peer unix:, no deadline):\n  (no Python frame)"
     )
 
@@ -221,6 +222,62 @@ def test_call_whose_client_was_answered(serve, warnings, may_end):
     assert raw.call(PATH, b"", [("grpc-timeout", "50m")]).grpc_status == 4
     raw.close()
     assert "s ago, already answered DEADLINE_EXCEEDED)" in next_text(warnings)
+
+
+_LOOKS_AMID_FINALIZERS = """
+import gc, sys, threading, time
+from django_grpc.engine.watchdog import current_frames
+
+class GivesUpTheLock:
+    def __del__(self):
+        time.sleep(0.0002)
+
+def litter():
+    cycle = GivesUpTheLock()
+    cycle.itself = cycle
+
+def doze():
+    time.sleep(0.001)  # in a frame that is new each time
+
+def live():
+    while not ending.is_set():
+        doze()
+
+def come_and_go():
+    while not ending.is_set():
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+
+ending = threading.Event()
+gc.set_threshold(3)
+threads = [threading.Thread(target=it) for it in (come_and_go, come_and_go, *[live] * 20)]
+for thread in threads:
+    thread.start()
+for _ in range(1000):
+    litter()
+    litter()
+    assert threading.get_ident() in current_frames()
+ending.set()
+for thread in threads:
+    thread.join()
+assert gc.isenabled()
+gc.disable()
+current_frames()
+print(gc.isenabled())
+"""
+
+
+def test_looking_does_not_stop_the_process():
+    """CPython's own function waits for ever when garbage is collected amid it (gh-106883)."""
+    run = subprocess.run(
+        [sys.executable, "-c", _LOOKS_AMID_FINALIZERS],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (run.stdout, run.stderr) == ("False\n", "")
 
 
 def test_quick_calls_are_no_news(serve, warnings):
