@@ -46,6 +46,29 @@ def run_tests(settings: str, *names: str, **environment: str) -> None:
     assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
+# Only what is executed at once is safe to fork from a process with channels of grpcio's: what is
+# to happen first (`preexec_fn`, another user) forks the interpreter, whose handlers of forks then
+# wait for grpcio's threads, with the GIL, at times for ever. So a program of its own does it.
+_TAKE_TERMINAL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's jobs in the background ignore it
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def start_on_terminal(terminal: int, *arguments: str, **kwargs: Any) -> subprocess.Popen[bytes]:
+    """Start this Python in the foreground of a terminal, given its descriptor."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _TAKE_TERMINAL, *arguments],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        **kwargs,
+    )
+
+
 class ServerProcess:
     """A `grpcserver` with its own settings, whose output can be waited for."""
 
@@ -126,8 +149,9 @@ class ServerProcess:
     def end(self):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # --autoreload has a child
-        self._process.wait()
-        self._reader.join()
+        self._process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        assert not self._reader.is_alive(), "a process that it left still has its output"
         self._process.stdout.close()
 
 

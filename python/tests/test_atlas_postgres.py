@@ -49,29 +49,31 @@ def socket_folder() -> Iterator[str]:
         pytest.skip("PostgreSQL is not installed: there is no folder with initdb and pg_ctl")
     folder = tempfile.mkdtemp(prefix="atlas-pg-", dir="/tmp")
     data, log = f"{folder}/data", f"{folder}/log"
-    as_owner: dict[str, Any] = {"cwd": folder, "check": True, "stdout": subprocess.DEVNULL}
+    as_owner: list[str] = []
     if os.getuid() == 0:
         owner = pwd.getpwnam("postgres")
         os.chown(folder, owner.pw_uid, owner.pw_gid)
-        as_owner.update(user=owner.pw_uid, group=owner.pw_gid, extra_groups=[])
+        # Not `subprocess.run(user=…)`: see `harness.start_on_terminal`.
+        as_owner = [
+            *("setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups")
+        ]
+
+    def run(program: str, *arguments: str) -> None:
+        subprocess.run(
+            [*as_owner, programs / program, "-D", data, *arguments],
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
     options = f"-k {folder} -c listen_addresses='' -c fsync=off"
     try:
-        subprocess.run(
-            [
-                *(programs / "initdb", "-D", data, "-U", "atlas", "-A", "trust"),
-                *("-E", "UTF8", "--no-locale", "--no-sync"),
-            ],
-            **as_owner,
-        )
-        subprocess.run(
-            [programs / "pg_ctl", "-D", data, "-l", log, "-o", options, "-w", "start"], **as_owner
-        )
+        run("initdb", "-U", "atlas", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+        run("pg_ctl", "-l", log, "-o", options, "-w", "start")
         try:
             yield folder
         finally:
-            subprocess.run(
-                [programs / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop"], **as_owner
-            )
+            run("pg_ctl", "-m", "immediate", "-w", "stop")
     finally:
         shutil.rmtree(folder)
 

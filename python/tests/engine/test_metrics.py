@@ -236,7 +236,7 @@ def test_refused_cancelled_and_late_calls(measured, gate):
         {"Hold": unary_unary(lambda *_: opened.pass_through() or b"")}, maximum_concurrent_rpcs=1
     )
     method = served.unary_unary("Hold")
-    late = method.future(b"", timeout=0.2)
+    late = method.future(b"", timeout=3)  # time enough to begin
     assert eventually(lambda: operator.value("grpc_server_in_flight", grpc_method="Hold") == 1)
     assert failure(lambda: method(b"")).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED

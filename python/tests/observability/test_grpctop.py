@@ -11,7 +11,6 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import termios
 import threading
@@ -22,7 +21,7 @@ import grpc
 import pytest
 from django.core.management import CommandError, call_command
 from django.test import override_settings
-from harness import PATIENCE, begin_sleep, listening, say_hello
+from harness import PATIENCE, begin_sleep, listening, say_hello, start_on_terminal
 
 from django_grpc.management.top.client import MetricsClient, Sample
 from django_grpc.management.top.rates import method_rates, process_rates
@@ -234,13 +233,9 @@ class Terminal:
         self.output = ""
         self._master, slave = pty.openpty()
         self.resize(lines, columns)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "django", "grpctop", "--interval", "0.2", *arguments],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            preexec_fn=self._take_terminal,
+        self.process = start_on_terminal(
+            slave,
+            *("-m", "django", "grpctop", "--interval", "0.2", *arguments),
             env={
                 **{k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")},
                 "PYTHONPATH": os.pathsep.join(
@@ -252,12 +247,6 @@ class Terminal:
         )
         self.before = termios.tcgetattr(slave)
         self._slave = slave
-
-    @staticmethod
-    def _take_terminal():
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        # It may be ignored here, as in what a shell runs in the background.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def resize(self, lines, columns):
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))

@@ -99,10 +99,12 @@ class Workers:
 
     def end(self) -> None:
         self._seen.update(self.pids)
-        self.process.end()
+        # The parent first, which would replace them; but its output ends with the last of them.
+        self.process.send(signal.SIGKILL)
         for pid in self._seen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self.process.end()
 
 
 def wait_until(condition, what: str, patience: float = PATIENCE):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from harness import LISTENING, PATIENCE, begin_sleep
+from harness import LISTENING, PATIENCE, begin_sleep, start_on_terminal
 
 from django_grpc.management.shutdown import TOGETHER
 
@@ -163,13 +163,9 @@ def test_interrupt_from_the_terminal_is_heard_once(serve, tmp_path):
         ),
         "DJANGO_SETTINGS_MODULE": "process_settings",
     }
-    pid = os.fork()
-    if pid == 0:
-        os.login_tty(terminal) if hasattr(os, "login_tty") else _login(terminal)
-        import sys
-
-        arguments = [sys.executable, "-m", "django", "grpcserver", "--port", "0"]
-        os.execve(sys.executable, arguments, environment)  # noqa: S606
+    process = start_on_terminal(
+        terminal, "-m", "django", "grpcserver", "--port", "0", env=environment
+    )
     os.close(terminal)
     try:
         output = _read_until(parent, b"Quit with CONTROL-C.")
@@ -182,23 +178,11 @@ def test_interrupt_from_the_terminal_is_heard_once(serve, tmp_path):
         output = _read_until(parent, b"Graceful shutdown completed")
         assert b"KeyboardInterrupt" not in output
         assert b"Ended at once" not in output
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
+        assert process.wait(PATIENCE) == 0
     finally:
+        process.kill()
+        process.wait(PATIENCE)
         os.close(parent)
-
-
-def _login(terminal: int) -> None:
-    import fcntl
-    import termios
-
-    os.setsid()
-    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-    for descriptor in range(3):
-        os.dup2(terminal, descriptor)
 
 
 def _read_until(descriptor: int, text: bytes) -> bytes:

@@ -171,8 +171,15 @@ def test_localhost_is_listened_on_in_both_families(serve):
 # Passes sockets on as systemd does, on descriptors from 3 on, and becomes the server.
 ACTIVATE = """
 import os, sys
-count = int(sys.argv[1])
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(count), LISTEN_FDNAMES=sys.argv[2])
+passed = [int(it) for it in sys.argv[1].split()]
+# First out of the way: one of them may be where another has to go.
+copies = [os.dup(it) for it in passed]
+moved = [os.dup2(copy, 100 + index) for index, copy in enumerate(copies)]
+for index, descriptor in enumerate(moved):
+    os.dup2(descriptor, 3 + index)
+os.environ.update(
+    LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(moved)), LISTEN_FDNAMES=sys.argv[2]
+)
 os.execv(sys.executable, [sys.executable, "-m", "django", "grpcserver", *sys.argv[3:]])
 """
 
@@ -183,21 +190,16 @@ def activate(serve, tmp_path):
     processes = []
 
     def activate(sockets, names, *arguments, **environment):
-        def place():
-            # First out of the way: one of them may be where another has to go.
-            copies = [os.dup(it.fileno()) for it in sockets]
-            os.set_inheritable(0, True)
-            moved = [os.dup2(copy, 100 + i) for i, copy in enumerate(copies)]
-            for i, descriptor in enumerate(moved):
-                os.dup2(descriptor, 3 + i)
-
+        descriptors = [it.fileno() for it in sockets]
         process = subprocess.Popen(
-            [sys.executable, "-c", ACTIVATE, str(len(sockets)), ":".join(names), *arguments],
+            [
+                *(sys.executable, "-c", ACTIVATE),
+                *(" ".join(map(str, descriptors)), ":".join(names), *arguments),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=place,
-            close_fds=False,
+            pass_fds=descriptors,
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(
