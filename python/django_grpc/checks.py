@@ -13,7 +13,8 @@ Ids, all with the label ``django_grpc``:
   E023 ``metrics``, E024 ``access_log``, E025 ``watchdog``, E026 ``methods``, E027
   ``opentelemetry``, E028 ``worker_timeout``, E029 ``worker_start_timeout``: a value that can't be,
   or a package that is missing;
-* W001 no servicers; W002 a file of ``credentials`` that can't be read.
+* W001 no servicers; W002 a file of ``credentials`` that can't be read; W003 the distribution
+  django-grpc is installed beside this one.
 
 W002 is a warning because keys are often mounted at run time only, and checks also run while an
 image is built.
@@ -21,6 +22,7 @@ image is built.
 
 import os
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 from django.apps import AppConfig
@@ -36,8 +38,9 @@ def check_configuration(
     """Check `settings.GRPCSERVER`; registered by the application when Django starts."""
     config, problems = conf.parse(getattr(settings, conf.SETTING, None), os.environ)
     if config is None:
-        return [_error(problem) for problem in problems]
+        return [*_check_distributions(), *map(_error, problems)]
     return [
+        *_check_distributions(),
         *_check_imports("servicers", config.servicers),
         *_check_imports("interceptors", config.interceptors),
         *_check_imports("health.checks", config.health.checks if config.health else ()),
@@ -49,6 +52,21 @@ def check_configuration(
 
 def _error(problem: conf.Problem) -> Error:
     return Error(problem.message, hint=problem.hint, id=f"django_grpc.{problem.code}")
+
+
+def _check_distributions() -> list[CheckMessage]:
+    try:
+        metadata.distribution("django-grpc")
+    except metadata.PackageNotFoundError:
+        return []
+    return [
+        Warning(
+            "django-grpc and django-grpc-swift are both installed, with files of the same names.",
+            hint="Run `pip uninstall django-grpc`, which takes such files along, and then install "
+            "django-grpc-swift again with `pip install --force-reinstall --no-deps`.",
+            id="django_grpc.W003",
+        )
+    ]
 
 
 def _check_imports(key: str, paths: tuple[str, ...]) -> list[CheckMessage]:

@@ -281,7 +281,8 @@ def add_servicers(
         instruments: What is put around the methods, beside the signals.
 
     Raises:
-        ImproperlyConfigured: A path can't be imported, or names no ordinary function.
+        ImproperlyConfigured: A path can't be imported, or names no ordinary function; no hook
+            registers anything.
     """
     if not servicers_list:
         logger.warning(
@@ -290,6 +291,7 @@ def add_servicers(
             conf.SETTING,
         )
     wrapper = SignalWrapper(server, instruments)
+    idle: list[str] = []
     for path in servicers_list:
         logger.debug("Adding the servicers of %s", path)
         before = wrapper.registrations
@@ -301,11 +303,18 @@ def add_servicers(
                 "nobody runs: make it an ordinary function."
             )
         if wrapper.registrations == before:
+            idle.append(path)
+    # One of several may have its reasons; where it is all of them, nothing would be served.
+    for path in idle:
+        problem = (
+            f"{conf.SETTING}['servicers']: '{path}' adds no servicer to the server that it is given"
+        )
+        if len(idle) == len(servicers_list):
             raise ImproperlyConfigured(
-                f"{conf.SETTING}['servicers']: '{path}' adds no servicer to the server that it is "
-                "given: call the generated add_MyServiceServicer_to_server(MyService(), server) in "
-                "it."
+                f"{problem}: call the generated add_MyServiceServicer_to_server(MyService(), "
+                "server) in it."
             )
+        logger.warning("%s.", problem)
 
 
 def load_instruments(config: conf.ServerConfig, interceptors: Iterable[Any]) -> list[Instrument]:

@@ -83,6 +83,16 @@ def test_file_that_cannot_be_read_is_warned_about(tmp_path):
     assert f"'{missing}' can't be read: No such file or directory." in message.msg
 
 
+def test_the_other_distribution_is_warned_about(tmp_path, monkeypatch):
+    information = tmp_path / "django_grpc-1.2.20.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: django-grpc\nVersion: 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    [message] = messages_of({"servicers": [HOOK]})
+    assert (message.id, message.level) == ("django_grpc.W003", checks.WARNING)
+    assert "pip uninstall django-grpc" in message.hint
+
+
 @pytest.mark.usefixtures("databases_allowed")
 def test_checks_are_registered():
     with (

@@ -5,7 +5,7 @@ import textwrap
 
 import grpc
 import pytest
-from harness import LISTENING, PATIENCE, eventually
+from harness import LISTENING, PATIENCE, eventually, listening
 
 MODULE = """
     import asyncio, atexit, sys, threading, time
@@ -71,10 +71,17 @@ MODULE = """
         print("begun", flush=True)
         return b""
 
+    def stay_at_exit(request, context):
+        @atexit.register
+        def flush():
+            print("flushing", flush=True)
+            time.sleep(1000)
+        return b""
+
     def grpc_hook(server):
         methods = (
             sleep_in_thread, ignore, leave_ignoring, leave_thread, leave_generator, block_loop,
-            start_thread, take_time_at_exit,
+            start_thread, take_time_at_exit, stay_at_exit,
         )
         server.add_registered_method_handlers(
             "test.Endless", {it.__name__: grpc.unary_unary_rpc_method_handler(it) for it in methods}
@@ -83,14 +90,24 @@ MODULE = """
 
 
 @pytest.fixture
-def stop_during(start, tmp_path):
+def start_endless(start, tmp_path):
+    """Start a server with the methods above."""
+
+    def run(*arguments, **setting):
+        (tmp_path / "endless.py").write_text(textwrap.dedent(MODULE))
+        return start(
+            "--port", "0", "--grace", "0.5", *arguments, servicers=["endless.grpc_hook"], **setting
+        )
+
+    return run
+
+
+@pytest.fixture
+def stop_during(start_endless):
     """Start a server, stop it with SIGTERM while a method runs or has run, and return its end."""
 
     def run(method, *arguments, **setting):
-        (tmp_path / "endless.py").write_text(textwrap.dedent(MODULE))
-        process = start(
-            "--port", "0", "--grace", "0.5", *arguments, servicers=["endless.grpc_hook"], **setting
-        )
+        process = start_endless(*arguments, **setting)
         port = process.wait_for(LISTENING).group(1)
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = channel.unary_unary(f"/test.Endless/{method}").future(b"", timeout=PATIENCE)
@@ -140,3 +157,18 @@ def test_a_thread_that_is_no_daemon(stop_during, arguments, is_async):
 
 def test_what_is_registered_with_atexit_has_its_time(stop_during):
     assert "written" in stop_during("take_time_at_exit").output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_late_signal_ends_what_is_registered_with_atexit(start_endless, number):
+    """As soon as it can't belong together with the one that has stopped the server."""
+    process = start_endless()
+    with listening(process) as channel:
+        channel.unary_unary("/test.Endless/stay_at_exit")(b"", timeout=PATIENCE)
+    process.send(number)
+    process.send(number)
+    process.wait_for("flushing")
+    assert process.send_until_end(number) == 128 + number
+    assert process.wait() == 128 + number
+    assert "Graceful shutdown completed" in process.output
+    assert "Ended at once" in process.output

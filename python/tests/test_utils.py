@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from harness import PATIENCE
 from sampleapp import helloworld_pb2, helloworld_pb2_grpc
 from sampleapp.interceptors import Interceptor, OtherInterceptor
+from sampleapp.servicer import grpc_hook
 
 from django_grpc import conf, descriptions, utils
 
@@ -290,6 +291,33 @@ def test_server_without_servicers_is_warned_about(settings, caplog):
         utils.create_server(1, 0)
     [record] = caplog.records
     assert "no servicers" in record.getMessage()
+
+
+@pytest.fixture
+def hook(monkeypatch):
+    """Give a function a path that settings can name."""
+
+    def name(function):
+        monkeypatch.setattr("sampleapp.servicer.another_hook", function, raising=False)
+        return "sampleapp.servicer.another_hook"
+
+    return name
+
+
+def test_one_of_several_hooks_may_add_nothing(settings, hook, caplog):
+    settings.GRPCSERVER = {"servicers": [HOOK, hook(lambda server: None)], "host": "127.0.0.1"}
+    with caplog.at_level(logging.WARNING, "django_grpc"):
+        utils.create_server(1, 0)
+    [record] = caplog.records
+    assert "'sampleapp.servicer.another_hook' adds no servicer" in record.getMessage()
+
+
+def test_what_a_hook_adds_without_signals_counts(settings, hook, caplog):
+    path = hook(lambda server: grpc_hook(server.server))
+    settings.GRPCSERVER = {"servicers": [path], "host": "127.0.0.1"}
+    with caplog.at_level(logging.WARNING, "django_grpc"):
+        utils.create_server(1, 0)
+    assert not caplog.records
 
 
 def test_interceptors_are_loaded_by_path_or_taken_as_they_are():

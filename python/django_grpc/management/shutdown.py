@@ -214,24 +214,44 @@ def end_in_peace() -> None:
     """Have signals to stop disturb the end of a process that has been told to stop no more.
 
     One that belongs together with the one that has stopped it would change its exit status. A later
-    one still ends it at once, until threads that are no daemons have ended.
+    one still ends it at once.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     ended_at = time.monotonic()
 
+    def is_together() -> bool:
+        return time.monotonic() - ended_at < TOGETHER
+
     def handle(number: int, frame: FrameType | None) -> None:
-        if time.monotonic() - ended_at >= TOGETHER:
+        if not is_together():
             write_last_words(b"Ended at once.\n")
             os._exit(128 + number)
 
-    def ignore() -> None:
+    def handle_signals(*_: object) -> None:
         for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, handle)
 
-    for number in _SIGNALS:
-        signal.signal(number, handle)
-    atexit.register(ignore)  # Python's own end gives handlers up
+    def ignore() -> None:
+        # Python gives handlers up when all that is registered with `atexit` has run. That may take
+        # as long as it wants, so it is for what belongs together only.
+        if is_together():
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            signal.signal(_WAKE_UP, handle_signals)
+            if not is_together():  # the wake-up may have been before
+                handle_signals()
+
+    def wake_up() -> None:
+        time.sleep(TOGETHER)
+        if (main := threading.main_thread().ident) is not None:
+            signal.pthread_kill(main, _WAKE_UP)
+
+    handle_signals()
+    atexit.register(ignore)
+    # Where there is no other thread, what comes later is ignored too.
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=wake_up, name="grpcserver-late-signals", daemon=True).start()
 
 
 def end_process_soon(status: int, seconds: float = 1.0) -> None:

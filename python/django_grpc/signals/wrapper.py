@@ -39,8 +39,7 @@ class SignalWrapper:
     on the thread that registers.
 
     Attributes:
-        server: The wrapped server, a `grpc.Server` or an object with its methods.
-        registrations: How often handlers have been registered.
+        registrations: How often handlers have been registered, or may have been behind its back.
     """
 
     # The fields of grpc.RpcMethodHandler that can hold the method.
@@ -54,7 +53,7 @@ class SignalWrapper:
             instruments: What else is put around each method: the signals are sent inside of it. The
                 last one is the outermost.
         """
-        self.server = server
+        self._server = server
         self.registrations = 0
         # Another server of gRPC's has nothing of the kind.
         if hasattr(server, "surround_calls"):
@@ -63,13 +62,22 @@ class SignalWrapper:
         # Generated code registers one handler in both ways: it is wrapped once.
         self._wrap = functools.lru_cache(maxsize=_WRAPPED_HANDLERS)(self._wrap_anew)
 
+    @property
+    def server(self) -> Any:
+        """The wrapped server, a `grpc.Server` or an object with its methods.
+
+        What is registered there sends no signals.
+        """
+        self.registrations += 1
+        return self._server
+
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.server, name)
+        return getattr(self._server, name)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[GenericHandler]) -> None:
         """Register generic handlers, with everything that they find wrapped."""
         self.registrations += 1
-        self.server.add_generic_rpc_handlers(
+        self._server.add_generic_rpc_handlers(
             tuple(
                 _wrap_generic_handler(handler, self._wrap_found) for handler in generic_rpc_handlers
             )
@@ -80,7 +88,7 @@ class SignalWrapper:
     ) -> None:
         """Register the handlers of one service, by the names of its methods."""
         self.registrations += 1
-        self.server.add_registered_method_handlers(
+        self._server.add_registered_method_handlers(
             service_name,
             {
                 name: self._wrap_found(f"/{service_name}/{name}", handler)

@@ -185,7 +185,8 @@ class Command(BaseCommand):
                 status = leaving.code or 0
             raise
         finally:
-            end_in_peace()
+            if status == 0:
+                end_in_peace()
             flush_or_lose()
             if self.has_cut_calls or logs.are_under_way():
                 end_process_soon(status)
