@@ -10,6 +10,8 @@ public enum CompressionAlgorithm: Hashable, Sendable, CaseIterable {
 
   /// - Returns: `nil` for a name that is not supported.
   public init?(name: String) {
+    // Before it is compared: with the meaning of a long one that takes its time.
+    guard name.utf8.count <= 8 else { return nil }
     switch name {
     case "identity": self = .identity
     case "deflate": self = .deflate

@@ -465,22 +465,33 @@ package final class Call: Sendable {
   /// Writes what has been put in the outbox. Called on the event loop.
   func writePending() {
     let isWriting = self.stream.isWriting
-    let (pending, traffic) = self.state.withLock { state in
+    var (pending, traffic) = self.state.withLock { state in
       (state.takePending(isWriting: isWriting), state.traffic)
     }
     if pending.consumed > 0 { self.stream.consumed(pending.consumed) }
     guard !self.hasEnded else { return }
     if let (metadata, encoding) = pending.headers {
       let enabled = self.environment.configuration.enabledCompression
-      self.stream.sendHeaders(
-        ResponseHeaders.initial(metadata, encoding: encoding, enabled: enabled)
-      )
+      let headers = ResponseHeaders.initial(metadata, encoding: encoding, enabled: enabled)
+      if metadata != nil, ResponseHeaders.isTooLarge(headers) {
+        // What comes after them is nothing without them.
+        pending.end = CallState.End(status: ResponseHeaders.tooLarge, metadata: nil)
+        pending.messages = nil
+        pending.areHeadersSent = false
+        self.end(ResponseHeaders.tooLarge, metadata: nil, as: .cancelledByServer, isLast: false)
+      } else {
+        self.stream.sendHeaders(headers)
+      }
     }
-    if let end = pending.end {
+    if var end = pending.end {
       self.hasEnded = true
       self.deadlineTimer?.cancel()
+      var trailers = ResponseHeaders.trailers(end.status, end.metadata)
+      if end.metadata != nil, ResponseHeaders.isTooLarge(trailers) {
+        end = CallState.End(status: ResponseHeaders.tooLarge, metadata: nil)
+        trailers = ResponseHeaders.trailers(end.status, nil)
+      }
       self.countEnd(end.status.code, traffic)
-      let trailers = ResponseHeaders.trailers(end.status, end.metadata)
       self.stream.sendEnd(
         messages: pending.messages,
         trailers: pending.areHeadersSent ? trailers : ResponseHeaders.trailersOnly(trailers)

@@ -5,6 +5,12 @@ internal import NIOHPACK
 ///
 /// The common ones are made once; HPACK then writes each field of them as one byte.
 enum ResponseHeaders {
+  /// What a header block may measure, by RFC 9113 section 6.5.2: the sum of its names, values and 32
+  /// bytes a field. HPACK may write it as nearly four times that; see `FrameSplitter.told`.
+  static let largest = 64 * 1024
+  /// The most of a status's details that is sent, in bytes before their percent-encoding.
+  private static let longestDetails = 16 * 1024
+
   static let plainOK: HPACKHeaders = ["grpc-status": "0"]
 
   static func initial(
@@ -23,11 +29,31 @@ enum ResponseHeaders {
     if metadata == nil, status.code == .ok, status.details.isEmpty { return Self.plainOK }
     var headers: HPACKHeaders = ["grpc-status": String(status.code.rawValue)]
     if !status.details.isEmpty {
-      headers.add(name: "grpc-message", value: PercentEncoding.encode(status.details))
+      let details = PercentEncoding.encode(Self.cut(status.details))
+      headers.add(name: "grpc-message", value: details)
     }
     metadata?.append(to: &headers)
     return headers
   }
+
+  private static func cut(_ details: String) -> String {
+    guard details.utf8.count > Self.longestDetails else { return details }
+    let end = details.utf8.index(details.startIndex, offsetBy: Self.longestDetails)
+    return String(decoding: details.utf8[..<end], as: UTF8.self)
+  }
+
+  /// Whether a header block is so large that it is not sent.
+  static func isTooLarge(_ headers: HPACKHeaders) -> Bool {
+    var size = 0
+    for (name, value, _) in headers { size += name.utf8.count + value.utf8.count + 32 }
+    return size > Self.largest
+  }
+
+  /// What takes the place of metadata that is too large.
+  static let tooLarge = Status(
+    code: .resourceExhausted,
+    details: "The server's metadata is larger than \(ResponseHeaders.largest) bytes"
+  )
 
   /// A whole answer without messages, in one header block.
   static func trailersOnly(_ trailers: HPACKHeaders) -> HPACKHeaders {

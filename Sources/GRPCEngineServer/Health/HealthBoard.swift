@@ -1,4 +1,5 @@
 internal import GRPCEngineLocks
+internal import GRPCEngineWire
 package import NIOCore
 
 /// The health of a server: the status that was set for each service, and whether the server is
@@ -9,10 +10,10 @@ package import NIOCore
 package final class HealthBoard: Sendable {
   private struct State {
     /// "" is the server as a whole.
-    var statuses: [String: ServingStatus] = ["": .serving]
+    var statuses: [ExactString: ServingStatus] = ["": .serving]
     var readiness = Readiness()
     var isDraining = false
-    var watchers: [String: [ObjectIdentifier: HealthWatcher]] = [:]
+    var watchers: [ExactString: [ObjectIdentifier: HealthWatcher]] = [:]
     var watcherCount = 0
     /// What the watchers were told last.
     var wasReady = true
@@ -63,7 +64,7 @@ package final class HealthBoard: Sendable {
   /// What a client is told of a service; `nil` for one that is not known.
   package func status(of service: String) -> ServingStatus? {
     self.state.withLock { state in
-      guard let status = state.statuses[service] else { return nil }
+      guard let status = state.statuses[ExactString(service)] else { return nil }
       return state.readiness.problem(at: self.now()) == nil ? status : .notServing
     }
   }
@@ -72,7 +73,8 @@ package final class HealthBoard: Sendable {
   package var statuses: [String: ServingStatus] {
     self.state.withLock { state in
       let isReady = state.readiness.problem(at: self.now()) == nil
-      return isReady ? state.statuses : state.statuses.mapValues { _ in .notServing }
+      let told = state.statuses.map { ($0.string, isReady ? $1 : .notServing) }
+      return Dictionary(told) { first, _ in first }
     }
   }
 
@@ -88,14 +90,16 @@ package final class HealthBoard: Sendable {
   package func add(_ services: [String]) {
     for service in services {
       self.change(service) { state in
-        if state.statuses[service] == nil { state.statuses[service] = .serving }
+        if state.statuses[ExactString(service)] == nil {
+          state.statuses[ExactString(service)] = .serving
+        }
       }
     }
   }
 
   /// Sets the status of a service, known before or not.
   package func set(_ status: ServingStatus, for service: String) {
-    self.change(service) { $0.statuses[service] = status }
+    self.change(service) { $0.statuses[ExactString(service)] = status }
   }
 
   /// The readiness checks have passed, or there are none.
@@ -170,7 +174,8 @@ package final class HealthBoard: Sendable {
       if state.isDraining { return .watchesNoMore }
       guard state.watcherCount < self.maximumWatchers else { return .refused }
       state.watcherCount += 1
-      state.watchers[watcher.service, default: [:]][ObjectIdentifier(watcher)] = watcher
+      state.watchers[ExactString(watcher.service), default: [:]][ObjectIdentifier(watcher)] =
+        watcher
       return .watches
     }
   }
@@ -178,10 +183,13 @@ package final class HealthBoard: Sendable {
   func remove(_ watcher: HealthWatcher) {
     self.state.withLock { state in
       let service = watcher.service
-      guard state.watchers[service]?.removeValue(forKey: ObjectIdentifier(watcher)) != nil
+      guard
+        state.watchers[ExactString(service)]?.removeValue(forKey: ObjectIdentifier(watcher)) != nil
       else { return }
       state.watcherCount -= 1
-      if state.watchers[service]?.isEmpty == true { state.watchers[service] = nil }
+      if state.watchers[ExactString(service)]?.isEmpty == true {
+        state.watchers[ExactString(service)] = nil
+      }
     }
   }
 
@@ -202,7 +210,7 @@ package final class HealthBoard: Sendable {
       if isReady != state.wasReady {
         state.wasReady = isReady
         watchers = state.watchers.values.flatMap(\.values)
-      } else if let service, let own = state.watchers[service] {
+      } else if let service, let own = state.watchers[ExactString(service)] {
         watchers = Array(own.values)
       }
       let problem = self.problem(state)

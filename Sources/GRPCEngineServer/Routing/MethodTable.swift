@@ -1,16 +1,17 @@
 internal import GRPCEngineLocks
 package import GRPCEngineStatistics
+internal import GRPCEngineWire
 
 /// Which method a path names.
 package final class MethodTable: Sendable {
   private struct State {
-    var methods: [String: Method] = [:]
-    var limits: [String: MethodLimits] = [:]
+    var methods: [ExactString: Method] = [:]
+    var limits: [ExactString: MethodLimits] = [:]
     /// Paths that nobody registered, by the pattern of their limits; `*` has all others.
-    var fallbacks: [String: Method] = [:]
+    var fallbacks: [ExactString: Method] = [:]
   }
 
-  private static let everything = "*"
+  private static let everything: ExactString = "*"
 
   private let statistics: ServerStatistics
   private let state = Locked(State())
@@ -24,7 +25,7 @@ package final class MethodTable: Sendable {
   /// - Parameter pattern: `/package.Service/Method`, `/package.Service/*` or `*`. Of a method's
   ///   patterns the most precise one counts, alone.
   package func setLimits(_ limits: MethodLimits, for pattern: String) {
-    self.state.withLock { $0.limits[pattern] = limits }
+    self.state.withLock { $0.limits[ExactString(pattern)] = limits }
   }
 
   /// Registers `handler` for `path` (`/package.Service/Method`); the last one wins, as in grpcio.
@@ -34,14 +35,15 @@ package final class MethodTable: Sendable {
     kind: CallKind = .unaryUnary
   ) {
     let statistics = self.statistics.method(path, kind: kind.rawValue)
+    let key = ExactString(path)
     self.state.withLock { state in
-      state.methods[path] = Method(
+      state.methods[key] = Method(
         path: path,
         handler: handler,
         statistics: statistics,
         limits: handler.isLimited
-          ? Self.pattern(of: path, state.limits).flatMap { state.limits[$0] } : nil,
-        replacing: state.methods[path]
+          ? Self.pattern(of: key, state.limits).flatMap { state.limits[$0] } : nil,
+        replacing: state.methods[key]
       )
     }
   }
@@ -55,9 +57,9 @@ package final class MethodTable: Sendable {
       // Its kind is not known before it is asked, call by call.
       for pattern in state.limits.keys.filter({ $0 != Self.everything }) {
         state.fallbacks[pattern] = Method(
-          path: pattern,
+          path: pattern.string,
           handler: handler,
-          statistics: self.statistics.method(pattern, kind: CallKind.unaryUnary.rawValue),
+          statistics: self.statistics.method(pattern.string, kind: CallKind.unaryUnary.rawValue),
           limits: state.limits[pattern],
           replacing: before[pattern]
         )
@@ -73,19 +75,25 @@ package final class MethodTable: Sendable {
   }
 
   package func method(for path: String) -> Method? {
-    self.state.withLock { state in
-      if let method = state.methods[path] { return method }
+    let key = ExactString(path)
+    return self.state.withLock { state in
+      if let method = state.methods[key] { return method }
       guard !state.fallbacks.isEmpty else { return nil }
-      return state.fallbacks[Self.pattern(of: path, state.fallbacks) ?? Self.everything]
+      return state.fallbacks[Self.pattern(of: key, state.fallbacks) ?? Self.everything]
     }
   }
 
   /// The most precise key that a path matches.
-  private static func pattern<Value>(of path: String, _ keys: [String: Value]) -> String? {
+  private static func pattern<Value>(
+    of path: ExactString,
+    _ keys: [ExactString: Value]
+  ) -> ExactString? {
     if keys.isEmpty || keys[path] != nil { return keys.isEmpty ? nil : path }
-    if let slash = path.lastIndex(of: "/") {
-      let service = path[...slash] + "*"
-      if keys[String(service)] != nil { return String(service) }
+    // By its bytes: with a combining mark behind it a slash is another character.
+    let bytes = path.string.utf8
+    if let slash = bytes.lastIndex(of: UInt8(ascii: "/")) {
+      let service = ExactString(String(Substring(bytes[...slash])) + "*")
+      if keys[service] != nil { return service }
     }
     return keys[Self.everything] == nil ? nil : Self.everything
   }

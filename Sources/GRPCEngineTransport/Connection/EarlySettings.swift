@@ -9,12 +9,17 @@ package import NIOCore
 /// peer's first SETTINGS, and does not see the one that comes. That is right for limits that are no
 /// lower than those that every connection begins with.
 ///
+/// NIOHTTP2 is also told that the peer takes frames of `FrameSplitter.told`, if that takes less:
+/// the last value of a setting counts (section 6.5.3), so that is added to the peer's.
+///
 /// A value: bytes of the peer go in, and those for NIOHTTP2 come out.
 package struct EarlySettings {
   /// The connection preface of a client (RFC 9113 section 3.4).
   private static let prefaceLength = 24
   private static let headerLength = 9
+  private static let settingLength = 6
   private static let settingsType: UInt8 = 4
+  private static let maxFrameSize: UInt16 = 5
   private static let acknowledgement: [UInt8] = [0, 0, 0, 4, 1, 0, 0, 0, 0]
 
   private enum Stage {
@@ -31,6 +36,10 @@ package struct EarlySettings {
   private var passing = Self.prefaceLength
   /// What has come of a frame's header.
   private var header = ByteBuffer()
+  /// What has come of the peer's first SETTINGS.
+  private var greeting = ByteBuffer()
+  /// The largest frame that the peer takes, if it has said so.
+  package private(set) var peerMaxFrameSize: Int?
 
   package init() {}
 
@@ -43,10 +52,14 @@ package struct EarlySettings {
     var passed = ByteBuffer()
     while !self.isComplete {
       let length = min(self.passing, rest.readableBytes)
-      if let part = rest.readSlice(length: length) { passed.writeImmutableBuffer(part) }
+      if let part = rest.readSlice(length: length) {
+        passed.writeImmutableBuffer(part)
+        if self.stage == .greeting { self.greeting.writeImmutableBuffer(part) }
+      }
       self.passing -= length
       guard self.passing == 0 else { return passed }
       if self.stage == .greeting {
+        self.addMaxFrameSize(&passed)
         passed.writeBytes(Self.acknowledgement)
         self.stage = .acknowledged
       }
@@ -66,13 +79,31 @@ package struct EarlySettings {
       self.stage = .complete
       return
     }
-    let length = self.header.getInteger(at: 0, as: UInt32.self).map { $0 >> 8 }
-    let type = self.header.getInteger(at: 3, as: UInt8.self)
-    self.passing = Int(length ?? 0)
+    let word = self.header.getInteger(at: 0, as: UInt32.self) ?? 0
+    let length = Int(word >> 8)
+    self.passing = length
+    if self.stage == .preface {
+      // A peer that does not begin with its SETTINGS is NIOHTTP2's to refuse.
+      let isGreeting = UInt8(truncatingIfNeeded: word) == Self.settingsType && !isAcknowledgement
+      self.stage = isGreeting && length < FrameSplitter.least / 2 ? .greeting : .complete
+      if self.stage == .greeting {
+        self.header.setInteger(word + UInt32(Self.settingLength) << 8, at: 0)
+      }
+    }
     passed.writeImmutableBuffer(self.header)
-    guard self.stage == .preface else { return }
-    // A peer that does not begin with its SETTINGS is NIOHTTP2's to refuse.
-    self.stage = type == Self.settingsType && !isAcknowledgement ? .greeting : .complete
+  }
+
+  private mutating func addMaxFrameSize(_ passed: inout ByteBuffer) {
+    while let parameter = self.greeting.readInteger(as: UInt16.self),
+      let value = self.greeting.readInteger(as: UInt32.self)
+    {
+      if parameter == Self.maxFrameSize { self.peerMaxFrameSize = Int(value) }
+    }
+    // What it may not be is NIOHTTP2's to refuse, too.
+    let own = self.peerMaxFrameSize ?? FrameSplitter.least
+    let isAllowed = (FrameSplitter.least..<1 << 24).contains(own)
+    passed.writeInteger(Self.maxFrameSize)
+    passed.writeInteger(UInt32(isAllowed ? max(own, FrameSplitter.told) : own))
   }
 }
 
@@ -93,12 +124,18 @@ package final class EarlySettingsHandler: ChannelDuplexHandler, RemovableChannel
 
   private var settings = EarlySettings()
   private let maxConcurrentStreams: Int
+  private let writer: WriteCoalescer
   private var hasAnnounced = false
 
-  package init(maxConcurrentStreams: Int) { self.maxConcurrentStreams = maxConcurrentStreams }
+  /// - Parameter writer: the handler below, which is told how large frames may be.
+  package init(maxConcurrentStreams: Int, writer: WriteCoalescer) {
+    self.maxConcurrentStreams = maxConcurrentStreams
+    self.writer = writer
+  }
 
   package func channelRead(context: ChannelHandlerContext, data: NIOAny) {
     let bytes = self.settings.received(self.unwrapInboundIn(data))
+    if let size = self.settings.peerMaxFrameSize { self.writer.limitFrames(to: size) }
     if bytes.readableBytes > 0 { context.fireChannelRead(self.wrapInboundOut(bytes)) }
     if self.settings.isComplete {
       context.pipeline.syncOperations.removeHandler(self, promise: nil)

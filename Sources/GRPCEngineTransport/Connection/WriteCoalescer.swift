@@ -18,19 +18,40 @@ package final class WriteCoalescer: ChannelOutboundHandler {
   /// What was gathered has been passed on; its storage is used again once the socket has taken it.
   private var isPassedOn = true
   private var promise: EventLoopPromise<Void>?
+  private var splitter = FrameSplitter()
 
   package init() {}
+
+  /// Writes no frames with more content than `maximum` from now on.
+  func limitFrames(to maximum: Int) { self.splitter.maximum = maximum }
 
   package func write(
     context: ChannelHandlerContext,
     data: NIOAny,
     promise: EventLoopPromise<Void>?
   ) {
-    guard case .byteBuffer(let bytes) = self.unwrapOutboundIn(data),
-      bytes.readableBytes <= Self.largestGathered
-    else {
+    guard case .byteBuffer(let bytes) = self.unwrapOutboundIn(data) else {
       self.passOn(context: context)
       context.write(data, promise: promise)
+      return
+    }
+    guard let parts = self.splitter.write(bytes) else {
+      return self.write(bytes, promise, context: context)
+    }
+    // None: the frame's head, which NIOHTTP2 writes without a promise.
+    guard let last = parts.last else { return }
+    for part in parts.dropLast() { self.write(part, nil, context: context) }
+    self.write(last, promise, context: context)
+  }
+
+  private func write(
+    _ bytes: ByteBuffer,
+    _ promise: EventLoopPromise<Void>?,
+    context: ChannelHandlerContext
+  ) {
+    guard bytes.readableBytes <= Self.largestGathered else {
+      self.passOn(context: context)
+      context.write(self.wrapOutboundOut(.byteBuffer(bytes)), promise: promise)
       return
     }
     if self.gathered.readableBytes + bytes.readableBytes > Self.capacity {

@@ -143,9 +143,11 @@ package final class Listener: Sendable {
       isSecure: tls != nil,
       eventLoop: channel.eventLoop
     )
-    try pipeline.addHandler(WriteCoalescer())
+    let writer = WriteCoalescer()
+    try pipeline.addHandler(writer)
     let early = EarlySettingsHandler(
-      maxConcurrentStreams: configuration.http2.maxConcurrentStreams
+      maxConcurrentStreams: configuration.http2.maxConcurrentStreams,
+      writer: writer
     )
     try pipeline.addHandler(early)
     try pipeline.addHandler(Self.http2Handler(configuration, delegate: connection))

@@ -34,7 +34,7 @@ package struct RequestHead: Sendable {
       guard fields.read(name, value) else { throw .malformed }
     }
     // RFC 9113 section 8.3.1; CONNECT is the one method that has neither scheme nor path.
-    guard fields.method == "POST" else {
+    guard let method = fields.method, method.utf8.elementsEqual("POST".utf8) else {
       throw fields.method == nil ? .malformed : .http(status: "405")
     }
     guard fields.hasScheme, let path = fields.path, !path.isEmpty else { throw .malformed }
@@ -113,7 +113,7 @@ package struct RequestHead: Sendable {
       switch name.utf8.count {
       case 2 where name == "te":
         self.hasTE = true
-        return value == "trailers"
+        return value.utf8.elementsEqual("trailers".utf8)
       case 12 where name == "content-type": self.contentType = value
       case 12 where name == "grpc-timeout": self.timeout = value
       case 13 where name == "grpc-encoding": self.encoding = value
@@ -141,15 +141,15 @@ package struct RequestHead: Sendable {
 
   private static func readAcceptEncoding(_ value: String?) -> (gzip: Bool, deflate: Bool) {
     guard let value else { return (false, false) }
+    // By their bytes: Swift compares strings by what they mean, which takes long for some.
+    let bytes = value.utf8
     // What grpc's own clients send.
-    if value == CompressionAlgorithm.acceptEncoding { return (true, true) }
+    if bytes.elementsEqual(CompressionAlgorithm.acceptEncoding.utf8) { return (true, true) }
     var result = (gzip: false, deflate: false)
-    for item in value.split(separator: ",") {
-      switch item.drop(while: { $0 == " " }) {
-      case "gzip": result.gzip = true
-      case "deflate": result.deflate = true
-      default: break
-      }
+    for item in bytes.split(separator: UInt8(ascii: ",")) {
+      let name = item.drop { $0 == UInt8(ascii: " ") }
+      if name.elementsEqual("gzip".utf8) { result.gzip = true }
+      if name.elementsEqual("deflate".utf8) { result.deflate = true }
     }
     return result
   }

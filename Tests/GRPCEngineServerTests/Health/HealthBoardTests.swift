@@ -30,6 +30,14 @@ struct HealthBoardTests {
     #expect(board.status(of: "a.B") == nil)
   }
 
+  @Test("A service is known by the bytes of its name")
+  func names() {
+    let board = self.board()
+    board.add(["a.K"])
+    #expect(board.status(of: "a.K") == .serving)
+    #expect(board.status(of: "a.\u{212A}") == nil)
+  }
+
   @Test("A service has its own status while the server is ready, and is NOT_SERVING otherwise")
   func statuses() {
     let board = self.board()

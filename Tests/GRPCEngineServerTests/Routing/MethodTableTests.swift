@@ -13,10 +13,13 @@ struct MethodTableTests {
     #expect(table.method(for: "/a.B/C")?.handler === second)
   }
 
-  @Test("Paths are compared as they are", arguments: ["/a.B/D", "/a.b/c", "a.B/C", "/a.B/C/", ""])
+  @Test(
+    "Paths are compared as they are, byte for byte",
+    arguments: ["/a.B/D", "/a.b/k", "a.B/K", "/a.B/K/", "", "/a.B/\u{212A}"]
+  )
   func unknown(path: String) {
     let table = MethodTable()
-    table.register(TestHandler.echo(), for: "/a.B/C")
+    table.register(TestHandler.echo(), for: "/a.B/K")
     #expect(table.method(for: path)?.handler == nil)
   }
 
@@ -30,5 +33,14 @@ struct MethodTableTests {
     #expect(table.method(for: "/other")?.handler === fallback)
     table.setFallback(nil)
     #expect(table.method(for: "/other")?.handler == nil)
+  }
+
+  @Test("A service's limits are those of all its paths", arguments: ["K", "\u{301}K", "\u{212A}"])
+  func limitsOfTheFallback(method: String) throws {
+    let table = MethodTable()
+    table.setLimits(MethodLimits(), for: "/a.B/*")
+    table.setFallback(TestHandler.echo())
+    let found = try #require(table.method(for: "/a.B/" + method))
+    #expect(found.path == "/a.B/*")
   }
 }

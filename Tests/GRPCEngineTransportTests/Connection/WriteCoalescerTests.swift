@@ -50,13 +50,28 @@ struct WriteCoalescerTests {
 
   @Test("No more than 32 KiB are gathered, and nothing is lost or moved")
   func capacity() throws {
-    let pieces = (0..<100).map { [UInt8](repeating: UInt8($0), count: 1000) }
+    let pieces = (0..<100).map { number in
+      // A frame of its length: what is none would not be let through as it is.
+      [0, 3, 0xdf, 6, 0, 0, 0, 0, 0] + [UInt8](repeating: number, count: 991)
+    }
     for piece in pieces { _ = self.write(piece) }
     self.channel.flush()
     let writes = try self.written()
     #expect(writes.allSatisfy { $0.count <= 32 * 1024 })
     #expect(writes.count == 4)
     #expect(writes.flatMap { $0 } == pieces.flatMap { $0 })
+  }
+
+  @Test("A frame that the peer does not take is written as several, and the promise is the last's")
+  func split() throws {
+    let content = [UInt8](repeating: 7, count: 20_000)
+    let future = self.write([0, 0x4e, 0x20, 1, 4, 0, 0, 0, 1] + content)
+    self.channel.flush()
+    try future.wait()
+    let bytes = try self.written().flatMap { $0 }
+    #expect(Array(bytes.prefix(9)) == [0, 0x40, 0, 1, 0, 0, 0, 0, 1])
+    #expect(Array(bytes.dropFirst(9 + 16_384).prefix(9)) == [0, 0x0e, 0x20, 9, 4, 0, 0, 0, 1])
+    #expect(bytes.count == 20_000 + 2 * 9)
   }
 
   @Test("Promises of what was gathered fail when the socket does, before a flush")

@@ -188,6 +188,20 @@ def test_method_that_is_not_post_is_refused(serve, method):
     assert still_works(connection)
 
 
+@pytest.mark.parametrize("method", ["Delete\u212aey", "DeleteKe\u0301y", "deletekey"])
+def test_path_is_compared_by_its_bytes(serve, method):
+    """U+212A is the sign for kelvin, which Unicode takes for a K."""
+    ran = []
+    served = serve(
+        {"DeleteKey": unary_unary(lambda *_: ran.append(1) or b""), "Echo": unary_unary(echo)}
+    )
+    headers = request_headers(f"/{SERVICE}/{method}")
+    answer, connection = ask(served, headers, message(b"1"))
+    assert answer.grpc_status == 12
+    assert ran == []
+    assert still_works(connection)
+
+
 @pytest.mark.parametrize("te", [None, "gzip", ""])
 def test_te_that_is_not_trailers_is_refused(serve, te):
     """`te: trailers` finds proxies that would lose the status: without it a call is refused."""

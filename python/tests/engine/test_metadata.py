@@ -6,6 +6,7 @@ import re
 
 import grpc
 import pytest
+from hyperframe.frame import DataFrame
 
 from .support import (
     KINDS,
@@ -379,6 +380,62 @@ def test_large_metadata_passes_both_ways(serve):
     _, call = served.unary_unary("Call").with_call(b"", metadata=metadata, timeout=PATIENCE)
     assert tuple(call.initial_metadata()) == metadata
     assert tuple(call.trailing_metadata()) == metadata
+
+
+@pytest.mark.parametrize("frame_size", [None, 20_000])
+@pytest.mark.parametrize("place", ["initial", "trailing", "details"])
+def test_header_block_goes_out_in_frames_that_the_peer_takes(serve, place, frame_size):
+    """16,384 bytes while it has said nothing: HEADERS, and CONTINUATION for what is left."""
+    long = "~" * 15_000  # which HPACK writes as some 24,000 bytes
+
+    def body(context):
+        if place == "initial":
+            context.send_initial_metadata((("long", long),))
+        elif place == "trailing":
+            context.set_trailing_metadata((("long", long),))
+        else:
+            context.abort(grpc.StatusCode.NOT_FOUND, long)
+
+    served = serve({"Call": of_kind("unary_unary", body), "Echo": unary_unary(echo)})
+    connection = served.raw(settings={5: frame_size} if frame_size else {})
+    for _ in range(2):
+        answer = connection.call(f"/{SERVICE}/Call", b"")
+        assert answer.grpc_status == (5 if place == "details" else 0)
+        assert answer.header("grpc-message" if place == "details" else "long") == long
+        sizes = [len(it.data) for it in answer.frames if hasattr(it, "data")]
+        assert 10_000 < max(sizes) <= (frame_size or 16_384)
+        assert connection.call(f"/{SERVICE}/Echo", b"x").messages == [b"x"]
+
+
+@pytest.mark.parametrize("frame_size", [None, 20_000, 1_000_000])
+def test_messages_go_out_in_frames_that_the_peer_takes(serve, frame_size):
+    payload = bytes(range(256)) * 4_000
+    served = serve({"Big": unary_unary(lambda _request, _context: payload)})
+    connection = served.raw(settings={4: 2**30, **({5: frame_size} if frame_size else {})})
+    connection.open_window(0, 2**30, connection=False)
+    answer = connection.call(f"/{SERVICE}/Big", b"")
+    assert answer.messages == [payload]
+    sizes = [len(it.data) for it in answer.frames if isinstance(it, DataFrame)]
+    assert max(sizes) <= (frame_size or 16_384)
+    assert answer.frames[-1].flags >= {"END_STREAM"}
+
+
+@ours_only("grpcio sends it, and its own client refuses more than 16 KiB")
+@pytest.mark.parametrize("when", ["initial", "trailing"])
+def test_metadata_that_nobody_would_take_is_refused(serve, when):
+    def body(context):
+        metadata = (("large", "x" * 70_000),)
+        if when == "initial":
+            context.send_initial_metadata(metadata)
+        else:
+            context.set_trailing_metadata(metadata)
+
+    served = serve({"Call": of_kind("unary_unary", body), "Echo": unary_unary(echo)})
+    connection = served.raw()
+    answer = connection.call(f"/{SERVICE}/Call", b"")
+    assert (answer.grpc_status, answer.header("large")) == (8, None)
+    assert "larger than 65536 bytes" in answer.grpc_message
+    assert connection.call(f"/{SERVICE}/Echo", b"x").messages == [b"x"]
 
 
 def test_metadata_of_calls_on_one_connection_is_kept_apart(serve):

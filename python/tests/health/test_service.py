@@ -26,6 +26,15 @@ def test_check_tells_the_status_of_every_service(serve):
     assert code_of(lambda: probe.check("no.Such")) is grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.parametrize("name", ["y" * 1_000_000, "x" + "\u0301\u0323" * 250_000, "a.\u212a"])
+def test_a_name_is_its_bytes(name, serve):
+    """To find out what Unicode takes for the same takes minutes for some, and is not asked for."""
+    server, _, probe = serve()
+    server.health.set_status("a.K", SERVING)
+    assert probe.check("a.K") == SERVING
+    assert code_of(lambda: probe.check(name)) is grpc.StatusCode.NOT_FOUND
+
+
 @pytest.mark.parametrize("status", [UNKNOWN, SERVING, NOT_SERVING])
 def test_each_status_arrives(status, serve):
     server, _, probe = serve()
