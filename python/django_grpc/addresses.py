@@ -34,18 +34,19 @@ def format_address(host: str, port: int | str) -> str:
     return f"{host}:{port}"
 
 
-def parse_addrport(host: str, port: int, addrport: str | None) -> tuple[str, int]:
+def parse_addrport(host: str, port: int | str, addrport: int | str | None) -> tuple[str, int]:
     """Find the address that the command line names.
 
     Args:
         host: The one of ``--host`` or of the settings.
-        port: The one of ``--port``.
+        port: The one of ``--port``; text where `call_command` was given some.
         addrport: The positional argument, which stands above both.
 
     Raises:
         ValueError: One of them is no address; the text says which.
     """
-    if addrport and is_unix(addrport):
+    addrport = "" if addrport is None else str(addrport)
+    if is_unix(addrport):
         return addrport, 0
     if addrport:
         given_host, _, given_port = addrport.rpartition(":")
@@ -54,6 +55,7 @@ def parse_addrport(host: str, port: int, addrport: str | None) -> tuple[str, int
                 f"{addrport!r} is not a port number, an address:port pair or a unix:PATH."
             )
         host, port = given_host or host, int(given_port)
-    if not 0 <= port <= 65535:
+    number = int(port) if isinstance(port, int) or str(port).isdecimal() else -1
+    if not 0 <= number <= 65535:
         raise ValueError(f"{port} is not a port number: it must be 0 to 65535.")
-    return host, port
+    return host, number

@@ -14,10 +14,12 @@ Ids, all with the label ``django_grpc``:
   ``opentelemetry``, E028 ``worker_timeout``, E029 ``worker_start_timeout``: a value that can't be,
   or a package that is missing;
 * W001 no servicers; W002 a file of ``credentials`` that can't be read; W003 the distribution
-  django-grpc is installed beside this one.
+  django-grpc is installed beside this one; W004 a servicer, an interceptor or a health check whose
+  module fails while it is imported.
 
 W002 is a warning because keys are often mounted at run time only, and checks also run while an
-image is built.
+image is built. So is W004, because they also run before the command that mends it: ``migrate``,
+where a module asks the database for its choices, or one that generates code.
 """
 
 import os
@@ -30,6 +32,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 
 from django_grpc import conf, tracing
+from django_grpc.logs import class_name_of, text_of
 
 
 def check_configuration(
@@ -50,8 +53,9 @@ def check_configuration(
     ]
 
 
-def _error(problem: conf.Problem) -> Error:
-    return Error(problem.message, hint=problem.hint, id=f"django_grpc.{problem.code}")
+def _error(problem: conf.Problem) -> CheckMessage:
+    kind = Warning if problem.code.startswith("W") else Error
+    return kind(problem.message, hint=problem.hint, id=f"django_grpc.{problem.code}")
 
 
 def _check_distributions() -> list[CheckMessage]:
@@ -76,6 +80,17 @@ def _check_imports(key: str, paths: tuple[str, ...]) -> list[CheckMessage]:
             conf.import_configured(key, path)
         except conf.InvalidSetting as error:
             messages.append(_error(error.problem))
+        except Exception as error:
+            what = class_name_of(error)
+            if text := text_of(error):
+                what = f"{what}: {text}"
+            messages.append(
+                Warning(
+                    f"{conf.SETTING}['{key}']: '{path}' can't be imported: {what}",
+                    hint="The server won't start with it.",
+                    id="django_grpc.W004",
+                )
+            )
     return messages
 
 

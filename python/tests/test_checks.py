@@ -68,6 +68,25 @@ def test_path_that_fails_is_reported(key, path, check_id):
     assert message.hint
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import not_there", "No module named 'not_there'"),
+        ("from os import not_there", "cannot import name 'not_there'"),
+        ("raise ValueError('no such table: x')", "ValueError: no such table: x"),
+        ("import sys; sys.exit(3)", "its module calls sys.exit(3)"),
+    ],
+)
+def test_module_that_fails_is_warned_about(code, said, tmp_path, monkeypatch):
+    """The command that mends it, such as migrate, runs the checks too."""
+    (tmp_path / "failing_hooks.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    [message] = messages_of({"servicers": ["failing_hooks.hook"]})
+    assert (message.id, message.level) == ("django_grpc.W004", checks.WARNING)
+    assert said in message.msg
+    assert "GRPCSERVER['servicers']: 'failing_hooks.hook'" in message.msg
+
+
 def test_file_that_cannot_be_read_is_warned_about(tmp_path):
     """A warning: keys are often mounted at run time only."""
     key = tmp_path / "key.pem"

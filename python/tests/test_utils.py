@@ -16,6 +16,7 @@ from sampleapp.interceptors import Interceptor, OtherInterceptor
 from sampleapp.servicer import grpc_hook
 
 from django_grpc import conf, descriptions, utils
+from django_grpc.addresses import parse_addrport
 
 HOOK = "sampleapp.servicer.grpc_hook"
 
@@ -291,6 +292,25 @@ def test_server_without_servicers_is_warned_about(settings, caplog):
         utils.create_server(1, 0)
     [record] = caplog.records
     assert "no servicers" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("port", "addrport", "expected"),
+    [
+        ("50051", None, ("::", 50051)),
+        (1, 50052, ("::", 50052)),
+        (1, "127.0.0.1:7", ("127.0.0.1", 7)),
+        (1, "unix:/a", ("unix:/a", 0)),
+    ],
+)
+def test_address_is_that_of_the_command_line_or_of_call_command(port, addrport, expected):
+    assert parse_addrport("::", port, addrport) == expected
+
+
+@pytest.mark.parametrize("port", [None, "x", -1, "-1", 65536, "²"])
+def test_port_that_is_none_is_named(port):
+    with pytest.raises(ValueError, match=f"{port} is not a port number"):
+        parse_addrport("::", port, None)
 
 
 @pytest.fixture

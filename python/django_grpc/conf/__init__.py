@@ -53,7 +53,8 @@ class Problem(NamedTuple):
     """A mistake in the settings.
 
     Attributes:
-        code: The id of the system check that reports it, without the application's label.
+        code: The id of the system check that reports it, without the application's label: E for an
+            error, W for a warning.
         message: One sentence that names the key and the value.
         hint: What to do about it.
     """
@@ -187,15 +188,15 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
     try:
         found = import_string(path)
     except ImportError as error:
-        hint = "Give the dotted path of a module that exists and of a name in it."
+        code, hint = "E013", "Give the dotted path of a module that exists and of a name in it."
         if (culprit := _culprit(path, error)) is not None:
-            hint = f"Mend the import in {culprit}."
+            code, hint = "W004", f"Mend the import in {culprit}."
         raise InvalidSetting(
-            Problem("E013", f"{place}: '{path}' can't be imported: {str(error).rstrip('.')}.", hint)
+            Problem(code, f"{place}: '{path}' can't be imported: {str(error).rstrip('.')}.", hint)
         ) from error
     except SystemExit as leaving:
         who = f"{place}: '{path}' can't be imported: its module"
-        raise _exited("E013", who, leaving) from leaving
+        raise _exited("W004", who, leaving) from leaving
     if not callable(found):
         raise InvalidSetting(
             Problem(

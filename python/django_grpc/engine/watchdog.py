@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import grpc
 
 from django_grpc import _engine
+from django_grpc.engine.endings import Ending
 from django_grpc.engine.surroundings import inside, log_exception
 from django_grpc.logs import GuardedLogger
 
@@ -79,7 +80,7 @@ class Watchdog:
         self._native = native
         self._limit = limit
         self._interval = min(max(limit / 4, _SHORTEST), _LONGEST)
-        self._closing = threading.Event()
+        self._closing = Ending()
         self._thread = threading.Thread(target=self._run, name="grpc-watchdog", daemon=True)
 
     def start(self) -> None:

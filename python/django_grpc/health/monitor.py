@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from django.db import close_old_connections, connections
 
+from django_grpc.engine.endings import Ending
 from django_grpc.health import NotReady
 from django_grpc.logs import GuardedLogger, class_name_of, text_of
 
@@ -50,7 +51,7 @@ class ReadinessMonitor:
         self._checks = dict(checks)
         self._interval = interval
         self._timeout = timeout
-        self._ended = threading.Event()
+        self._ended = Ending()
         self._failing: dict[str, str] = {}
         # The check that runs, and since when.
         self._current: tuple[str, float] | None = None

@@ -3,30 +3,12 @@
 import contextlib
 import ctypes
 import os
-import signal
-from collections.abc import Callable
 from typing import Final
 
 _SET_DEATH_SIGNAL: Final = 1
 _GET_CHILD_SUBREAPER: Final = 37
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def ending_with_parent() -> Callable[[], None]:
-    """Make a function that a child runs before it executes its program: it ends with its parent.
-
-    To be called in the parent. Whatever the child does, the kernel kills it when the parent has
-    ended, until it calls `outlive_parent`.
-    """
-    parent = os.getpid()
-
-    def prepare() -> None:
-        _libc.prctl(_SET_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # it ended before it was asked
-            os._exit(1)
-
-    return prepare
 
 
 def outlive_parent() -> None:

@@ -6,13 +6,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import termios
 import time
 from typing import Any
 
 from django_grpc.management.output import replace_lost_descriptors
-from django_grpc.workers import messages, prctl, systemd
+from django_grpc.workers import messages, origin
 from django_grpc.workers.board import Board
 from django_grpc.workers.load import Load
 from django_grpc.workers.messages import Inheritance
@@ -21,25 +20,6 @@ from django_grpc.workers.messages import Inheritance
 _LATE = 0.1
 
 _PAGES_PER_MIB = 1024 * 1024 // os.sysconf("SC_PAGE_SIZE")
-
-
-def start_directory() -> str | None:
-    """Return the directory that this process was started in, as far as Python tells.
-
-    The command line may be relative to it, and the settings may have left it (`os.chdir`). None
-    where there is nothing to tell: the script's path is absolute.
-    """
-    main = sys.modules["__main__"]
-    script, path = sys.argv[0], getattr(main, "__file__", None)
-    directory = ""
-    if getattr(main, "__spec__", None) is not None:  # python -m
-        # It has the directory on the path of modules, among what the settings have put there, and a
-        # shell says which it was.
-        if (said := os.environ.get("PWD", "")) in sys.path:
-            directory = said
-    elif path is not None and not os.path.isabs(script) and path.endswith(f"/{script}"):
-        directory = path[: -len(script) - 1] or "/"
-    return directory if os.path.isdir(directory) else None
 
 
 class WorkerProcess:
@@ -100,12 +80,11 @@ class WorkerProcess:
             replace_lost_descriptors()
             with control, intake:
                 self._process = subprocess.Popen(  # noqa: S603 - our own command line
-                    [sys.executable, *sys.orig_argv[1:]],
-                    env={**systemd.environment_for_workers(), **inheritance.variables()},
+                    origin.worker_command(),
+                    env={**origin.worker_environment(), **inheritance.variables()},
                     pass_fds=inheritance.descriptors(),
-                    cwd=start_directory(),
+                    cwd=origin.start_directory(),
                     stdin=subprocess.DEVNULL,
-                    preexec_fn=prctl.ending_with_parent(),
                     # What a terminal sends for ^C is the parent's: workers hear of it from there.
                     process_group=0,
                 )

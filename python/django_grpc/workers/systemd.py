@@ -6,6 +6,7 @@ The protocols are those of sd_listen_fds(3) and sd_notify(3); they need no libra
 import os
 import socket
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from django_grpc.logs import GuardedLogger
@@ -82,7 +83,7 @@ def _notify(*lines: str) -> None:
         logger.warning("The service manager can't be told %s: %s", lines[0], error)
 
 
-def environment_for_workers() -> dict[str, str]:
-    """Return the environment without what systemd meant for this process only."""
+def for_workers(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what systemd meant for this process only."""
     withheld = (*_VARIABLES, _NOTIFY_SOCKET, "WATCHDOG_PID", "WATCHDOG_USEC")
-    return {name: value for name, value in os.environ.items() if name not in withheld}
+    return {name: value for name, value in environment.items() if name not in withheld}

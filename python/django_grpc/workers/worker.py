@@ -48,6 +48,7 @@ class WorkerPlace(Place):
         self._inheritance = inheritance
         self._shutdown = shutdown
         self._control = socket.socket(fileno=inheritance.control)
+        self._control.settimeout(None)  # the settings may have changed the default
         self._pulse = Pulse(inheritance.board, inheritance.slot)
         self._server: Any = None
         self._config: conf.ServerConfig | None = None

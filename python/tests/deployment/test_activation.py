@@ -62,7 +62,7 @@ class Manager:
     def start(self) -> None:
         """`systemctl start`: run the command of the unit, and wait until it says that it is up."""
         command = unit(SYSTEMD / "atlas.service")["ExecStart"][0].split()
-        assert command[1:] == ["manage.py", "grpcserver"]
+        assert command[1:] == ["/opt/atlas/project/manage.py", "grpcserver"]
         self._count += 1
         descriptor = self.socket.fileno()
         with (self._folder / f"service-{self._count}.log").open("wb") as log:

@@ -319,6 +319,54 @@ def test_server_that_was_dropped_takes_its_threads_along(engine_server):
         assert not it.is_alive()
 
 
+_DROPPED_WHILE_THEY_LOOK = """
+import gc, socket, sys, time
+from django_grpc import engine
+
+def listens(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+gc.collect()
+gc.freeze()
+gc.disable()
+ports = []
+for number in range(8):
+    server = engine.server(None)
+    ports.append(server.add_insecure_port("127.0.0.1:0"))
+    server.watch_calls(0.2)
+    server.start()
+    server.itself = server
+    del server
+    # This thread allocates nothing from here on: whoever does collects the server.
+    gc.set_threshold(1, 1000, 1000)
+    time.sleep(0.05 + number * 0.004)
+    gc.enable()
+    time.sleep(0.2)
+    gc.disable()
+gc.collect()
+give_up_at = time.monotonic() + 20
+while any(map(listens, ports)) and time.monotonic() < give_up_at:
+    time.sleep(0.1)
+print(sum(map(listens, ports)))
+"""
+
+
+def test_server_is_collected_on_the_thread_that_looks():
+    """It is told to end by its server's finalizer, amid its own wait."""
+    run = subprocess.run(
+        [sys.executable, "-c", _DROPPED_WHILE_THEY_LOOK],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (run.stdout, run.stderr) == ("0\n", "")
+
+
 def test_setting(warnings, may_end):
     config, problems = conf.parse(
         {"servicers": ["sampleapp.servicer.grpc_hook"], "watchdog": LIMIT}

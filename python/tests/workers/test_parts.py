@@ -312,12 +312,9 @@ def test_socket_that_does_not_listen_is_not_adopted():
         assert idle.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE), "it is still open"
 
 
-def test_what_systemd_meant_for_the_parent_is_not_for_workers(monkeypatch):
-    for name in ("LISTEN_PID", "LISTEN_FDS", "NOTIFY_SOCKET", "WATCHDOG_USEC", "OTHER"):
-        monkeypatch.setenv(name, "1")
-    names = systemd.environment_for_workers().keys()
-    assert "OTHER" in names
-    assert not names & {"LISTEN_PID", "LISTEN_FDS", "NOTIFY_SOCKET", "WATCHDOG_USEC"}
+def test_what_systemd_meant_for_the_parent_is_not_for_workers():
+    names = ("LISTEN_PID", "LISTEN_FDS", "NOTIFY_SOCKET", "WATCHDOG_USEC", "OTHER")
+    assert systemd.for_workers(dict.fromkeys(names, "1")) == {"OTHER": "1"}
 
 
 def test_notification_without_anybody_to_hear_it_is_a_warning(monkeypatch, tmp_path, caplog):
@@ -464,7 +461,7 @@ def test_workers_start_where_their_parent_did(tmp_path, command, expected):
         "import sys\n"
         "sys.path.insert(0, '/usr')\n"
         "os.chdir('/')\n"
-        "from django_grpc.workers.process import start_directory\n"
+        "from django_grpc.workers.origin import start_directory\n"
         "print(os.path.realpath(start_directory()))\n"
     )
     completed = subprocess.run(
@@ -478,11 +475,60 @@ def test_workers_start_where_their_parent_did(tmp_path, command, expected):
     assert completed.stdout.strip() == str((tmp_path / expected).resolve()), completed.stderr
 
 
-def test_workers_of_a_script_with_its_whole_path_start_here(tmp_path):
-    (tmp_path / "script.py").write_text(
-        "from django_grpc.workers.process import start_directory\nprint(start_directory())\n"
-    )
+ORIGIN = """
+import os
+from django_grpc.workers import origin
+print(origin.start_directory(), origin.worker_environment().get("ADDED"))
+"""
+
+
+def tell_origin(*arguments, **kwargs):
     completed = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, check=False
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, **kwargs
     )
-    assert completed.stdout.strip() == "None", completed.stderr
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout.split()
+
+
+@pytest.mark.parametrize(("said", "expected"), [("/", "None"), ("", "None"), (None, "here")])
+def test_workers_of_a_script_with_its_whole_path_start_here(tmp_path, said, expected):
+    (tmp_path / "script.py").write_text(ORIGIN)
+    environment = {**os.environ, "PWD": str(tmp_path) if said is None else said}
+    place, _ = tell_origin(str(tmp_path / "script.py"), cwd=tmp_path, env=environment)
+    assert place == (str(tmp_path) if expected == "here" else expected)
+
+
+@pytest.mark.parametrize("command", [["script.py"], ["-m", "script"]])
+def test_workers_start_where_a_link_leads_by_then(tmp_path, command):
+    """As releases behind ``current`` have it."""
+    (tmp_path / "release").mkdir()
+    (tmp_path / "current").symlink_to("release")
+    (tmp_path / "release" / "script.py").write_text(ORIGIN)
+    current = str(tmp_path / "current")
+    place, _ = tell_origin(*command, cwd=current, env={**os.environ, "PWD": current})
+    assert place == current
+
+
+def test_what_a_process_manager_left_in_pwd_is_no_start_directory(tmp_path):
+    for name in ("app", "lib"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "app" / "script.py").write_text(ORIGIN)
+    lib = str(tmp_path / "lib")
+    environment = {**os.environ, "PWD": lib, "PYTHONPATH": lib}
+    place, _ = tell_origin("-m", "script", cwd=tmp_path / "app", env=environment)
+    assert place == str(tmp_path / "app")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("os.environ['ADDED'] = 'by the settings'", "None"),
+        (
+            "del os.environ['PATH']; os.environ['ADDED'] = 'yes'",
+            "yes",
+        ),  # what the kernel has is odd
+    ],
+)
+def test_workers_begin_with_the_environment_of_the_start(tmp_path, change, expected):
+    (tmp_path / "script.py").write_text(f"import os\n{change}\n{ORIGIN}")
+    assert tell_origin(str(tmp_path / "script.py"))[1] == expected
