@@ -11,6 +11,20 @@ public struct ReceivedMessage: Sendable {
     self.payload = payload
     self.isCompressed = isCompressed
   }
+
+  /// The message in memory of its own, if it is a small part of a read buffer of a connection, which
+  /// would be kept with it.
+  public func released() -> ReceivedMessage {
+    let length = self.payload.readableBytes
+    if self.payload.storageCapacity <= max(2 * length, length + Self.smallChange) { return self }
+    var own = ByteBuffer()
+    own.reserveCapacity(length)
+    own.writeImmutableBuffer(self.payload)
+    return ReceivedMessage(payload: own, isCompressed: self.isCompressed)
+  }
+
+  /// Bytes that are not worth a copy.
+  private static var smallChange: Int { 512 }
 }
 
 /// Takes the payloads of a stream's DATA frames and gives back the length-prefixed messages in them.

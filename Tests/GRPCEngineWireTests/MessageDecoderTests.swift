@@ -210,4 +210,23 @@ struct MessageDecoderTests {
   private func address(of buffer: ByteBuffer, offset: Int = 0) -> UnsafeRawPointer? {
     buffer.withUnsafeReadableBytes { $0.baseAddress.map { UnsafeRawPointer($0) + offset } }
   }
+
+  @Test("A small part of a large buffer is let go of it, by a copy", arguments: [0, 1, 10, 600])
+  func released(length: Int) throws {
+    var buffer = ByteBuffer(repeating: 7, count: 100_000)
+    let slice = buffer.readSlice(length: length)
+    let payload = try #require(slice)
+    let message = ReceivedMessage(payload: payload, isCompressed: true).released()
+    #expect(message.payload == payload && message.isCompressed)
+    #expect(message.payload.storageCapacity <= 1024)
+  }
+
+  @Test("The larger part of a buffer is not copied")
+  func kept() throws {
+    var buffer = ByteBuffer(repeating: 7, count: 100_000)
+    let slice = buffer.readSlice(length: 90_000)
+    let payload = try #require(slice)
+    let message = ReceivedMessage(payload: payload, isCompressed: false).released()
+    #expect(message.payload.storageCapacity == payload.storageCapacity)
+  }
 }

@@ -59,7 +59,7 @@ class SteadyLoad:
         target: str,
         method: str,
         request: Any,
-        rate: float = 500,
+        rate: float = 200,
         channels: int = 4,
         *,
         timeout: float = _TIMEOUT,

@@ -509,6 +509,8 @@ package final class Call: Sendable {
 extension Call: StreamReceiver {
   package func received(_ message: ReceivedMessage) {
     self.method.statistics.received.count(UInt64(message.payload.readableBytes))
+    // It may wait for long, and only its own bytes are accounted for.
+    let message = message.released()
     for waiter in self.state.withLock({ $0.received(message) }) { waiter() }
     guard case .firstMessage(let handler) = self.waiting else { return }
     self.waiting = .nothing

@@ -13,6 +13,8 @@ final class HealthService: Sendable {
   static let maximumListed = 100
   /// The longest name that can be watched, in bytes. A stream keeps its name.
   static let maximumNameLength = 1024
+  /// The longest request, in bytes. It is read on the event loop, which nothing may keep for long.
+  static let maximumRequestLength = 8 * 1024
 
   private let board: HealthBoard
 
@@ -119,8 +121,10 @@ private final class EventLoopMethod: MethodHandler {
 extension Server {
   /// Answers `grpc.health.v1.Health` from now on.
   package func enableHealth() {
+    var limits = MethodLimits()
+    limits.maximumMessageLength = HealthService.maximumRequestLength
     for (path, kind, handler) in HealthService(self.health).methods {
-      self.methods.register(handler, for: path, kind: kind)
+      self.methods.register(handler, for: path, kind: kind, ownLimits: limits)
     }
   }
 }

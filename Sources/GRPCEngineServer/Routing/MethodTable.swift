@@ -29,10 +29,13 @@ package final class MethodTable: Sendable {
   }
 
   /// Registers `handler` for `path` (`/package.Service/Method`); the last one wins, as in grpcio.
+  ///
+  /// - Parameter ownLimits: what a handler that is not limited by the settings has for its limits.
   package func register(
     _ handler: any MethodHandler,
     for path: String,
-    kind: CallKind = .unaryUnary
+    kind: CallKind = .unaryUnary,
+    ownLimits: MethodLimits? = nil
   ) {
     let statistics = self.statistics.method(path, kind: kind.rawValue)
     let key = ExactString(path)
@@ -42,7 +45,7 @@ package final class MethodTable: Sendable {
         handler: handler,
         statistics: statistics,
         limits: handler.isLimited
-          ? Self.pattern(of: key, state.limits).flatMap { state.limits[$0] } : nil,
+          ? Self.pattern(of: key, state.limits).flatMap { state.limits[$0] } : ownLimits,
         replacing: state.methods[key]
       )
     }

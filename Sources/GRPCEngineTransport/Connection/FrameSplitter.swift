@@ -4,7 +4,7 @@ package import NIOCore
 ///
 /// NIOHTTP2 writes a header block as one frame, or not at all: one that is larger than the peer's
 /// SETTINGS_MAX_FRAME_SIZE is an error of the connection, though RFC 9113 section 6.10 has
-/// CONTINUATION for it. So it is told of larger frames than the peer takes (`EarlySettings`), and what
+/// CONTINUATION for it. So it is told of larger frames than the peer takes (`PeerSettings`), and what
 /// it writes is split here, DATA too.
 ///
 /// A value: the writes go in, in their order, and what is to be written in their place comes out.

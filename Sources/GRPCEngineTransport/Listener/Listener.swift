@@ -145,8 +145,9 @@ package final class Listener: Sendable {
     )
     let writer = WriteCoalescer()
     try pipeline.addHandler(writer)
-    let early = EarlySettingsHandler(
+    let early = PeerSettingsHandler(
       maxConcurrentStreams: configuration.http2.maxConcurrentStreams,
+      maxFrameSize: configuration.http2.maxFrameSize,
       writer: writer
     )
     try pipeline.addHandler(early)
@@ -160,7 +161,7 @@ package final class Listener: Sendable {
     delegate: ConnectionHandler
   ) -> NIOHTTP2Handler {
     var connection = NIOHTTP2Handler.ConnectionConfiguration()
-    // As many streams as there can be: `EarlySettingsHandler` announces the limit.
+    // As many streams as there can be: `PeerSettingsHandler` announces the limit.
     connection.initialSettings = [
       HTTP2Setting(parameter: .maxConcurrentStreams, value: Int(Int32.max)),
       HTTP2Setting(parameter: .maxHeaderListSize, value: configuration.http2.hardMaxHeaderListSize),

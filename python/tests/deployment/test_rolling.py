@@ -17,10 +17,10 @@ from load import SteadyLoad
 from .servicers import SERVICE
 from .support import Envoy, Nginx, Proxy, Servers, call, free_ports, wait_until, with_call
 
-RATE = 500
+RATE = 200
 
-#: Calls after each step, which is to be seen under load: a fifth of a second.
-STEP = 100
+#: Calls after each step, which is to be seen under load: a quarter of a second.
+STEP = 50
 
 
 class Conversation:

@@ -54,3 +54,69 @@ def test_threads_of_a_server_share_two_arenas(tmp_path, monkeypatch):
         timeout=PATIENCE,
     )
     assert about.read_text().count("<heap nr=") == 2
+
+
+_HELD = """
+import os, socket, struct, sys, threading
+import grpc
+from django_grpc import engine
+
+opened = threading.Event()
+
+def hold(requests, context):
+    opened.wait(60)
+    return b"%d" % sum(1 for _ in requests)
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+handlers = {"Hold": grpc.stream_unary_rpc_method_handler(hold)}
+server = engine.server(None)
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", handlers),))
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+connection = socket.create_connection(("127.0.0.1", port))
+
+def read():
+    while connection.recv(65536):
+        pass
+
+threading.Thread(target=read, daemon=True).start()
+
+def frame(kind, flags, stream, content=b""):
+    head = struct.pack(">IBI", len(content) << 8 | kind, flags, stream)
+    return head + content
+
+connection.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + frame(4, 0, 0))
+from hpack import Encoder
+head = Encoder().encode([
+    (":method", "POST"), (":scheme", "http"), (":path", "/a.B/Hold"), ("te", "trailers"),
+    ("content-type", "application/grpc"),
+])
+connection.sendall(frame(1, 4, 1, head))
+before = resident()
+ignored = frame(0x77, 0, 0, bytes(16_000))
+message = frame(0, 0, 1, bytes([0, 0, 0, 0, 1, 7]))
+# None of it ends with a frame.
+begun, rest = ignored[:5000], ignored[5000:]
+if sys.argv[2] == "messages":
+    begun = rest = b""
+connection.sendall(begun)
+for _ in range(int(sys.argv[1])):
+    connection.sendall(rest + ignored * 39 + begun)
+    if not begun:
+        connection.sendall(message)
+print(resident() - before, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("what", ["messages", "frames that mean nothing"])
+def test_what_a_peer_has_sent_is_let_go(what):
+    """Messages that wait for their servicer keep what they are, not what they came with."""
+    run = subprocess.run(
+        [sys.executable, "-c", _HELD, "200", what], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert run.stderr == ""
+    assert int(run.stdout) < 40, "MiB, of 128 that were sent"

@@ -68,7 +68,7 @@ def test_ten_deployments_under_load_fail_no_call(serve):
             seen.update(server.pids)
         load.wait_for_calls(200)
     assert load.failures == []
-    assert load.calls > 1000
+    assert load.calls > 500
     assert len(seen) >= 22, "each deployment has workers of its own"
     assert server.stop() == 0
 
@@ -81,7 +81,7 @@ def test_workers_that_are_told_to_end_by_others_are_replaced_without_failing_a_c
             ended = server.pids[0]
             os.kill(ended, signal.SIGTERM)
             server.wait_for_pids(lambda pids, ended=ended: ended not in pids and len(pids) == 2)
-            load.wait_for_calls(500)
+            load.wait_for_calls(200)
     assert load.failures == []
 
 

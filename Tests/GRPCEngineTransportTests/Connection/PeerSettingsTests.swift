@@ -3,7 +3,7 @@ import GRPCEngineTransport
 import NIOCore
 import Testing
 
-struct EarlySettingsTests {
+struct PeerSettingsTests {
   private static let acknowledgement: [UInt8] = [0, 0, 0, 4, 1, 0, 0, 0, 0]
 
   private static func bytes(_ write: (inout FrameWriter) -> Void) -> [UInt8] {
@@ -21,11 +21,13 @@ struct EarlySettingsTests {
     writer.preface()
     writer.settings([(4, 100_000), (5, UInt32(FrameSplitter.told))])
   }
-  private static let calls = bytes { writer in
-    writer.headers(FrameWriter.request("/a/b"), on: 1)
-    // What looks like an acknowledgement inside of a frame is none.
-    writer.data(ByteBuffer(bytes: acknowledgement), on: 1, isEnd: true)
-    writer.settings()
+  private static func calls(settings: [(UInt16, UInt32)] = []) -> [UInt8] {
+    Self.bytes { writer in
+      writer.headers(FrameWriter.request("/a/b"), on: 1)
+      // What looks like an acknowledgement inside of a frame is none.
+      writer.data(ByteBuffer(bytes: Self.acknowledgement), on: 1, isEnd: true)
+      writer.settings(settings)
+    }
   }
   private static let rest = bytes { writer in
     writer.settingsAck()
@@ -34,7 +36,7 @@ struct EarlySettingsTests {
 
   /// What comes out when `bytes` come in pieces.
   private func passed(_ bytes: [UInt8], by length: Int) -> (bytes: [UInt8], isComplete: Bool) {
-    var settings = EarlySettings()
+    var settings = PeerSettings()
     var passed = ByteBuffer()
     var left = ByteBuffer(bytes: bytes)
     while let piece = left.readSlice(length: min(length, left.readableBytes)),
@@ -47,8 +49,9 @@ struct EarlySettingsTests {
 
   @Test("One acknowledgement is given behind the greeting, and the peer's first is kept")
   func exchange() {
-    let bytes = Self.greeting + Self.calls + Self.acknowledgement + Self.rest
-    let expected = Self.told + Self.acknowledgement + Self.calls + Self.rest
+    let bytes = Self.greeting + Self.calls() + Self.acknowledgement + Self.rest
+    let told = Self.calls(settings: [(5, UInt32(FrameSplitter.told))])
+    let expected = Self.told + Self.acknowledgement + told + Self.rest
     for length in 1...bytes.count {
       let result = self.passed(bytes, by: length)
       #expect(result.bytes == expected, "in pieces of \(length)")
@@ -90,7 +93,7 @@ struct EarlySettingsTests {
       writer.settings(values.map { (5, $0) })
     }
     for length in [1, 10, greeting.count] {
-      var settings = EarlySettings()
+      var settings = PeerSettings()
       var (passed, left) = (ByteBuffer(), ByteBuffer(bytes: greeting))
       while let piece = left.readSlice(length: min(length, left.readableBytes)),
         piece.readableBytes > 0
@@ -102,12 +105,38 @@ struct EarlySettingsTests {
     }
   }
 
+  @Test("SETTINGS at any time are changed likewise, and nothing else is")
+  func laterSettings() {
+    let bytes = Self.greeting + Self.acknowledgement
+    let later = Self.bytes { writer in
+      writer.ping(1)
+      writer.settings([(5, 20_000)])
+      writer.headers(FrameWriter.request("/a/b"), on: 1)
+      writer.data(ByteBuffer(repeating: 4, count: 300), on: 1, isEnd: true)
+      writer.settings([(4, 100)])
+      writer.settingsAck()
+      writer.ping(2)
+    }
+    let expected = Self.bytes { writer in
+      writer.ping(1)
+      writer.settings([(5, 20_000), (5, UInt32(FrameSplitter.told))])
+      writer.headers(FrameWriter.request("/a/b"), on: 1)
+      writer.data(ByteBuffer(repeating: 4, count: 300), on: 1, isEnd: true)
+      writer.settings([(4, 100), (5, UInt32(FrameSplitter.told))])
+      writer.settingsAck()
+      writer.ping(2)
+    }
+    for length in 1...(bytes + later).count {
+      let result = self.passed(bytes + later, by: length)
+      #expect(result.bytes == Self.told + Self.acknowledgement + expected, "in pieces of \(length)")
+    }
+  }
+
   @Test("A peer that does not greet by settings is left to HTTP/2", arguments: [0, 1])
   func noGreeting(kind: Int) {
     let bytes = Self.bytes { writer in
       writer.preface()
       if kind == 0 { writer.ping(1) } else { writer.settingsAck() }
-      writer.settings()
       writer.settingsAck()
     }
     for length in [1, 10, bytes.count] {
@@ -126,5 +155,42 @@ struct EarlySettingsTests {
       #expect(result.bytes == Self.told + Self.acknowledgement + malformed)
       #expect(!result.isComplete)
     }
+  }
+
+  @Test("Frames but DATA are given whole, and those that are too large at once")
+  func wholeFrames() {
+    var settings = PeerSettings()
+    _ = settings.received(ByteBuffer(bytes: Self.greeting + Self.acknowledgement))
+    let unknown: [UInt8] = [0, 0, 100, 0x77, 0, 0, 0, 0, 0] + [UInt8](repeating: 1, count: 100)
+    let data: [UInt8] = [0, 0, 100, 0, 0, 0, 0, 0, 1] + [UInt8](repeating: 2, count: 100)
+    #expect(settings.received(ByteBuffer(bytes: unknown.prefix(60))).readableBytes == 0)
+    #expect(
+      settings.received(ByteBuffer(bytes: unknown.dropFirst(60) + data.prefix(5))).readableBytes
+        == 109
+    )
+    #expect(settings.received(ByteBuffer(bytes: data.dropFirst(5).prefix(4))).readableBytes == 9)
+    #expect(settings.received(ByteBuffer(bytes: data.dropFirst(9).prefix(40))).readableBytes == 40)
+    #expect(
+      settings.received(ByteBuffer(bytes: data.dropFirst(49) + unknown.prefix(20))).readableBytes
+        == 60
+    )
+    #expect(settings.received(ByteBuffer(bytes: unknown.dropFirst(20))).readableBytes == 109)
+    let large: [UInt8] = [0, 0x40, 1, 1, 0, 0, 0, 0, 1, 0, 0]
+    #expect(settings.received(ByteBuffer(bytes: large)).readableBytes == large.count)
+  }
+
+  @Test("Of the windows that a frame names the last one counts, and one that can't be is passed")
+  func windows() {
+    var settings = PeerSettings()
+    _ = settings.received(ByteBuffer(bytes: Self.greeting + Self.acknowledgement))
+    let many = Self.bytes { $0.settings([(4, 1), (1, 9), (4, 2), (4, 1 << 31), (7, 3), (4, 5)]) }
+    let expected = Self.bytes {
+      $0.settings([(1, 9), (4, 1 << 31), (7, 3), (4, 5), (5, UInt32(FrameSplitter.told))])
+    }
+    #expect(Array(settings.received(ByteBuffer(bytes: many)).readableBytesView) == expected)
+    // No whole number of values: HTTP/2's to refuse.
+    let odd: [UInt8] = [0, 0, 4, 4, 0, 0, 0, 0, 0, 1, 2, 3, 4]
+    let passed = Array(settings.received(ByteBuffer(bytes: odd)).readableBytesView)
+    #expect(passed.prefix(13) == [0, 0, 10, 4, 0, 0, 0, 0, 0, 1, 2, 3, 4])
   }
 }

@@ -1,0 +1,226 @@
+package import NIOCore
+
+/// Has NIOHTTP2 take this server's SETTINGS for acknowledged from the peer's first frame on.
+///
+/// NIOHTTP2 allows a peer 100 streams and headers of 16 KiB until the peer has acknowledged what this
+/// server announced, and ends the connection past that. RFC 9113 section 6.5.2 says no such thing: a
+/// peer that has not yet read the announcement may open as many streams as it likes, and gRPC's
+/// clients send their first calls without waiting. So NIOHTTP2 is given an acknowledgement behind the
+/// peer's first SETTINGS, and does not see the one that comes. That is right for limits that are no
+/// lower than those that every connection begins with.
+///
+/// NIOHTTP2 is also told that the peer takes frames of `FrameSplitter.told`, if that takes less: the
+/// last value of a setting counts (section 6.5.3), so that is added to whatever SETTINGS the peer sends.
+/// For the same reason it hears of a window once for each frame, however often that names one.
+///
+/// And it is given whole frames, but for DATA: what has come of another one when a read ends is held
+/// back. NIOHTTP2 would keep all that it has read since a read that ended with a frame.
+///
+/// A value: bytes of the peer go in, and those for NIOHTTP2 come out.
+package struct PeerSettings {
+  /// The connection preface of a client (RFC 9113 section 3.4).
+  private static let prefaceLength = 24
+  private static let headerLength = 9
+  private static let settingLength = 6
+  private static let (dataType, settingsType): (UInt8, UInt8) = (0, 4)
+  private static let acknowledgementFlag: UInt8 = 1
+  private static let (initialWindowSize, maxFrameSize): (UInt16, UInt16) = (4, 5)
+  private static let acknowledgement: [UInt8] = [0, 0, 0, 4, 1, 0, 0, 0, 0]
+
+  private enum Stage {
+    case preface
+    /// The acknowledgement is given, and the peer's own not yet seen.
+    case acknowledged
+    case complete
+  }
+
+  private struct Header {
+    var length: Int
+    var type: UInt8
+    var flags: UInt8
+    var stream: UInt32
+
+    var isAcknowledgement: Bool {
+      self.length == 0 && self.type == PeerSettings.settingsType
+        && self.flags == PeerSettings.acknowledgementFlag && self.stream == 0
+    }
+  }
+
+  /// The largest frame that this server takes; a larger one is NIOHTTP2's to refuse, at once.
+  private let maximum: Int
+  private var stage = Stage.preface
+  /// Bytes to pass before the next frame begins.
+  private var passing = Self.prefaceLength
+  /// What has come of a frame that is not whole.
+  private var held = ByteBuffer()
+  /// The largest frame that the peer takes.
+  package private(set) var peerMaxFrameSize = FrameSplitter.least
+
+  /// - Parameter maximum: the largest frame that this server takes.
+  package init(maximum: Int = FrameSplitter.least) { self.maximum = maximum }
+
+  /// Whether the peer's acknowledgement has been kept, so that SETTINGS alone are changed any more.
+  package var isComplete: Bool { self.stage == .complete }
+
+  package mutating func received(_ bytes: ByteBuffer) -> ByteBuffer {
+    var input = bytes
+    if self.held.readableBytes > 0 {
+      self.held.writeImmutableBuffer(bytes)
+      input = self.held
+      self.held = ByteBuffer()
+    }
+    // Those of `input` that are neither in `output` nor dealt with begin at its reader index.
+    var (output, index) = (ByteBuffer(), input.readerIndex)
+    while true {
+      let part = min(self.passing, input.writerIndex - index)
+      index += part
+      self.passing -= part
+      guard self.passing == 0, let header = Self.header(input, at: index) else { break }
+      let end = index + Self.headerLength + header.length
+      if header.type == Self.dataType || header.length > self.maximum {
+        self.frameBegan()
+        index += Self.headerLength
+        self.passing = header.length
+      } else if end > input.writerIndex {
+        break
+      } else if self.passes(header) {
+        index = end
+      } else {
+        if let before = input.readSlice(length: index - input.readerIndex) {
+          output.writeImmutableBuffer(before)
+        }
+        if let frame = input.readSlice(length: end - index) { self.change(frame, &output) }
+        index = end
+      }
+    }
+    let passed = input.readSlice(length: index - input.readerIndex) ?? ByteBuffer()
+    if input.readableBytes > 0 { self.held.writeImmutableBuffer(input) }
+    if output.readableBytes == 0 { return passed }
+    output.writeImmutableBuffer(passed)
+    return output
+  }
+
+  private static func header(_ bytes: ByteBuffer, at index: Int) -> Header? {
+    guard bytes.writerIndex - index >= Self.headerLength,
+      let word = bytes.getInteger(at: index, as: UInt32.self),
+      let flags = bytes.getInteger(at: index + 4, as: UInt8.self),
+      let stream = bytes.getInteger(at: index + 5, as: UInt32.self)
+    else { return nil }
+    let type = UInt8(truncatingIfNeeded: word)
+    return Header(length: Int(word >> 8), type: type, flags: flags, stream: stream)
+  }
+
+  /// A peer that does not begin with its SETTINGS is NIOHTTP2's to refuse.
+  private mutating func frameBegan() {
+    if self.stage == .preface { self.stage = .complete }
+  }
+
+  /// Whether a frame passes as it is.
+  private mutating func passes(_ header: Header) -> Bool {
+    if header.isAcknowledgement, self.stage == .acknowledged { return false }
+    let isChanged =
+      header.type == Self.settingsType && header.flags & Self.acknowledgementFlag == 0
+    if !isChanged { self.frameBegan() }
+    return !isChanged
+  }
+
+  /// Adds a value to SETTINGS; keeps the peer's acknowledgement.
+  private mutating func change(_ frame: ByteBuffer, _ output: inout ByteBuffer) {
+    guard let header = Self.header(frame, at: frame.readerIndex), !header.isAcknowledgement else {
+      self.stage = .complete
+      return
+    }
+    var (values, content) = (frame, ByteBuffer())
+    values.moveReaderIndex(forwardBy: Self.headerLength)
+    var window: UInt32?
+    while let (parameter, value) = values.readMultipleIntegers(as: (UInt16, UInt32).self) {
+      if parameter == Self.maxFrameSize { self.peerMaxFrameSize = Int(value) }
+      if parameter == Self.initialWindowSize, value <= UInt32(Int32.max) {
+        window = value
+      } else {
+        content.writeInteger(parameter)
+        content.writeInteger(value)
+      }
+    }
+    // The last one only: NIOHTTP2 adds each to the window of each stream.
+    if let window {
+      content.writeInteger(Self.initialWindowSize)
+      content.writeInteger(window)
+    }
+    content.writeImmutableBuffer(values)
+    // What it may not be is NIOHTTP2's to refuse.
+    let own = self.peerMaxFrameSize
+    let isAllowed = (FrameSplitter.least..<1 << 24).contains(own)
+    content.writeInteger(Self.maxFrameSize)
+    content.writeInteger(UInt32(isAllowed ? max(own, FrameSplitter.told) : own))
+    if content.readableBytes <= self.maximum {
+      output.writeInteger(UInt32(content.readableBytes) << 8 | UInt32(header.type))
+      output.writeInteger(header.flags)
+      output.writeInteger(header.stream)
+      output.writeImmutableBuffer(content)
+    } else {
+      output.writeImmutableBuffer(frame)  // two thousand values that mean nothing
+    }
+    if self.stage == .preface {
+      output.writeBytes(Self.acknowledgement)
+      self.stage = .acknowledged
+    }
+  }
+}
+
+/// Sits below NIOHTTP2, and changes what that hears of SETTINGS.
+///
+/// It also announces the limit of concurrent streams, which NIOHTTP2 must not know: past it, that
+/// would end the connection where RFC 9113 section 5.1.2 asks for an error of the stream.
+/// `ConnectionHandler` keeps the limit.
+package final class PeerSettingsHandler: ChannelDuplexHandler {
+  package typealias InboundIn = ByteBuffer
+  package typealias InboundOut = ByteBuffer
+  package typealias OutboundIn = IOData
+  package typealias OutboundOut = IOData
+
+  private static let settingsStart = 9
+  private static let settingLength = 6
+  private static let maxConcurrentStreams: UInt16 = 3
+
+  private var settings: PeerSettings
+  private let maxConcurrentStreams: Int
+  private let writer: WriteCoalescer
+  private var hasAnnounced = false
+
+  /// - Parameters:
+  ///   - maxFrameSize: the largest frame that this server takes.
+  ///   - writer: the handler below, which is told how large frames may be.
+  package init(maxConcurrentStreams: Int, maxFrameSize: Int, writer: WriteCoalescer) {
+    self.settings = PeerSettings(maximum: maxFrameSize)
+    self.maxConcurrentStreams = maxConcurrentStreams
+    self.writer = writer
+  }
+
+  package func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+    let bytes = self.settings.received(self.unwrapInboundIn(data))
+    self.writer.limitFrames(to: self.settings.peerMaxFrameSize)
+    if bytes.readableBytes > 0 { context.fireChannelRead(self.wrapInboundOut(bytes)) }
+  }
+
+  package func write(
+    context: ChannelHandlerContext,
+    data: NIOAny,
+    promise: EventLoopPromise<Void>?
+  ) {
+    guard !self.hasAnnounced, case .byteBuffer(var frame) = self.unwrapOutboundIn(data) else {
+      context.write(data, promise: promise)
+      return
+    }
+    // The first that NIOHTTP2 writes are its SETTINGS, in one buffer.
+    self.hasAnnounced = true
+    var index = frame.readerIndex + Self.settingsStart
+    while let parameter = frame.getInteger(at: index, as: UInt16.self) {
+      if parameter == Self.maxConcurrentStreams {
+        frame.setInteger(UInt32(clamping: self.maxConcurrentStreams), at: index + 2)
+      }
+      index += Self.settingLength
+    }
+    context.write(self.wrapOutboundOut(.byteBuffer(frame)), promise: promise)
+  }
+}
