@@ -6,9 +6,9 @@ package import NIOCore
 package struct TransportConfiguration: Sendable {
   /// HTTP/2 settings and windows.
   package struct HTTP2: Sendable {
-    /// `SETTINGS_MAX_CONCURRENT_STREAMS`. The default is 32,768: as good as core's "no limit" for a
-    /// client, yet a bound for the table.
-    package var maxConcurrentStreams = 32_768
+    /// `SETTINGS_MAX_CONCURRENT_STREAMS`. The default is 4,096: more than clients have under way, and a
+    /// bound for what the end of a stream costs, as NIOHTTP2 moves all those beside it.
+    package var maxConcurrentStreams = 4096
     /// The largest header list of a call, in bytes as RFC 9113 section 6.5.2 counts them; a larger
     /// one is answered RESOURCE_EXHAUSTED. The default is 16 KiB, core's hard limit
     /// (`grpc.absolute_max_metadata_size`).

@@ -153,6 +153,9 @@ extension Metadata {
     self.init(received: headers, malformedKey: &malformedKey)
   }
 
+  /// The most values that a proxy may have joined to one; grpc's own servers take no such list.
+  private static var largestList: Int { 64 }
+
   private init(received headers: HPACKHeaders, malformedKey: inout String?) {
     var unseen = headers.count
     for (key, value, _) in headers {
@@ -164,6 +167,12 @@ extension Metadata {
         continue
       }
       value.withUTF8Bytes { bytes in
+        // A byte makes an element, and a reference of HPACK's makes thousands of bytes.
+        let commas = bytes.reduce(into: 0) { $0 += $1 == UInt8(ascii: ",") ? 1 : 0 }
+        guard commas < Self.largestList else {
+          malformedKey = malformedKey ?? key
+          return
+        }
         for part in bytes.split(separator: UInt8(ascii: ","), omittingEmptySubsequences: false) {
           if let decoded = Base64.decode(trimmed(part)) {
             entries.append((key, .binary(decoded)))

@@ -196,7 +196,7 @@ struct MemoryTests {
       configuration: Self.configuration(connection: Self.mib, pool: Self.mib)
     ) { running in
       let client = try running.connect()
-      let answer = try client.unary("/t/sum", [UInt8](repeating: 1, count: 4 * Self.mib))
+      let answer = try client.unary("/t/sum", [UInt8](repeating: 1, count: 2 * Self.mib))
       #expect(answer.code == .ok)
       #expect(self.shed(running) == 0)
     }

@@ -145,4 +145,13 @@ struct MetadataTests {
     #expect(metadata.entries.map(\.key) == expected.map(\.0), sourceLocation: sourceLocation)
     #expect(metadata.entries.map(\.value) == expected.map(\.1), sourceLocation: sourceLocation)
   }
+
+  @Test("A list of binary values has 64 at most")
+  func longLists() throws {
+    let list: HPACKHeaders = ["a-bin": Array(repeating: "AQ", count: 64).joined(separator: ",")]
+    #expect(try Metadata(validating: list).entries.count == 64)
+    for value in [String(repeating: ",", count: 64), String(repeating: ",", count: 4000)] {
+      #expect(throws: MalformedMetadata.self) { try Metadata(validating: ["a-bin": value]) }
+    }
+  }
 }

@@ -51,13 +51,15 @@ package struct RequestHead: Sendable {
     if let timeout = fields.timeout {
       self.timeout = Timeout.parse(timeout)
       guard self.timeout != nil else {
-        throw .grpc(Status(code: .internalError, details: "Malformed grpc-timeout: \(timeout)"))
+        throw .grpc(
+          Status(code: .internalError, details: "Malformed grpc-timeout: \(Self.shown(timeout))")
+        )
       }
     }
     self.encoding = .identity
     if let name = fields.encoding {
       guard let encoding = CompressionAlgorithm(name: name) else {
-        let details = "Compression algorithm '\(name)' is not supported"
+        let details = "Compression algorithm '\(Self.shown(name))' is not supported"
         throw .grpc(Status(code: .unimplemented, details: details), advertisesEncodings: true)
       }
       self.encoding = encoding
@@ -73,6 +75,11 @@ package struct RequestHead: Sendable {
     self.headers = headers
     self.size = fields.size
     (self.acceptsGzip, self.acceptsDeflate) = Self.readAcceptEncoding(fields.acceptEncoding)
+  }
+
+  /// What is told of a value that is wrong: its beginning, of a long one.
+  private static func shown(_ value: String) -> String {
+    value.utf8.count <= 100 ? value : String(decoding: value.utf8.prefix(100), as: UTF8.self) + "…"
   }
 
   /// Whether a peer's trailers are well-formed; gRPC gives those of a client no meaning.
