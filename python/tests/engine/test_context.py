@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import re
 import tempfile
@@ -392,7 +393,8 @@ def test_time_remaining_is_never_negative(serve, gate):
         done.set()
 
     served = serve({"Call": of_kind("unary_unary", body)})
-    failure(lambda: served.run("unary_unary", "Call", timeout=0.2))
+    with contextlib.suppress(grpc.RpcError):  # the servicer's end or the deadline's, who is first
+        served.run("unary_unary", "Call", timeout=0.2)
     done.pass_through()
     assert seen == [0]
 

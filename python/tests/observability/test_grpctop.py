@@ -23,6 +23,9 @@ from django.core.management import CommandError, call_command
 from django.test import override_settings
 from harness import PATIENCE, begin_sleep, listening, say_hello, start_on_terminal
 
+# Before there are other threads: CPython 3.11 fails to parse on two at once (gh-106905), and pytest
+# parses what it imports, a servicer's traceback its lines.
+import django_grpc.management.commands.grpctop  # noqa: F401
 from django_grpc.management.top.client import MetricsClient, Sample
 from django_grpc.management.top.rates import method_rates, process_rates
 from django_grpc.management.top.screen import Screen
