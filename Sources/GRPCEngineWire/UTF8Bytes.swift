@@ -6,4 +6,9 @@ extension String {
     if let result = utf8.withContiguousStorageIfAvailable(body) { return result }
     return Array(utf8).withUnsafeBufferPointer(body)
   }
+
+  /// The string, or the beginning of one with more than so many bytes.
+  public func cut(toBytes count: Int) -> String {
+    self.utf8.count <= count ? self : String(decoding: self.utf8.prefix(count), as: UTF8.self)
+  }
 }

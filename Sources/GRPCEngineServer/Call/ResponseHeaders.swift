@@ -29,17 +29,11 @@ enum ResponseHeaders {
     if metadata == nil, status.code == .ok, status.details.isEmpty { return Self.plainOK }
     var headers: HPACKHeaders = ["grpc-status": String(status.code.rawValue)]
     if !status.details.isEmpty {
-      let details = PercentEncoding.encode(Self.cut(status.details))
+      let details = PercentEncoding.encode(status.details.cut(toBytes: Self.longestDetails))
       headers.add(name: "grpc-message", value: details)
     }
     metadata?.append(to: &headers)
     return headers
-  }
-
-  private static func cut(_ details: String) -> String {
-    guard details.utf8.count > Self.longestDetails else { return details }
-    let end = details.utf8.index(details.startIndex, offsetBy: Self.longestDetails)
-    return String(decoding: details.utf8[..<end], as: UTF8.self)
   }
 
   /// Whether a header block is so large that it is not sent.

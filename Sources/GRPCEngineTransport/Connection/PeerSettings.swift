@@ -21,7 +21,6 @@ package struct PeerSettings {
   /// The connection preface of a client (RFC 9113 section 3.4).
   private static let prefaceLength = 24
   private static let headerLength = 9
-  private static let settingLength = 6
   private static let (dataType, settingsType): (UInt8, UInt8) = (0, 4)
   private static let acknowledgementFlag: UInt8 = 1
   private static let (initialWindowSize, maxFrameSize): (UInt16, UInt16) = (4, 5)

@@ -145,12 +145,12 @@ package final class Listener: Sendable {
     )
     let writer = WriteCoalescer()
     try pipeline.addHandler(writer)
-    let early = PeerSettingsHandler(
+    let settings = PeerSettingsHandler(
       maxConcurrentStreams: configuration.http2.maxConcurrentStreams,
       maxFrameSize: configuration.http2.maxFrameSize,
       writer: writer
     )
-    try pipeline.addHandler(early)
+    try pipeline.addHandler(settings)
     try pipeline.addHandler(Self.http2Handler(configuration, delegate: connection))
     try pipeline.addHandler(connection)
   }

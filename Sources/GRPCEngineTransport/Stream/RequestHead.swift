@@ -79,7 +79,7 @@ package struct RequestHead: Sendable {
 
   /// What is told of a value that is wrong: its beginning, of a long one.
   private static func shown(_ value: String) -> String {
-    value.utf8.count <= 100 ? value : String(decoding: value.utf8.prefix(100), as: UTF8.self) + "…"
+    value.utf8.count <= 100 ? value : value.cut(toBytes: 100) + "…"
   }
 
   /// Whether a peer's trailers are well-formed; gRPC gives those of a client no meaning.
@@ -95,8 +95,8 @@ package struct RequestHead: Sendable {
   ///
   /// This runs for each field of each call, so the length tells most names apart: comparing each
   /// with all of them is what would cost, and Swift compares strings by what they mean, which takes
-  /// long for some. NIOHTTP2's own check of header blocks costs a fifth of
-  /// a trivial call's throughput and is switched off; `read` does its work.
+  /// long for some. NIOHTTP2's own check of header blocks costs a fifth of a trivial call's
+  /// throughput and is switched off; `read` does its work.
   private struct Fields {
     var size = 0
     var method: String?

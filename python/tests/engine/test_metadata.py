@@ -438,6 +438,38 @@ def test_metadata_that_nobody_would_take_is_refused(serve, when):
     assert connection.call(f"/{SERVICE}/Echo", b"x").messages == [b"x"]
 
 
+@ours_only("grpcio sends any")
+@pytest.mark.parametrize(("length", "code"), [(0, 0), (1, 8)])
+def test_limit_of_trailing_metadata_is_exact(serve, length, code):
+    """By RFC 9113 section 6.5.2: 32 bytes a field beside its name and value; here are two."""
+    value = "x" * (64 * 1024 - (32 + len("grpc-status") + 1) - (32 + len("large")) + length)
+    served = serve({"Call": of_kind("unary_unary", sent_trailing((("large", value),)))})
+    assert served.raw().call(f"/{SERVICE}/Call", b"").grpc_status == code
+
+
+@ours_only("grpcio sends any, and its own client refuses more than 16 KiB")
+@pytest.mark.parametrize("length", [16_384, 16_385])
+def test_text_of_a_status_is_cut(serve, length):
+    def body(context):
+        context.abort(grpc.StatusCode.NOT_FOUND, "x" * length)
+
+    served = serve({"Call": of_kind("unary_unary", body)})
+    answer = served.raw().call(f"/{SERVICE}/Call", b"")
+    assert (answer.grpc_status, answer.grpc_message) == (5, "x" * 16_384)
+
+
+@ours_only("grpcio has words of its own")
+def test_what_is_told_of_a_wrong_value_is_cut(serve):
+    served = serve({"Call": of_kind("unary_unary", lambda _context: None)})
+    for name, told in (
+        ("y" * 100, "'" + "y" * 100 + "'"),
+        ("y" * 101, "'" + "y" * 100 + "%E2%80%A6'"),
+    ):
+        answer = served.raw().call(f"/{SERVICE}/Call", b"", [("grpc-encoding", name)])
+        assert answer.grpc_status == 12
+        assert told in answer.grpc_message
+
+
 def test_metadata_of_calls_on_one_connection_is_kept_apart(serve):
     """HPACK's shared state mixes no call's metadata with another's."""
 

@@ -35,6 +35,17 @@ def test_a_name_is_its_bytes(name, serve):
     assert code_of(lambda: probe.check(name)) is grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.parametrize(
+    ("length", "code"),
+    [(8192, grpc.StatusCode.NOT_FOUND), (8193, grpc.StatusCode.RESOURCE_EXHAUSTED)],
+)
+def test_limit_of_requests_is_exact(length, code, serve):
+    _, _, probe = serve()
+    name = "x" * (length - 3)  # a tag, and a length of two bytes
+    assert health_pb2.HealthCheckRequest(service=name).ByteSize() == length
+    assert code_of(lambda: probe.check(name)) is code
+
+
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
 @pytest.mark.parametrize("method", ["Check", "Watch", "List"])
 def test_request_that_takes_long_to_read_is_refused(method, compression, serve):
