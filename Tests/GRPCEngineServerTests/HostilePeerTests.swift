@@ -131,6 +131,19 @@ struct HostilePeerTests {
     }
   }
 
+  @Test("An answer before settings that may not be is written", arguments: [0, 1, 16_383])
+  func frameSizeThatMayNotBe(value: UInt32) throws {
+    try RunningServer.run(Self.methods) { running in
+      let (client, neighbour) = (try running.connect(), try running.connect())
+      let stream = client.open("/no/such", isEnd: true)
+      client.send { $0.settings([(5, value)]) }
+      try client.waitForClose()
+      #expect(client.answers[stream]?.headers?.first(name: "grpc-status") == "12")
+      #expect(client.goAways.map(\.code) == [1])
+      #expect(try neighbour.unary("/t/echo", [1]).payloads == [[1]])
+    }
+  }
+
   @Test("What the fuzzer's properties say holds for random scripts", arguments: 0..<4)
   func randomScripts(seed: Int) {
     var random = SplitMix(seed: UInt64(seed) + 100)

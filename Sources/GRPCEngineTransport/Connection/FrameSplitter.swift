@@ -18,8 +18,10 @@ package struct FrameSplitter {
   private static let (data, headers, continuation): (UInt8, UInt8, UInt8) = (0, 1, 9)
   private static let (endStream, endHeaders): (UInt8, UInt8) = (1, 4)
 
-  /// The peer's SETTINGS_MAX_FRAME_SIZE.
-  package var maximum = Self.least
+  /// The peer's SETTINGS_MAX_FRAME_SIZE, `least` at least.
+  package var maximum = Self.least {
+    didSet { self.maximum = max(self.maximum, Self.least) }
+  }
   /// Bytes of the frame under way that come with the next write.
   private var rest = 0
   /// The DATA frame whose content comes with the next write, and is too large for one.

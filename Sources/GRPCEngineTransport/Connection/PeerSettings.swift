@@ -24,6 +24,8 @@ package struct PeerSettings {
   private static let (dataType, settingsType): (UInt8, UInt8) = (0, 4)
   private static let acknowledgementFlag: UInt8 = 1
   private static let (initialWindowSize, maxFrameSize): (UInt16, UInt16) = (4, 5)
+  /// What SETTINGS_MAX_FRAME_SIZE may be (RFC 9113 section 6.5.2).
+  private static let frameSizes: Range<UInt32> = 1 << 14..<1 << 24
   private static let acknowledgement: [UInt8] = [0, 0, 0, 4, 1, 0, 0, 0, 0]
 
   private enum Stage {
@@ -133,7 +135,10 @@ package struct PeerSettings {
     values.moveReaderIndex(forwardBy: Self.headerLength)
     var window: UInt32?
     while let (parameter, value) = values.readMultipleIntegers(as: (UInt16, UInt32).self) {
-      if parameter == Self.maxFrameSize { self.peerMaxFrameSize = Int(value) }
+      // What it may not be is NIOHTTP2's to refuse, and nothing is written by it meanwhile.
+      if parameter == Self.maxFrameSize, Self.frameSizes.contains(value) {
+        self.peerMaxFrameSize = Int(value)
+      }
       if parameter == Self.initialWindowSize, value <= UInt32(Int32.max) {
         window = value
       } else {
@@ -147,11 +152,8 @@ package struct PeerSettings {
       content.writeInteger(window)
     }
     content.writeImmutableBuffer(values)
-    // What it may not be is NIOHTTP2's to refuse.
-    let own = self.peerMaxFrameSize
-    let isAllowed = (FrameSplitter.least..<1 << 24).contains(own)
     content.writeInteger(Self.maxFrameSize)
-    content.writeInteger(UInt32(isAllowed ? max(own, FrameSplitter.told) : own))
+    content.writeInteger(UInt32(clamping: max(self.peerMaxFrameSize, FrameSplitter.told)))
     if content.readableBytes <= self.maximum {
       output.writeInteger(UInt32(content.readableBytes) << 8 | UInt32(header.type))
       output.writeInteger(header.flags)

@@ -77,6 +77,13 @@ struct FrameSplitterTests {
     #expect(Self.joined(frames) == [frame])
   }
 
+  @Test("No maximum is less than what every peer takes", arguments: [-1, 0, 1, 16_383])
+  func leastMaximum(maximum: Int) {
+    let frame = Frame(type: 1, flags: 5, stream: 7, content: Array(repeating: 1, count: 16_385))
+    let frames = Self.written([frame], maximum: maximum)
+    #expect(frames.map(\.content.count) == [16_384, 1])
+  }
+
   @Test("Frames come out as they went in, none larger than the peer takes")
   func anyFrames() {
     var random = SplitMix(seed: 1)
