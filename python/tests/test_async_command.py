@@ -56,12 +56,15 @@ def test_end_of_the_grace_cancels_calls(start, is_async):
     assert "Traceback" not in process.output
 
 
-def test_handlers_and_reflection(start):
-    process = start(
-        "--port", "0", "--list-handlers", servicers=[HOOK], **{"async": True, "reflection": True}
-    )
+def test_handlers_are_listed(start):
+    process = start("--list-handlers", servicers=[HOOK], **{"async": True})
+    process.wait_for(r"SayHelloToEach.*AsyncGreeter")
+    assert process.wait() == 0
+
+
+def test_reflection(start):
+    process = start("--port", "0", servicers=[HOOK], **{"async": True, "reflection": True})
     with listening(process) as channel:
-        process.wait_for(r"SayHelloToEach.*AsyncGreeter")
         from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)

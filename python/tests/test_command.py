@@ -175,14 +175,22 @@ def test_unix_socket_is_listened_on(start, tmp_path):
     assert process.wait() == 0
 
 
-def test_handlers_are_listed_when_the_server_is_up(start):
-    process = start("--port", "0", "--list-handlers", reflection=True)
-    listening(process).close()
-    process.wait_for("Registered handlers:")
-    process.wait_for(r"\* /helloworld\.Greeter/SayHelloToEach: SayHelloToEach\(.*stream_stream")
-    process.send(signal.SIGTERM)
+@pytest.mark.parametrize("arguments", [[], ["--workers", "2"], ["--autoreload"]], ids=str)
+def test_handlers_are_listed_beside_a_server_that_runs(arguments, start):
+    port = start("--port", "0").wait_for(LISTENING).group(1)
+    process = start("--port", port, "--list-handlers", *arguments, reflection=True)
     assert process.wait() == 0
-    assert "* /grpc.reflection.v1.ServerReflection/ServerReflectionInfo:" in process.output
+    first, *handlers = process.output.splitlines()
+    assert first == "Registered handlers:"
+    paths = [it.removeprefix("* ").partition(":")[0] for it in handlers]
+    assert paths == sorted(paths)
+    assert "/helloworld.Greeter/SayHelloToEach" in paths
+    assert "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo" in paths
+
+
+def test_mistake_keeps_handlers_from_being_listed(start):
+    process = start("--list-handlers", servicers=["sampleapp.nowhere.grpc_hook"])
+    assert_refuses(process, "'sampleapp.nowhere.grpc_hook' can't be imported")
 
 
 def test_unapplied_migrations_are_warned_about(start):

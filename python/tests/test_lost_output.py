@@ -93,7 +93,7 @@ def wait_until(condition, what):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_alone_it_starts_serves_and_drains(kind, silent):
-    server = silent(kind, "--list-handlers", servicers=["printing.grpc_hook"])
+    server = silent(kind, servicers=["printing.grpc_hook"])
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         assert say_hello(channel) == "Hello, World!"
         server.process.send_signal(signal.SIGTERM)

@@ -55,7 +55,7 @@ class Place(abc.ABC):
 
     Attributes:
         is_worker: Whether this process is one of several, whose parent speaks for all.
-        is_first: Whether it is the one that runs the checks and lists the handlers.
+        is_first: Whether it is the one that runs the checks.
     """
 
     is_worker = False
@@ -155,7 +155,7 @@ def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options
         CommandError: A mistake of the user's, or the system has no threads left.
         StoppedAtStart: A shutdown was requested before anything was served.
     """
-    try:
+    with _naming_mistakes():
         config = place.configure(command.get_config(**options))
         # One sentence, where the system checks would print a report.
         for key, paths in (
@@ -173,6 +173,41 @@ def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options
                 runner.run(serving.run_async())
         else:
             serving.run()
+
+
+def list_handlers(command: "Command", **options: Any) -> None:
+    """Print what would be served, without listening: also beside a server that runs.
+
+    Args:
+        command: For its hooks: `get_config` and `get_server`.
+        options: The command's.
+
+    Raises:
+        CommandError: A mistake of the user's.
+    """
+
+    def write() -> None:
+        server = command.get_server(config)
+        command.stdout.write("Registered handlers:")
+        for handler in utils.extract_handlers(server):
+            command.stdout.write(f"* {handler}")
+
+    async def write_async() -> None:
+        write()
+
+    with _naming_mistakes():
+        config = command.get_config(**options)
+        if config.is_async:
+            with _making_runner(config) as runner:
+                runner.run(write_async())
+        else:
+            write()
+
+
+@contextlib.contextmanager
+def _naming_mistakes() -> Iterator[None]:
+    try:
+        yield
     except ImproperlyConfigured as error:
         raise CommandError(str(error)) from error
     except MemoryError as error:

@@ -42,8 +42,7 @@ class Inheritance:
         slot: The worker's place in it.
         metrics: The sockets that listen for metrics.
         address: Where the parent listens.
-        is_first: Whether it is the first with this code: it runs the checks, and lists the
-            handlers, for all.
+        is_first: Whether it is the first with this code: it runs the checks for all.
     """
 
     control: int

@@ -116,7 +116,7 @@ def test_check_that_cannot_be_run_is_a_mistake_of_the_settings(path, check_id, s
 
 
 def test_handlers_are_listed(start):
-    process = start("--port", "0", "--list-handlers")
+    process = start("--list-handlers")
     response = "(grpc.health.v1.HealthCheckResponse)"
     for line in (
         f"/grpc.health.v1.Health/Check: Check(request) unary_unary "

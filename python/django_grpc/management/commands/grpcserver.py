@@ -163,7 +163,7 @@ class Command(BaseCommand):
             "--list-handlers",
             action="store_true",
             default=False,
-            help="Print all registered endpoints",
+            help="Print the methods that would be served, and end.",
         )
         parser.add_argument(
             "--skip-checks", action="store_true", default=False, help="Skip system checks."
@@ -200,6 +200,8 @@ class Command(BaseCommand):
         self._inheritance = Inheritance.take()
         if self._inheritance is not None:
             self._serve_as_worker(self._inheritance, **options)
+        elif options["list_handlers"]:
+            self._list_handlers(**options)
         elif options["autoreload"] and not reloading.is_child():
             reloading.run_parent(self.stderr)
         else:
@@ -244,6 +246,11 @@ class Command(BaseCommand):
     def _say_stopped_at_start(self, stopped: StoppedAtStart, **options: Any) -> None:
         self.say_stopping(stopped.reason, self.get_config(**options).grace)
         self._say_stopped()
+
+    def _list_handlers(self, **options: Any) -> None:
+        from django_grpc.management import serving
+
+        serving.list_handlers(self, **options)
 
     def _serve_alone(self, shutdown: ShutdownRequest, **options: Any) -> None:
         from django_grpc.management import serving
@@ -347,13 +354,6 @@ class Command(BaseCommand):
         """Say that the server is up; called in each worker process, for whom the parent says it."""
         if self._inheritance is None:
             self._say_listening(address, f"{config.max_workers} workers")
-        if options["list_handlers"] and (self._inheritance is None or self._inheritance.is_first):
-            from django_grpc import utils
-
-            self.stdout.write("Registered handlers:")
-            for handler in utils.extract_handlers(server):
-                self.stdout.write(f"* {handler}")
-        self.stdout.flush()
 
     def on_shutdown(self) -> None:
         """Tell the project, once the server has drained; called in each worker process."""
