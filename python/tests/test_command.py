@@ -1,14 +1,17 @@
 """`manage.py grpcserver` as a process: what it prints, how it ends, what it says to mistakes."""
 
+import io
 import os
 import signal
 import socket
+import sys
 import textwrap
 import time
 
 import grpc
 import pytest
 from certificates import make_certificate
+from django.core.management import CommandError, call_command
 from harness import LISTENING, PATIENCE, begin_sleep, listening, say_hello
 
 from django_grpc.management.shutdown import TOGETHER
@@ -213,6 +216,38 @@ def test_database_that_is_down_does_not_keep_the_server_from_starting(start, tmp
         assert say_hello(channel) == "Hello, World!"
 
 
+@pytest.fixture
+def refuses(settings, tmp_path, monkeypatch, databases_allowed):
+    """Run the command in this process, to see that it refuses to and says some texts.
+
+    How a process tells of it, `assert_refuses` looks at.
+    """
+    monkeypatch.syspath_prepend(tmp_path)
+    known = set(sys.modules)
+
+    def refuses(*arguments, texts, **setting):
+        settings.GRPCSERVER = {
+            "servicers": ["sampleapp.servicer.grpc_hook"],
+            "host": "127.0.0.1",
+            **setting,
+        }
+        with pytest.raises(CommandError) as caught:
+            call_command("grpcserver", *arguments, stdout=io.StringIO(), stderr=io.StringIO())
+        assert caught.value.returncode == 1
+        for text in texts:
+            assert text in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    yield refuses
+    for name in set(sys.modules) - known:
+        if is_in(tmp_path, sys.modules[name]):
+            del sys.modules[name]
+
+
+def is_in(folder, module):
+    return (getattr(module, "__file__", None) or "").startswith(str(folder))
+
+
 def assert_refuses(process, *texts):
     """It ends with status 1 and one sentence."""
     assert process.wait() == 1
@@ -247,17 +282,21 @@ def assert_refuses(process, *texts):
     ],
     ids=lambda it: next(iter(it)) if isinstance(it, dict) else "",
 )
-def test_mistake_in_the_settings_is_one_sentence(setting, texts, start):
-    assert_refuses(start("--port", "0", **setting), *texts)
+def test_mistake_in_the_settings_is_one_sentence(setting, texts, refuses):
+    refuses("--port", "0", texts=texts, **setting)
 
 
-def test_port_that_is_taken_is_one_sentence(start):
+def test_mistake_in_the_settings_ends_the_process(start):
+    process = start("--port", "0", max_workers="many")
+    assert_refuses(process, "GRPCSERVER['max_workers'] must be a whole number")
+
+
+def test_port_that_is_taken_is_one_sentence(refuses):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        process = start("--port", str(port))
-        assert_refuses(process, f"127.0.0.1:{port}", "already in use")
+        refuses("--port", str(port), texts=[f"127.0.0.1:{port}", "already in use"])
 
 
 def test_second_server_on_a_port_is_refused(start):
@@ -280,13 +319,13 @@ def test_second_server_on_a_port_is_refused(start):
         (["--grace", "-1"], "--grace must be a number of seconds, 0 or more, not -1"),
     ],
 )
-def test_mistake_in_an_argument_is_one_sentence(arguments, text, start):
-    assert_refuses(start(*arguments), text)
+def test_mistake_in_an_argument_is_one_sentence(arguments, text, refuses):
+    refuses(*arguments, texts=[text])
 
 
-def test_file_in_the_place_of_a_socket_is_one_sentence(start, tmp_path):
+def test_file_in_the_place_of_a_socket_is_one_sentence(refuses, tmp_path):
     (tmp_path / "file").touch()
-    assert_refuses(start(f"unix:{tmp_path}/file"), "a file of this name that is no socket")
+    refuses(f"unix:{tmp_path}/file", texts=["a file of this name that is no socket"])
 
 
 def test_variable_that_means_nothing_is_one_sentence(start):
@@ -461,13 +500,13 @@ def function_interceptor(continuation, details):
 )
 @pytest.mark.parametrize("is_async", [False, True])
 def test_mistake_in_what_the_settings_name_is_one_sentence(
-    setting, text, is_async, start, tmp_path
+    setting, text, is_async, refuses, tmp_path
 ):
     (tmp_path / "mistaken.py").write_text(MISTAKEN)
     (tmp_path / "leaving.py").write_text("import sys\nsys.exit('no licence')\n")
     (tmp_path / "importing.py").write_text("import importing_too\n")
     (tmp_path / "importing_too.py").write_text("def load():\n    import not_there\nload()\n")
-    assert_refuses(start("--port", "0", **{**setting, "async": is_async}), text)
+    refuses("--port", "0", texts=[text], **{**setting, "async": is_async})
 
 
 @pytest.mark.parametrize(
@@ -477,9 +516,9 @@ def test_mistake_in_what_the_settings_name_is_one_sentence(
         (False, "The server can't start: Cannot start already-started server!"),
     ],
 )
-def test_hook_that_starts_the_server_is_one_sentence(health, text, start, tmp_path):
+def test_hook_that_starts_the_server_is_one_sentence(health, text, refuses, tmp_path):
     (tmp_path / "mistaken.py").write_text(MISTAKEN)
-    assert_refuses(start("--port", "0", servicers=["mistaken.starting_hook"], health=health), text)
+    refuses("--port", "0", texts=[text], servicers=["mistaken.starting_hook"], health=health)
 
 
 def test_system_check_errors_keep_the_server_from_starting(start, tmp_path):
