@@ -140,7 +140,70 @@ struct HostilePeerTests {
       try client.waitForClose()
       #expect(client.answers[stream]?.headers?.first(name: "grpc-status") == "12")
       #expect(client.goAways.map(\.code) == [1])
+      #expect(client.goAways.map(\.last) == [stream], "it has been served: not to be tried again")
       #expect(try neighbour.unary("/t/echo", [1]).payloads == [[1]])
+    }
+  }
+
+  @Test("Calls that are cancelled together cost the others nothing", arguments: [false, true])
+  func manyCancelledCalls(haveMessages: Bool) throws {
+    try RunningServer.run(Self.methods) { running in
+      let client = try running.connect()
+      let patient = client.open("/t/sum")
+      for _ in 0..<4 {
+        let streams = (0..<1000).map { _ in client.open("/t/silent") }
+        for stream in streams where haveMessages {
+          client.writer.data(FrameWriter.message([1]), on: stream)
+        }
+        for stream in streams { client.writer.reset(stream) }
+        try client.barrier()
+      }
+      try client.message([1], on: patient, isEnd: true)
+      #expect(try client.answer(on: patient).code == .ok)
+      #expect(client.goAways.isEmpty)
+    }
+  }
+
+  @Test("What is under way for calls that have ended early costs the others nothing")
+  func dataForManyEndedCalls() throws {
+    try RunningServer.run(Self.methods) { running in
+      let client = try running.connect()
+      let patient = client.open("/t/sum")
+      let streams = (0..<1500).map { _ in client.open("/no/such") }
+      try client.barrier()
+      for stream in streams { client.writer.data(FrameWriter.message([1]), on: stream) }
+      try client.barrier()
+      try client.message([1], on: patient, isEnd: true)
+      #expect(try client.answer(on: patient).code == .ok)
+      #expect(client.goAways.isEmpty)
+    }
+  }
+
+  @Test("A peer that pings whenever it gets data is a good one")
+  func pingForEachAnswer() throws {
+    try RunningServer.run(Self.methods) { running in
+      let client = try running.connect()
+      for number in 0..<1500 {
+        #expect(try client.unary("/t/echo", [1]).payloads == [[1]])
+        client.send { $0.ping(UInt64(number)) }
+      }
+      #expect(try client.unary("/t/echo", [2]).payloads == [[2]])
+      #expect(client.goAways.isEmpty)
+    }
+  }
+
+  @Test("Frames without content are no fault, as long as they are no flood")
+  func emptyFrames() throws {
+    try RunningServer.run(Self.methods) { running in
+      let client = try running.connect()
+      let stream = client.open("/t/sum")
+      for _ in 0..<3 {
+        for _ in 0..<500 { client.writer.data(ByteBuffer(), on: stream) }
+        try client.barrier()
+        usleep(1_000_000)
+      }
+      try client.message([1], on: stream, isEnd: true)
+      #expect(try client.answer(on: stream).code == .ok)
     }
   }
 

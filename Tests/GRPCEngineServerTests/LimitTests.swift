@@ -164,7 +164,10 @@ struct LimitTests {
     try RunningServer.run(["/t/silent": handler, "/t/echo": TestHandler.echo()]) { running in
       let neighbour = try running.connect()
       let client = try running.connect()
-      for _ in 0..<3000 { client.writer.reset(client.open("/t/silent")) }
+      for _ in 0..<40 {
+        for _ in 0..<1000 { client.writer.reset(client.open("/t/silent")) }
+        client.flush()
+      }
       try client.waitForClose()
       #expect(client.goAways.last?.code == ErrorCode.enhanceYourCalm)
       try running.waitForRelease()

@@ -468,7 +468,7 @@ package final class Call: Sendable {
     var (pending, traffic) = self.state.withLock { state in
       (state.takePending(isWriting: isWriting), state.traffic)
     }
-    if pending.consumed > 0 { self.stream.consumed(pending.consumed) }
+    if pending.consumed.messages > 0 { self.stream.consumed(pending.consumed) }
     guard !self.hasEnded else { return }
     if let (metadata, encoding) = pending.headers {
       let enabled = self.environment.configuration.enabledCompression

@@ -35,8 +35,8 @@ struct CallState {
   private var inbox: [ReceivedMessage] = []
   private var inboxHead = 0
   private var isInboundEnded = false
-  /// Bytes that the servicer has taken and the stream has not been told of.
-  private var consumed = 0
+  /// What the servicer has taken and the stream has not been told of.
+  private var consumed = Consumption()
   private var headers = Headers.undecided
   private(set) var encoding: CompressionAlgorithm
   private var outbox: ByteBuffer?
@@ -202,16 +202,17 @@ struct CallState {
       if let termination { return (.terminated(termination), false) }
       return (.pending, self.noteConsumption(isWaiting: true))
     }
-    self.consumed += message.payload.readableBytes + MessageFramer.prefixLength
+    self.consumed.messages += 1
+    self.consumed.bytes += message.payload.readableBytes + MessageFramer.prefixLength
     return (.message(message), self.noteConsumption(isWaiting: false))
   }
 
   /// The peer may send more once enough was taken, or when the reader has nothing left. Nothing is
   /// due to it after the call's end, when its event loop may be gone.
   private mutating func noteConsumption(isWaiting: Bool) -> Bool {
-    guard self.termination == nil, self.consumed > 0 else { return false }
+    guard self.termination == nil, self.consumed.messages > 0 else { return false }
     // A peer that has sent its last needs no window; others may need the memory.
-    guard self.consumed >= self.consumptionStep || (isWaiting && !self.isInboundEnded) else {
+    guard self.consumed.bytes >= self.consumptionStep || (isWaiting && !self.isInboundEnded) else {
       return false
     }
     return self.enqueueOnce()
@@ -288,7 +289,7 @@ struct CallState {
 
   /// What is to be given to the stream, in this order.
   struct Pending {
-    var consumed = 0
+    var consumed = Consumption()
     var headers: (metadata: Metadata?, encoding: CompressionAlgorithm)?
     var messages: ByteBuffer?
     var end: End?
@@ -303,7 +304,7 @@ struct CallState {
   mutating func takePending(isWriting: Bool) -> Pending {
     self.isEnqueued = false
     var pending = Pending(consumed: self.consumed)
-    self.consumed = 0
+    self.consumed = Consumption()
     if case .ended(let termination, let code, let unsent?) = self.answer {
       pending.end = unsent
       self.answer = .ended(termination, code, unsent: nil)

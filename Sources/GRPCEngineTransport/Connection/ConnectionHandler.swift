@@ -32,7 +32,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private var connectionWindow = TransportConfiguration.HTTP2.protocolWindowSize
   private var isMemoryReviewDue = false
   private var isMemoryReviewScheduled = false
-  private var lastStreamID = HTTP2StreamID.rootStream
+  /// The last stream of the peer's that was heard of.
+  private(set) var lastStreamID = HTTP2StreamID.rootStream
   private var lifecycle: ConnectionLifecycle
   private var timer: Scheduled<Void>?
   private var timerDeadline: NIODeadline?
@@ -41,7 +42,10 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private var isFlushScheduled = false
   /// Streams with a write that has left for the socket, which have not been told.
   private var writtenStreams: [ServerStream] = []
+  private var settingsRate = FrameRate(most: ConnectionHandler.mostEmptyFrames)
+  private var emptyDataRate = FrameRate(most: ConnectionHandler.mostEmptyFrames)
   private var hasFailed = false
+  private var isRefused = false
   private var isClosing = false
   private var isLingering = false
   package private(set) lazy var peer: Peer = self.makePeer()
@@ -51,6 +55,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
   /// The most that a connection's answers may keep in their header table, in bytes: what browsers
   /// offer, and sixteen times the default.
   private static let largestHeaderTable = 1 << 16
+  /// SETTINGS, and empty frames of DATA, that a peer may send in a second.
+  private static let mostEmptyFrames = 1000
   private static let windowUpdated = ObjectIdentifier(NIOHTTP2WindowUpdatedEvent.self)
   private static let streamClosed = ObjectIdentifier(StreamClosedEvent.self)
   private static let streamCreated = ObjectIdentifier(NIOHTTP2StreamCreatedEvent.self)
@@ -131,9 +137,13 @@ package final class ConnectionHandler: ChannelInboundHandler {
         self.openStream(frame.streamID, payload.headers, endStream: payload.endStream)
       }
     case .data(let payload):
-      guard let stream = self.streams[frame.streamID],
-        case .byteBuffer(let bytes) = payload.data
-      else { return }
+      guard case .byteBuffer(let bytes) = payload.data else { return }
+      if bytes.readableBytes == 0, !payload.endStream,
+        self.emptyDataRate.isExceeded(at: self.eventLoop.now)
+      {
+        return self.refuse("too_many_empty_frames")
+      }
+      guard let stream = self.streams[frame.streamID] else { return }
       let padding = payload.paddingBytes.map { $0 + 1 } ?? 0
       stream.receivedData(
         bytes,
@@ -141,6 +151,9 @@ package final class ConnectionHandler: ChannelInboundHandler {
         endStream: payload.endStream
       )
     case .settings(let settings):
+      if self.settingsRate.isExceeded(at: self.eventLoop.now) {
+        return self.refuse("too_many_settings")
+      }
       self.refuseExcess(settings)
       self.established()
     case .ping(let data, let ack):
@@ -325,9 +338,15 @@ package final class ConnectionHandler: ChannelInboundHandler {
     let isExcessive = values.contains {
       $0.parameter == .headerTableSize && $0.value > Self.largestHeaderTable
     }
-    guard isExcessive else { return }
+    if isExcessive { self.refuse("header_table_size") }
+  }
+
+  /// Ends a connection whose peer asks too much.
+  private func refuse(_ reason: String) {
+    guard !self.isRefused else { return }
+    self.isRefused = true
     self.statistics[.connectionsFailed].add()
-    self.sendGoAway(self.lastStreamID, .enhanceYourCalm, debugData: "header_table_size")
+    self.sendGoAway(self.lastStreamID, .enhanceYourCalm, debugData: reason)
     self.closeSoon()
   }
 
@@ -520,10 +539,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
       if closing { self.closeSoon() }
     case .sendKeepalivePing:
       self.send(.ping(Self.keepalivePing, ack: false), on: .rootStream, promise: nil)
-    case .refusePings:
-      self.statistics[.connectionsFailed].add()
-      self.sendGoAway(self.lastStreamID, .enhanceYourCalm, debugData: "too_many_pings")
-      self.closeSoon()
+    case .refusePings: self.refuse("too_many_pings")
     case .close:
       self.closeSoon()
     case .closeWhenWritten:

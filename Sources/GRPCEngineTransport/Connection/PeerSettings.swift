@@ -1,4 +1,5 @@
 package import NIOCore
+package import NIOHTTP2
 
 /// Has NIOHTTP2 take this server's SETTINGS for acknowledged from the peer's first frame on.
 ///
@@ -13,16 +14,19 @@ package import NIOCore
 /// last value of a setting counts (section 6.5.3), so that is added to whatever SETTINGS the peer sends.
 /// For the same reason it hears of a window once for each frame, however often that names one.
 ///
-/// And it is given whole frames, but for DATA: what has come of another one when a read ends is held
-/// back. NIOHTTP2 would keep all that it has read since a read that ended with a frame.
+/// And it is given whole frames, and whole header blocks: what has come of one when a read ends is held
+/// back. NIOHTTP2 would keep all that it has read since a read that ended with a frame. DATA without
+/// padding passes as it comes.
 ///
 /// A value: bytes of the peer go in, and those for NIOHTTP2 come out.
 package struct PeerSettings {
   /// The connection preface of a client (RFC 9113 section 3.4).
   private static let prefaceLength = 24
   private static let headerLength = 9
-  private static let (dataType, settingsType): (UInt8, UInt8) = (0, 4)
-  private static let acknowledgementFlag: UInt8 = 1
+  private static let (dataType, headersType, settingsType): (UInt8, UInt8, UInt8) = (0, 1, 4)
+  private static let continuationType: UInt8 = 9
+  private static let (acknowledgementFlag, endHeadersFlag): (UInt8, UInt8) = (1, 4)
+  private static let paddedFlag: UInt8 = 8
   private static let (initialWindowSize, maxFrameSize): (UInt16, UInt16) = (4, 5)
   /// What SETTINGS_MAX_FRAME_SIZE may be (RFC 9113 section 6.5.2).
   private static let frameSizes: Range<UInt32> = 1 << 14..<1 << 24
@@ -41,6 +45,15 @@ package struct PeerSettings {
     var flags: UInt8
     var stream: UInt32
 
+    var isPaddedData: Bool {
+      self.type == PeerSettings.dataType && self.flags & PeerSettings.paddedFlag != 0
+    }
+
+    /// Whether more of its header block follows in CONTINUATION.
+    var isUnfinishedBlock: Bool {
+      self.type == PeerSettings.headersType && self.flags & PeerSettings.endHeadersFlag == 0
+    }
+
     var isAcknowledgement: Bool {
       self.length == 0 && self.type == PeerSettings.settingsType
         && self.flags == PeerSettings.acknowledgementFlag && self.stream == 0
@@ -49,6 +62,9 @@ package struct PeerSettings {
 
   /// The largest frame that this server takes; a larger one is NIOHTTP2's to refuse, at once.
   private let maximum: Int
+  /// What is held of a header block, in bytes and frames; a larger one is NIOHTTP2's to refuse.
+  private let maximumBlock: Int
+  private static let maximumBlockFrames = 65
   private var stage = Stage.preface
   /// Bytes to pass before the next frame begins.
   private var passing = Self.prefaceLength
@@ -57,15 +73,21 @@ package struct PeerSettings {
   /// The largest frame that the peer takes.
   package private(set) var peerMaxFrameSize = FrameSplitter.least
 
-  /// - Parameter maximum: the largest frame that this server takes.
-  package init(maximum: Int = FrameSplitter.least) { self.maximum = maximum }
+  /// - Parameters:
+  ///   - maximum: the largest frame that this server takes.
+  ///   - maximumBlock: the largest header block, in bytes as they come.
+  package init(maximum: Int = FrameSplitter.least, maximumBlock: Int = 80 * 1024) {
+    self.maximum = maximum
+    self.maximumBlock = maximumBlock
+  }
 
   /// Whether the peer's acknowledgement has been kept, so that SETTINGS alone are changed any more.
   package var isComplete: Bool { self.stage == .complete }
 
   package mutating func received(_ bytes: ByteBuffer) -> ByteBuffer {
+    let isContinued = self.held.readableBytes > 0
     var input = bytes
-    if self.held.readableBytes > 0 {
+    if isContinued {
       self.held.writeImmutableBuffer(bytes)
       input = self.held
       self.held = ByteBuffer()
@@ -77,14 +99,15 @@ package struct PeerSettings {
       index += part
       self.passing -= part
       guard self.passing == 0, let header = Self.header(input, at: index) else { break }
-      let end = index + Self.headerLength + header.length
-      if header.type == Self.dataType || header.length > self.maximum {
+      let isPlainData = header.type == Self.dataType && !header.isPaddedData
+      if isPlainData || header.length > self.maximum {
         self.frameBegan()
         index += Self.headerLength
         self.passing = header.length
-      } else if end > input.writerIndex {
-        break
-      } else if self.passes(header) {
+        continue
+      }
+      guard let end = self.endOfWhole(header, input, at: index) else { break }
+      if self.passes(header) {
         index = end
       } else {
         if let before = input.readSlice(length: index - input.readerIndex) {
@@ -95,7 +118,11 @@ package struct PeerSettings {
       }
     }
     let passed = input.readSlice(length: index - input.readerIndex) ?? ByteBuffer()
-    if input.readableBytes > 0 { self.held.writeImmutableBuffer(input) }
+    if isContinued, passed.readableBytes + output.readableBytes == 0 {
+      self.held = input  // whose memory is nobody else's: more is appended without a copy
+    } else if input.readableBytes > 0 {
+      self.held.writeImmutableBuffer(input)
+    }
     if output.readableBytes == 0 { return passed }
     output.writeImmutableBuffer(passed)
     return output
@@ -109,6 +136,20 @@ package struct PeerSettings {
     else { return nil }
     let type = UInt8(truncatingIfNeeded: word)
     return Header(length: Int(word >> 8), type: type, flags: flags, stream: stream)
+  }
+
+  /// Where a frame ends, or the header block that it begins; `nil` when that has not come.
+  private func endOfWhole(_ header: Header, _ bytes: ByteBuffer, at index: Int) -> Int? {
+    var end = index + Self.headerLength + header.length
+    guard header.isUnfinishedBlock else { return end <= bytes.writerIndex ? end : nil }
+    for _ in 1..<Self.maximumBlockFrames where end - index <= self.maximumBlock {
+      guard end <= bytes.writerIndex, let next = Self.header(bytes, at: end) else { return nil }
+      // A frame of another kind, or a large one, is NIOHTTP2's to refuse.
+      guard next.type == Self.continuationType, next.length <= self.maximum else { return end }
+      end += Self.headerLength + next.length
+      if next.flags & Self.endHeadersFlag != 0 { break }
+    }
+    return end <= bytes.writerIndex ? end : nil
   }
 
   /// A peer that does not begin with its SETTINGS is NIOHTTP2's to refuse.
@@ -174,6 +215,9 @@ package struct PeerSettings {
 /// It also announces the limit of concurrent streams, which NIOHTTP2 must not know: past it, that
 /// would end the connection where RFC 9113 section 5.1.2 asks for an error of the stream.
 /// `ConnectionHandler` keeps the limit.
+///
+/// And a GOAWAY of NIOHTTP2's about an error gets the last stream that was heard of, where that writes 0
+/// or none: a peer that is told 0 runs all its calls once more (RFC 9113 section 6.8).
 package final class PeerSettingsHandler: ChannelDuplexHandler {
   package typealias InboundIn = ByteBuffer
   package typealias InboundOut = ByteBuffer
@@ -183,25 +227,51 @@ package final class PeerSettingsHandler: ChannelDuplexHandler {
   private static let settingsStart = 9
   private static let settingLength = 6
   private static let maxConcurrentStreams: UInt16 = 3
+  private static let goAway: UInt8 = 7
 
   private var settings: PeerSettings
   private let maxConcurrentStreams: Int
   private let writer: WriteCoalescer
+  private let lastStream: () -> HTTP2StreamID
+  /// What the last GOAWAY named: no further one may name more (RFC 9113 section 6.8).
+  private var announcedLastStream = UInt32(Int32.max)
   private var hasAnnounced = false
+  /// Whether this server has said its last. What a peer sends until it has heard of that is for nobody,
+  /// and NIOHTTP2 would keep it.
+  private var isClosing = false
 
   /// - Parameters:
   ///   - maxFrameSize: the largest frame that this server takes.
+  ///   - maxHeaderBlock: the largest header block that it takes, in bytes as they come.
   ///   - writer: the handler below, which is told how large frames may be.
-  package init(maxConcurrentStreams: Int, maxFrameSize: Int, writer: WriteCoalescer) {
-    self.settings = PeerSettings(maximum: maxFrameSize)
+  ///   - lastStream: tells the last stream of the peer's that was heard of.
+  package init(
+    maxConcurrentStreams: Int,
+    maxFrameSize: Int,
+    maxHeaderBlock: Int,
+    writer: WriteCoalescer,
+    lastStream: @escaping () -> HTTP2StreamID
+  ) {
+    self.settings = PeerSettings(maximum: maxFrameSize, maximumBlock: maxHeaderBlock)
     self.maxConcurrentStreams = maxConcurrentStreams
     self.writer = writer
+    self.lastStream = lastStream
   }
 
   package func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+    guard !self.isClosing else { return }
     let bytes = self.settings.received(self.unwrapInboundIn(data))
     self.writer.limitFrames(to: self.settings.peerMaxFrameSize)
     if bytes.readableBytes > 0 { context.fireChannelRead(self.wrapInboundOut(bytes)) }
+  }
+
+  package func close(
+    context: ChannelHandlerContext,
+    mode: CloseMode,
+    promise: EventLoopPromise<Void>?
+  ) {
+    self.isClosing = true
+    context.close(mode: mode, promise: promise)
   }
 
   package func write(
@@ -209,7 +279,15 @@ package final class PeerSettingsHandler: ChannelDuplexHandler {
     data: NIOAny,
     promise: EventLoopPromise<Void>?
   ) {
-    guard !self.hasAnnounced, case .byteBuffer(var frame) = self.unwrapOutboundIn(data) else {
+    if self.hasAnnounced {
+      guard let goAway = self.goAway(data) else {
+        context.write(data, promise: promise)
+        return
+      }
+      context.write(self.wrapOutboundOut(.byteBuffer(goAway)), promise: promise)
+      return
+    }
+    guard case .byteBuffer(var frame) = self.unwrapOutboundIn(data) else {
       context.write(data, promise: promise)
       return
     }
@@ -223,5 +301,19 @@ package final class PeerSettingsHandler: ChannelDuplexHandler {
       index += Self.settingLength
     }
     context.write(self.wrapOutboundOut(.byteBuffer(frame)), promise: promise)
+  }
+
+  /// The GOAWAY to write for one of NIOHTTP2's.
+  private func goAway(_ data: NIOAny) -> ByteBuffer? {
+    guard case .byteBuffer(var frame) = self.unwrapOutboundIn(data),
+      let (word, _, _, named, code) = frame.getMultipleIntegers(
+        at: frame.readerIndex,
+        as: (UInt32, UInt8, UInt32, UInt32, UInt32).self
+      ), UInt8(truncatingIfNeeded: word) == Self.goAway
+    else { return nil }
+    let last = code == 0 ? named : UInt32(clamping: Int(self.lastStream()))
+    self.announcedLastStream = min(self.announcedLastStream, last)
+    frame.setInteger(self.announcedLastStream, at: frame.readerIndex + Self.settingsStart)
+    return frame
   }
 }

@@ -148,7 +148,9 @@ package final class Listener: Sendable {
     let settings = PeerSettingsHandler(
       maxConcurrentStreams: configuration.http2.maxConcurrentStreams,
       maxFrameSize: configuration.http2.maxFrameSize,
-      writer: writer
+      maxHeaderBlock: configuration.http2.hardMaxHeaderListSize,
+      writer: writer,
+      lastStream: { connection.lastStreamID }
     )
     try pipeline.addHandler(settings)
     try pipeline.addHandler(Self.http2Handler(configuration, delegate: connection))
@@ -172,22 +174,30 @@ package final class Listener: Sendable {
         HTTP2Setting(parameter: .initialWindowSize, value: configuration.streamWindow)
       )
     }
-    // grpc's clients ping up to ten times a second to measure bandwidth; floods are far above that.
-    connection.controlFrameRateLimit.maximumCount = 1000
-    // Bounds against floods, far above what a clumsy but honest peer needs.
+    // grpc-go pings once in each round trip in which it gets data; `ConnectionLifecycle` and
+    // `ConnectionHandler` know floods of pings and settings from that. NIOHTTP2's limits stay where they
+    // are no peer's that is not hostile: what it ends is the connection, with all its calls.
+    connection.controlFrameRateLimit.maximumCount = 10_000
+    connection.controlFrameRateLimit.windowLength = .milliseconds(100)
+    // Of a connection's whole life; a proxy's may be months, of all its clients.
+    connection.maximumConnectionGlitches = .max
     // RequestHead and ServerStream check what comes; what goes out is ours.
     connection.headerBlockValidation = .disabled
-    connection.maximumSequentialEmptyDataFrames = 1000
+    connection.maximumSequentialEmptyDataFrames = .max
     connection.maximumSequentialContinuationFrames = 64
     // Of streams that this server has reset, whose peer had not heard of that when it sent DATA:
     // one that NIOHTTP2 has forgotten costs the connection. A burst of calls may be refused at once.
-    connection.maximumRecentlyResetStreams = 1024
+    // As many calls as there may be can end together, before their requests do.
+    let streams = configuration.http2.maxConcurrentStreams
+    connection.maximumRecentlyResetStreams = max(1024, min(streams, 1 << 16))
     // For a peer that does not read at the moment: the headers and trailers of every call that it
     // may have, and what a flood of its own frames is answered with until that is noticed.
-    connection.maximumBufferedControlFrames = 10_000 + 2 * configuration.http2.maxConcurrentStreams
+    connection.maximumBufferedControlFrames = 10_000 + 2 * streams
     var stream = NIOHTTP2Handler.StreamConfiguration()
-    // Calls that run out of time are reset by their client: a busy one does that often.
-    stream.streamResetFrameRateLimit.maximumCount = 1000
+    // Calls that run out of time are reset by their client: a busy one does that often, and with all
+    // that it has under way.
+    stream.streamResetFrameRateLimit.maximumCount = max(10_000, 2 * min(streams, 1 << 16))
+    stream.streamErrorRateLimit.maximumCount = 1000
     stream.streamResetFrameRateLimit.windowLength = .seconds(5)
     return NIOHTTP2Handler(
       mode: .server,

@@ -20,6 +20,8 @@ package final class ServerStream {
 
   private var decoder: MessageDecoder
   private var window: ReceiveWindow
+  /// Messages that the application has not consumed.
+  private var waitingMessages = 0
   private var state: StreamState
   /// Nothing is held for the stream any more, and nothing is charged.
   private var isReleased = false
@@ -67,6 +69,7 @@ package final class ServerStream {
     do {
       while let message = try self.decoder.next() {
         self.window.delivered(message.payload.readableBytes + MessageFramer.prefixLength)
+        self.waitingMessages += 1
         receiver.received(message)
       }
     } catch {
@@ -121,9 +124,10 @@ package final class ServerStream {
 
   // MARK: To the peer
 
-  /// The application took messages of `length` bytes, prefixes included: lets the peer send more.
-  package func consumed(_ length: Int) {
-    self.window.consumed(length)
+  /// The application took some messages: lets the peer send more.
+  package func consumed(_ consumption: Consumption) {
+    self.window.consumed(consumption.bytes)
+    self.waitingMessages -= consumption.messages
     self.grantWindow()
     self.charge()
   }
@@ -152,7 +156,8 @@ package final class ServerStream {
     let expected = self.state.inbound == .open ? self.window.excess : 0
     self.connection.charge(
       &self.share,
-      held: self.headSize + self.window.held + partial + expected,
+      held: self.headSize + self.window.held + self.waitingMessages * ReceivedMessage.overhead
+        + partial + expected,
       unsent: self.unsent,
       isComplete: self.state.inbound == .ended
     )

@@ -180,6 +180,50 @@ struct PeerSettingsTests {
     #expect(settings.received(ByteBuffer(bytes: large)).readableBytes == large.count)
   }
 
+  private static func frame(_ type: UInt8, _ flags: UInt8, _ length: Int) -> [UInt8] {
+    [0, UInt8(length >> 8), UInt8(length & 255), type, flags, 0, 0, 0, 1]
+      + [UInt8](repeating: 1, count: length)
+  }
+
+  /// What comes out for each of some pieces.
+  private static func lengths(_ pieces: [[UInt8]], maximumBlock: Int = 1000) -> [Int] {
+    var settings = PeerSettings(maximumBlock: maximumBlock)
+    _ = settings.received(ByteBuffer(bytes: Self.greeting + Self.acknowledgement))
+    return pieces.map { settings.received(ByteBuffer(bytes: $0)).readableBytes }
+  }
+
+  @Test("A header block is given whole, and so is DATA that is padded")
+  func wholeBlocks() {
+    let ping = Self.frame(6, 0, 8)
+    let block = Self.frame(1, 0, 10) + Self.frame(9, 0, 0) + Self.frame(9, 4, 20)
+    #expect(Self.lengths([ping + block.prefix(30), block.dropFirst(30) + ping]) == [17, 74])
+    for cut in 1..<block.count {
+      let pieces = [Array(block.prefix(cut)), Array(block.dropFirst(cut))]
+      #expect(Self.lengths(pieces) == [0, block.count])
+    }
+    let padded = Self.frame(0, 8, 50)
+    for cut in 1..<padded.count {
+      let pieces = [Array(padded.prefix(cut)), Array(padded.dropFirst(cut))]
+      #expect(Self.lengths(pieces) == [0, padded.count])
+    }
+  }
+
+  @Test("A header block that is none, or too large, is HTTP/2's to refuse")
+  func blocksToRefuse() {
+    let (begin, more, last) = (Self.frame(1, 0, 10), Self.frame(9, 0, 400), Self.frame(9, 4, 1))
+    // Another frame amid it.
+    #expect(Self.lengths([begin, Self.frame(6, 0, 8)]) == [0, 36])
+    // More bytes than may be, and more frames.
+    #expect(Self.lengths([begin, more, more, more, last]) == [0, 0, 0, 1246, 10])
+    let small = Self.frame(9, 0, 0)
+    let passed = Self.lengths([begin] + [[UInt8]](repeating: small, count: 70))
+    #expect(passed.prefix(64).allSatisfy { $0 == 0 })
+    #expect(passed.reduce(0, +) == begin.count + 70 * small.count)
+    // A CONTINUATION that is larger than a frame may be.
+    let large: [UInt8] = [0, 0x40, 1, 9, 0, 0, 0, 0, 1, 7]
+    #expect(Self.lengths([begin, large]) == [0, begin.count + large.count])
+  }
+
   @Test("Of the windows that a frame names the last one counts, and one that can't be is passed")
   func windows() {
     var settings = PeerSettings()
