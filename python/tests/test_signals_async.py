@@ -6,6 +6,7 @@ import contextvars
 import gc
 import sys
 import threading
+import weakref
 
 import grpc
 import pytest
@@ -14,10 +15,15 @@ from django.core.cache import caches
 from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
-from harness import PATIENCE
+from harness import PATIENCE, eventually
 from sampleapp.caches import ClosableCache
 
-from django_grpc.signals import grpc_request_finished, grpc_request_started, hygiene
+from django_grpc.signals import (
+    grpc_got_request_exception,
+    grpc_request_finished,
+    grpc_request_started,
+    hygiene,
+)
 from django_grpc.signals.wrapper import SignalWrapper
 
 SERVICE = "test.Async"
@@ -522,3 +528,72 @@ def test_async_receiver_that_exits_ends_its_call_alone(serve, signal):
         go_on.set()
         signal.disconnect(receive)
     assert caught.value.code() is grpc.StatusCode.UNKNOWN
+
+
+class Held:
+    pass
+
+
+@pytest.mark.parametrize("end", ["is cancelled", "aborts"])
+@pytest.mark.parametrize("signal", [None, grpc_request_finished])
+def test_what_a_call_held_is_let_go_with_it(serve, signal, end):
+    """Not with the garbage, on some other thread: there may be cursors with it."""
+    held = []
+
+    def query():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+
+    async def method(request, context):
+        kept = Held()
+        held.append(weakref.ref(kept))
+        await sync_to_async(query)()
+        if end == "raises":
+            raise ValueError
+        channel.close()
+        await asyncio.sleep(PATIENCE)
+
+    def receiver(**kwargs):
+        seen.append(kwargs)
+
+    seen = []
+    if signal is not None:
+        signal.connect(receiver)
+    gc.collect()
+    gc.disable()
+    try:
+        channel = serve("unary_unary", method)
+        with pytest.raises(grpc.RpcError):
+            call(channel, "unary_unary")
+        assert eventually(lambda: held[0]() is None)
+    finally:
+        gc.enable()
+        if signal is not None:
+            signal.disconnect(receiver)
+    assert len(seen) == (signal is grpc_request_finished)
+
+
+def test_context_of_a_receiver_is_the_calls_whatever_happens(serve):
+    """As asgiref has it: what a receiver sets in the context, the code around the call sees."""
+    variable = contextvars.ContextVar("variable", default="nothing")
+    seen = []
+
+    def set_it(**kwargs):
+        variable.set("set")
+
+    async def see_it(**kwargs):
+        seen.append(variable.get())
+
+    async def method(request, context):
+        raise ValueError
+
+    grpc_got_request_exception.connect(set_it)
+    grpc_request_finished.connect(see_it)
+    try:
+        with pytest.raises(grpc.RpcError):
+            call(serve("unary_unary", method), "unary_unary")
+        assert eventually(lambda: seen)
+    finally:
+        grpc_got_request_exception.disconnect(set_it)
+        grpc_request_finished.disconnect(see_it)
+    assert seen == ["set"]

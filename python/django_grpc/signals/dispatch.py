@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import django.core.cache
 import django.db
-from asgiref.sync import iscoroutinefunction, sync_to_async
+from asgiref.sync import iscoroutinefunction
 from django.dispatch import Signal
 
 from django_grpc.signals import hygiene
@@ -104,7 +104,7 @@ class CallSignal(Signal):
 
             if stock:
                 hygiene.stop_using()  # as they see to what this call has used until now
-            await sync_to_async(call)()
+            await hygiene.run_on_sync_thread(call)
         else:
             await hygiene.run_async(stock)
             responses.extend((receiver, None) for receiver, _ in plain)

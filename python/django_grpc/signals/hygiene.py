@@ -8,7 +8,10 @@ The signals run them around servicers' methods. `CallHygiene` is put around ever
 runs for a call: interceptors, handlers that they make, callbacks, receivers.
 """
 
+import asyncio
+import contextvars
 import functools
+import sys
 import threading
 import time
 import weakref
@@ -387,14 +390,34 @@ async def run_async(functions: Collection[Callable[[], None]]) -> None:
     """Do what functions of this module do for a call on a loop."""
     call = _call.get()
     if call is None:  # not one of a server's
-        await sync_to_async(_run_all)(functions)
+        await run_on_sync_thread(functools.partial(_run_all, functions))
         return
     if call.uses_database:
         stop_using()
         # Waited for: whoever has the answer finds the connection closed, if it is to be.
-        await sync_to_async(close_old_connections)()
+        await run_on_sync_thread(close_old_connections)
     if close_used_caches in functions and _are_caches_used():
-        await sync_to_async(close_used_caches)()
+        await run_on_sync_thread(close_used_caches)
+
+
+async def run_on_sync_thread(function: Callable[[], object]) -> None:
+    """Run a function on the thread of `sync_to_async`, also while an exception is handled.
+
+    asgiref takes that exception along to its thread and raises it there once more, so that its
+    traceback leads to a frame that holds it. All the frames of the call that has failed or was
+    cancelled would stay until the garbage is collected, and the cursors with them that it reads
+    from: which then are closed on whatever thread that is, amid another query even, which psycopg
+    waits for for ever. In a task of its own no exception is handled.
+    """
+    if sys.exc_info()[0] is None:
+        await sync_to_async(function)()
+        return
+    context = contextvars.copy_context()
+    loop = asyncio.get_running_loop()
+    await loop.create_task(sync_to_async(function)(), context=context)
+    for variable, value in context.items():  # as sync_to_async does
+        if variable.get(None) is not value:
+            variable.set(value)
 
 
 def stop_using() -> None:
