@@ -127,7 +127,9 @@ def test_second_signal_ends_the_server_at_once(start_reloading):
         _sleeping = begin_sleep(channel, 100)  # kept: a call that is dropped is cancelled
         process.send(signal.SIGTERM)
         process.wait_for("Received SIGTERM")
-        assert process.send_until_end(signal.SIGTERM) == 128 + signal.SIGTERM
+        # By that signal itself where one more comes while the process goes.
+        ends = (128 + signal.SIGTERM, -signal.SIGTERM)
+        assert process.send_until_end(signal.SIGTERM) in ends
 
 
 def test_changed_file_does_not_wait_for_a_long_call(start_reloading, module):

@@ -60,7 +60,7 @@ def run(script):
         [sys.executable, "-c", HEAD + textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=4 * PATIENCE,  # they start clients, one after the other
     )
     assert (completed.returncode, completed.stderr) == (0, "")
 
