@@ -6,7 +6,7 @@ _DESCRIPTOR = re.compile(r"fd:\d+")
 _UNIX = ("unix:", "unix-abstract:")
 # An IPv6 address without brackets has more than one colon.
 _WITH_PORT = re.compile(r"(?:\[[^]]*\]|(?!fd:)[^:\[\]]+):(\d+)")
-_URL = re.compile(r"(https?|grpcs?|tcp)://", re.IGNORECASE)
+_URL = re.compile(r"(https?|grpcs?|tcp|udp|sctp)://", re.IGNORECASE)
 
 
 def is_unix(address: str) -> bool:

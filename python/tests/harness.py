@@ -123,6 +123,10 @@ class ServerProcess:
                 return match
         pytest.fail(f"{pattern!r} is not in the output:\n{self.output}")
 
+    @property
+    def pid(self):
+        return self._process.pid
+
     def is_running(self):
         return self._process.poll() is None
 

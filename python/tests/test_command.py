@@ -2,12 +2,15 @@
 
 import io
 import os
+import re
 import signal
 import socket
 import sys
 import textwrap
 import time
+from pathlib import Path
 
+import django
 import grpc
 import pytest
 from certificates import make_certificate
@@ -308,10 +311,11 @@ def test_second_server_on_a_port_is_refused(start):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--port", "70000"], "70000 is not a port number"),
+        (["--port", "70000"], "--port must be a port number, 0 to 65535, not 70000."),
         (["localhost"], "'localhost' is not a port number, an address:port pair or a unix:PATH."),
         (["::1:50051"], "'::1:50051' is not a port number"),
-        (["--port", "-1"], "-1 is not a port number: it must be 0 to 65535."),
+        (["--port", "-1"], "--port must be a port number, 0 to 65535, not -1."),
+        (["localhost:70000"], "70000 is not a port number: it must be 0 to 65535."),
         (["--host", "127.0.0.1:5"], "--host must be an address without a port"),
         (["--host", "no.such.host.invalid"], "the name can't be resolved ("),
         (["--max-workers", "0"], "--max_workers must be a whole number above 0, not 0."),
@@ -341,6 +345,77 @@ def test_what_kubernetes_says_of_a_service_is_no_mistake(start):
         "GRPCSERVER_SERVICE_PORT_GRPC": "50051",
     }
     start("--port", "0", environment=environment).wait_for(LISTENING)
+
+
+@pytest.mark.parametrize("port", [None, "0"])
+def test_port_may_be_set_elsewhere(port, start):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+    environment = {} if port is None else {"GRPCSERVER_PORT": port}
+    process = start(environment=environment, port=number)
+    found = process.wait_for(LISTENING).group(1)
+    assert (found == str(number)) is (port is None)
+
+
+def test_what_is_printed_at_start(start, tmp_path):
+    process = start("--port", "0", "--max-workers", "3")
+    process.wait_for("Address")
+    lines = process.output.splitlines()
+    assert lines[0].startswith("gRPC server starting at ")
+    assert lines[1] == (f"Django version {django.get_version()}, using settings 'process_settings'")
+    assert re.fullmatch(
+        r"Address 127\.0\.0\.1:\d+, plaintext, 3 threads\. Quit with CONTROL-C\.", lines[-1]
+    )
+    made = make_certificate(tmp_path, "localhost")
+    pair = {"private_key": str(made.key_file), "certificate_chain": str(made.certificate_file)}
+    start("--port", "0", credentials=[pair]).wait_for(r"Address [\d.:]+, TLS, \d+ threads\.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting"),
+    [([], {}), ([], {"async": True}), (["--workers", "2"], {}), (["--autoreload"], {})],
+    ids=str,
+)
+def test_nothing_is_printed_at_verbosity_0(arguments, setting, start, tmp_path):
+    path = tmp_path / "grpc.sock"
+    process = start(f"unix:{path}", "-v0", *arguments, **setting)
+    with grpc.insecure_channel(f"unix:{path}") as channel:
+        assert say_hello(channel) == "Hello, World!"
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
+    assert process.output == ""
+
+
+def test_mistake_is_printed_at_verbosity_0(start):
+    assert_refuses(start("-v0", max_workers="many"), "must be a whole number")
+
+
+def names_of_threads(pid):
+    return {it.read_text().strip() for it in Path(f"/proc/{pid}/task").glob("*/comm")}
+
+
+def test_threads_have_names(start):
+    process = start("--port", "0", "--watchdog", "5", "--access-log", "text")
+    with listening(process) as channel:
+        assert say_hello(channel) == "Hello, World!"
+        process.wait_for("SayHello")
+        names = names_of_threads(process.pid)
+    assert {"grpc-worker", "grpc-watchdog", "grpc-call-log", "grpc-health"} <= names
+
+
+def test_parent_of_workers_has_a_title_of_its_own(start):
+    pytest.importorskip("setproctitle")
+    process = start("--port", "0", "--workers", "2")
+    process.wait_for(LISTENING)
+
+    def title(pid):
+        return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0")
+
+    pid = process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert title(pid) == "grpcserver: parent [process_settings]"
+    assert [title(it) for it in children] == ["grpcserver: worker [process_settings]"] * 2
 
 
 def test_all_wrong_keys_are_told_at_once(start):

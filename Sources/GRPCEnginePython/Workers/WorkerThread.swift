@@ -26,6 +26,15 @@ final class WorkerThread: @unchecked Sendable {
   init() {
     self.thread = pthread_self()
     self.systemID = UInt64(PyThread_get_thread_native_id())
+    Self.nameThisThread()
+  }
+
+  /// Tells top(1) of it.
+  private static func nameThisThread() {
+    let file = open("/proc/thread-self/comm", O_WRONLY | O_CLOEXEC)
+    guard file >= 0 else { return }
+    _ = "grpc-worker".withCString { write(file, $0, strlen($0)) }  // at most 15 bytes
+    close(file)
   }
 
   /// The thread ends now; for itself to say. The system may then give its identity to another one.

@@ -17,6 +17,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
+from django_grpc.addresses import is_url
 from django_grpc.conf.config import (
     AccessLog,
     Credentials,
@@ -135,7 +136,7 @@ def parse(
     return (None if problems else ServerConfig(**values)), problems
 
 
-# What Kubernetes gives the pods beside a service of the name "grpcserver".
+# What Kubernetes gives the pods beside a service of the name "grpcserver": PORT=tcp://10.0.0.1:50051.
 _OF_KUBERNETES = re.compile(r"(PORT(_\d+_[A-Z]+(_\w+)?)?|SERVICE_(HOST|PORT\w*))$")
 
 
@@ -166,7 +167,8 @@ def _given(
         yield f"{SETTING}['{name}']", setting[name]
     variable = f"{SETTING}_{name.upper()}"
     if key.read is not None and (text := environment.get(variable)):
-        yield variable, key.read(text)
+        if not (_OF_KUBERNETES.match(variable.removeprefix(f"{SETTING}_")) and is_url(text)):
+            yield variable, key.read(text)
     if flags.get(key.attribute) is not None:
         yield key.flag, flags[key.attribute]
 

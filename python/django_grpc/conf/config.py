@@ -142,6 +142,7 @@ class ServerConfig:
         drain_delay: Seconds between the signal to stop and the drain, in which the health service
             says NOT_SERVING and calls are served as ever. Default: 0.
         host: Address to listen on, or ``unix:PATH``. Default: ``[::]``, every address.
+        port: TCP port; 0 lets the system choose. Default: 50051.
         max_connections: Connections at once, over all worker processes. Default: no limit.
         workers: Worker processes; 0 is one for each processor, 1 is this process alone, without a
             supervisor. Default: 1.
@@ -178,6 +179,7 @@ class ServerConfig:
     grace: float = 30.0
     drain_delay: float = 0.0
     host: str = "[::]"
+    port: int = 50051
     max_connections: int | None = None
     workers: int = 1
     worker_max_calls: int | None = None

@@ -182,6 +182,14 @@ def parse_host(value: Any) -> str:
     return host
 
 
+def parse_port(value: Any) -> int:
+    """Take the number of a TCP port, or the text of one."""
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if not _is_whole(number) or number > 65535:
+        raise Invalid(f" must be a port number, 0 to 65535, not {value!r}.", "Write 50051.")
+    return int(number)
+
+
 _CREDENTIAL_KEYS = (
     "private_key",
     "certificate_chain",

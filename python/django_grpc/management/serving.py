@@ -23,7 +23,7 @@ from django_grpc import conf, engine, utils
 from django_grpc.addresses import format_address
 from django_grpc.certificates import CertificateWatcher
 from django_grpc.engine import loops
-from django_grpc.management import complaints, reloading, threads
+from django_grpc.management import complaints, reloading, threads, titles
 from django_grpc.management.shutdown import ShutdownRequest
 from django_grpc.workers import systemd
 from django_grpc.workers.listeners import address_of
@@ -319,6 +319,7 @@ class _Serving:
 
     def _started(self) -> None:
         self._command.on_listening(self._server, self._config, self._address, **self._options)
+        titles.name_threads()
         self._place.started()
 
     def _wait(self) -> float:
@@ -392,10 +393,11 @@ def _run_checks(command: "Command", **options: Any) -> None:
     try:
         if not options["skip_checks"]:
             command.check()  # from Django 6.1 on some of them ask the database
-        command.check_migrations()
+        if options["verbosity"] > 0:  # all that it does is to tell
+            command.check_migrations()
     except DatabaseError as error:
         # A gRPC server may well come up before its database.
-        command.stdout.write(
+        command.say(
             command.style.WARNING(f"The database can't be asked, some checks are left out: {error}")
         )
     for connection in connections.all(initialized_only=True):

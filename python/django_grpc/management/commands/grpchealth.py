@@ -10,11 +10,11 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from google.protobuf import descriptor_pool, message_factory
 
 from django_grpc import conf
+from django_grpc.addresses import format_address
 from django_grpc.health.descriptor import health_file
 from django_grpc.management.arguments import positive_seconds, target, unicode_text
 
 _SERVICE = "grpc.health.v1.Health"
-_DEFAULT_PORT = 50051
 
 #: What a server listens on, and where it can be asked then.
 _LOOPBACK = {"": "localhost", "[::]": "localhost", "::": "localhost", "0.0.0.0": "127.0.0.1"}  # noqa: S104
@@ -39,7 +39,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--addr",
             type=target,
-            help=f"HOST:PORT or unix:PATH. Default: the setting's host, port {_DEFAULT_PORT}.",
+            help="HOST:PORT or unix:PATH. Default: the setting's host and port.",
         )
         parser.add_argument(
             "--service",
@@ -86,13 +86,13 @@ class Command(BaseCommand):
         Raises:
             CommandError: The server is not SERVING, or can't be asked.
         """
-        config = None
-        if options["addr"] is None:
+        config, address = None, options["addr"]
+        if address is None:
             try:
                 config = conf.load()
             except ImproperlyConfigured as error:
                 raise CommandError(str(error)) from error
-        address = options["addr"] or _address(config.host if config else "")
+            address = _address(config)
         credentials = _credentials(config, options)
         channel_options = list(_CHANNEL_OPTIONS)
         if options["tls_server_name"]:
@@ -156,14 +156,9 @@ class _Probe:
         return str(value.name) if value else f"of the unknown status {response.status}"
 
 
-def _address(host: str) -> str:
-    """Return where the server that listens on `host` can be asked."""
-    if host.startswith(("unix:", "unix-abstract:")):
-        return host
-    host = _LOOPBACK.get(host, host)
-    if ":" in host and not host.startswith("["):
-        host = f"[{host}]"
-    return f"{host}:{_DEFAULT_PORT}"
+def _address(config: conf.ServerConfig) -> str:
+    """Return where the server of these settings can be asked."""
+    return format_address(_LOOPBACK.get(config.host, config.host), config.port)
 
 
 def _credentials(

@@ -6,12 +6,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from django import get_version
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_grpc import conf, greenlets, logs
 from django_grpc.addresses import format_address, is_unix, parse_addrport
 from django_grpc.logs import GuardedLogger, text_of
-from django_grpc.management import complaints, reloading
+from django_grpc.management import complaints, reloading, titles
 from django_grpc.management.arguments import unicode_text
 from django_grpc.management.output import flush_or_lose, make_output_tolerant
 from django_grpc.management.shutdown import (
@@ -36,6 +38,7 @@ _FLAGS = (
     "max_workers",
     "grace",
     "host",
+    "port",
     "drain_delay",
     "max_connections",
     "workers",
@@ -69,6 +72,9 @@ class Command(BaseCommand):
     # Whether this process is the command's.
     _is_process = False
 
+    # Whether nothing is printed but mistakes.
+    _is_silent = False
+
     # What this process inherits, when it is a worker.
     _inheritance: Inheritance | None = None
 
@@ -81,8 +87,10 @@ class Command(BaseCommand):
             help="Optional port number, or address:port, or unix:PATH; it stands above --host "
             "and --port.",
         )
-        parser.add_argument("--max_workers", "--max-workers", type=int, help="Number of workers")
-        parser.add_argument("--port", type=int, default=50051, help="Port number to listen")
+        parser.add_argument(
+            "--max_workers", "--max-workers", type=int, help="Threads that run servicers."
+        )
+        parser.add_argument("--port", type=int, help="Port number to listen on. Default: 50051.")
         parser.add_argument(
             "--host",
             type=unicode_text,
@@ -196,6 +204,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Serve: as a worker, with the reloader, with workers, or alone."""
         make_output_tolerant(self)
+        self._is_silent = options["verbosity"] == 0
         _refuse(greenlets.refuse_patched_threads)  # before the first thread, which might never end
         self._inheritance = Inheritance.take()
         if self._inheritance is not None:
@@ -212,11 +221,11 @@ class Command(BaseCommand):
 
     def _serve_or_supervise(self, **options: Any) -> None:
         if options["autoreload"]:
-            self.stdout.write("ATTENTION! Autoreload is enabled!")
+            self.say("ATTENTION! Autoreload is enabled!")
             reloading.run_child(lambda shutdown: self._serve_reloaded(shutdown, **options))
             return
         with ShutdownRequest(is_starting=True) as shutdown:
-            self.stdout.write(f"gRPC server starting at {datetime.datetime.now()}")
+            self._say_starting()
             config = self.get_config(**options)
             if config.worker_count > 1:
                 self._supervise(config, shutdown, **options)
@@ -226,11 +235,9 @@ class Command(BaseCommand):
 
     def _serve_reloaded(self, shutdown: ShutdownRequest, **options: Any) -> None:
         try:
-            self.stdout.write(f"gRPC server starting at {datetime.datetime.now()}")
+            self._say_starting()
             if self.get_config(**options).worker_count > 1:
-                self.stdout.write(
-                    "With --autoreload there is one process: 'workers' does not count."
-                )
+                self.say("With --autoreload there is one process: 'workers' does not count.")
             self._serve_alone(shutdown, **options)
         except StoppedAtStart as stopped:  # by the other thread, which waits for this one
             self._say_stopped_at_start(stopped, **options)
@@ -262,6 +269,8 @@ class Command(BaseCommand):
         from django_grpc.management import serving
         from django_grpc.workers.worker import WorkerPlace
 
+        if self._is_process:
+            titles.name_process("worker")
         with ShutdownRequest() as shutdown:
             with complaints.naming_share():
                 place = WorkerPlace(inheritance, shutdown)
@@ -276,20 +285,19 @@ class Command(BaseCommand):
                 "give --workers 1."
             )
         _refuse(greenlets.refuse_patched_processes)
+        if self._is_process:
+            titles.name_process("parent")
         sockets = systemd.take_sockets()
         address = format_address(*self._get_address(**options))
         reuse_port = dict(reversed(config.options)).get("grpc.so_reuseport", 0)
         listening: list[listeners.ListeningSocket] = []
         metrics: list[listeners.ListeningSocket] = []
 
-        def write(text: str) -> None:
-            self.stdout.write(text)
-            self.stdout.flush()
-
         def on_up(plan: Plan) -> None:
             self._say_listening(
                 listeners.addresses(listening),
-                f"{plan.workers} processes of {plan.max_workers} workers",
+                config,
+                f"{plan.workers} processes of {plan.max_workers} threads",
             )
 
         try:
@@ -308,7 +316,7 @@ class Command(BaseCommand):
                 raise CommandError(complaints.about_metrics(config.metrics, error)) from error
             with complaints.naming_share():
                 supervisor = Supervisor(
-                    Plan.of(config), listening, metrics, write=write, on_up=on_up
+                    Plan.of(config), listening, metrics, write=self.say, on_up=on_up
                 )
         except BaseException:
             for bound in listening + metrics:
@@ -321,9 +329,9 @@ class Command(BaseCommand):
         self._say_stopped()
 
     def _get_address(self, **options: Any) -> tuple[str, int]:
-        host = self.get_config(**options).host
+        config = self.get_config(**options)
         try:
-            return parse_addrport(host, options["port"], options["addrport"])
+            return parse_addrport(config.host, config.port, options["addrport"])
         except ValueError as error:
             raise CommandError(str(error)) from error
 
@@ -353,7 +361,7 @@ class Command(BaseCommand):
     ) -> None:
         """Say that the server is up; called in each worker process, for whom the parent says it."""
         if self._inheritance is None:
-            self._say_listening(address, f"{config.max_workers} workers")
+            self._say_listening(address, config, f"{config.max_workers} threads")
 
     def on_shutdown(self) -> None:
         """Tell the project, once the server has drained; called in each worker process."""
@@ -368,19 +376,28 @@ class Command(BaseCommand):
 
     # What is printed
 
-    def _say_listening(self, address: str, workers: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line for whoever started the command, unless it is to be silent."""
+        if not self._is_silent:
+            self.stdout.write(text)
+            self.stdout.flush()
+
+    def _say_starting(self) -> None:
+        self.say(f"gRPC server starting at {datetime.datetime.now()}")
+        self.say(f"Django version {get_version()}, using settings {settings.SETTINGS_MODULE!r}")
+
+    def _say_listening(self, address: str, config: conf.ServerConfig, threads: str) -> None:
         port = address if is_unix(address) else address.rpartition(":")[2]
-        self.stdout.write(f"gRPC server is listening port {port}")
-        self.stdout.write(f"Address {address}, {workers}. Quit with CONTROL-C.")
-        self.stdout.flush()
+        security = "plaintext" if config.credentials is None else "TLS"
+        self.say(f"gRPC server is listening port {port}")
+        self.say(f"Address {address}, {security}, {threads}. Quit with CONTROL-C.")
 
     def say_stopping(self, reason: str, grace: float) -> None:
         """Say that the server drains, and why."""
-        self.stdout.write(
+        self.say(
             f"Received {reason}. Starting graceful shutdown, "
             f"calls in flight have {grace:g} s to end..."
         )
-        self.stdout.flush()
 
     def give_up(self, status: int) -> None:
         """End the process, if it is the command's own, as the server's loop does not go on.
@@ -397,8 +414,7 @@ class Command(BaseCommand):
             end_process(status, 0)
 
     def _say_stopped(self) -> None:
-        self.stdout.write("Graceful shutdown completed")
-        self.stdout.flush()
+        self.say("Graceful shutdown completed")
 
 
 def _refuse(find_fault: Callable[[], None]) -> None:
