@@ -218,9 +218,12 @@ def load_credentials(credentials: conf.Credentials) -> engine.ServerCredentials:
     Raises:
         ImproperlyConfigured: A file can't be read, or the engine can't use what it holds.
     """
-    with _naming_credentials():
+    pairs, roots, require_client_auth = _read_credentials(credentials)
+    with _naming_credentials(credentials, pairs):
         return engine.ssl_server_credentials(
-            *_read_credentials(credentials),
+            pairs,
+            roots,
+            require_client_auth,
             minimum_tls_version=credentials.minimum_tls_version,
             cipher_suites=credentials.cipher_suites,
         )
@@ -232,17 +235,30 @@ def renew_credentials(credentials: conf.Credentials, loaded: engine.ServerCreden
     Raises:
         ImproperlyConfigured: As `load_credentials`; what was loaded stays in use then.
     """
-    with _naming_credentials():
-        loaded.renew(*_read_credentials(credentials))
+    pairs, roots, require_client_auth = _read_credentials(credentials)
+    with _naming_credentials(credentials, pairs):
+        loaded.renew(pairs, roots, require_client_auth)
 
 
 @contextlib.contextmanager
-def _naming_credentials() -> Iterator[None]:
+def _naming_credentials(
+    credentials: conf.Credentials, pairs: list[tuple[bytes, bytes]]
+) -> Iterator[None]:
+    """Say which files can't be used."""
     try:
         yield
     except ValueError as error:
+        files, reason = f"'{credentials.root_certificates}'", error
+        for paths, pair in zip(credentials.key_pairs, pairs, strict=True):
+            try:
+                engine.ssl_server_credentials([pair])
+            except ValueError as of_pair:
+                files = f"'{paths.private_key}' with '{paths.certificate_chain}'"
+                reason = of_pair
+                break
+        said = str(reason).removeprefix("Cannot use the server credentials: ")
         raise ImproperlyConfigured(
-            f"{conf.SETTING}['credentials'] can't be used: {error}"
+            f"{conf.SETTING}['credentials']: {files} can't be used: {said}."
         ) from error
 
 
@@ -348,9 +364,15 @@ def load_interceptors(strings: Iterable[Any] | None) -> list[Any]:
     """
     loaded = []
     for it in strings or ():
-        made = conf.call_configured("interceptors", it) if isinstance(it, str) else it
+        who, made = repr(it), it
+        if isinstance(it, str):
+            who = f"{conf.SETTING}['interceptors']: '{it}'"
+            named = conf.import_configured("interceptors", it)
+            if inspect.isabstract(named):
+                missing = ", ".join(sorted(getattr(named, "__abstractmethods__", ())))
+                raise ImproperlyConfigured(f"{who} is an abstract class: it has no {missing}.")
+            made = conf.call_configured("interceptors", it)
         if not hasattr(made, "intercept_service"):
-            who = f"{conf.SETTING}['interceptors']: '{it}'" if isinstance(it, str) else repr(it)
             raise ImproperlyConfigured(
                 f"{who} is no grpc.ServerInterceptor: it has no method 'intercept_service'."
             )

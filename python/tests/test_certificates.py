@@ -114,8 +114,12 @@ def test_server_shows_what_was_renewed(tmp_path):
     try:
         assert is_trusted(old_authority)
         shutil.copy(new.key_file, key)
-        with pytest.raises(ImproperlyConfigured, match="does not fit"):
+        with pytest.raises(ImproperlyConfigured) as caught:
             utils.renew_credentials(settings, loaded)
+        assert str(caught.value) == (
+            f"GRPCSERVER['credentials']: '{key}' with '{chain}' can't be used: the private key "
+            "does not fit the certificate, which is the first of the chain."
+        )
         assert is_trusted(old_authority)
         shutil.copy(new.certificate_file, chain)
         utils.renew_credentials(settings, loaded)
@@ -151,3 +155,27 @@ def test_log_handler_that_raises_does_not_end_the_watcher(tmp_path, watch):
         path.write_text("new one")
         assert renewals.done.wait(PATIENCE)
         assert lines.texts[0] == "The renewed certificates are not in use yet: not yet"
+
+
+@pytest.mark.parametrize("place", ["first", "second", "roots"])
+def test_file_that_can_not_be_used_is_named(place, tmp_path):
+    good = make_certificate(tmp_path, "good")
+    bad = tmp_path / "bad.pem"
+    bad.write_text("no certificate")
+    pairs = [
+        conf.KeyPair(
+            private_key=str(good.key_file),
+            certificate_chain=str(bad if it == place else good.certificate_file),
+        )
+        for it in ("first", "second")
+    ]
+    credentials = conf.Credentials(
+        key_pairs=tuple(pairs),
+        root_certificates=str(bad if place == "roots" else good.certificate_file),
+    )
+    with pytest.raises(ImproperlyConfigured) as caught:
+        utils.load_credentials(credentials)
+    named = f"'{bad}'" if place == "roots" else f"'{good.key_file}' with '{bad}'"
+    assert str(caught.value).startswith(
+        f"GRPCSERVER['credentials']: {named} can't be used: there is no PEM"
+    )

@@ -251,6 +251,33 @@ def is_in(folder, module):
     return (getattr(module, "__file__", None) or "").startswith(str(folder))
 
 
+@pytest.mark.parametrize("arguments", [[], ["--workers", "2"]], ids=str)
+def test_database_that_says_nothing_does_not_keep_the_server_from_starting(
+    arguments, start, tmp_path
+):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        (tmp_path / "settings_with_silence.py").write_text(
+            "from process_settings import *\n"
+            "DATABASES = {'default': {'ENGINE': 'django.db.backends.postgresql', 'NAME': 'it',"
+            f" 'HOST': '127.0.0.1', 'PORT': {silent.getsockname()[1]}}}}}\n"
+        )
+        environment = {"DJANGO_SETTINGS_MODULE": "settings_with_silence"}
+        process = start("--port", "0", *arguments, environment=environment)
+        process.wait_for("The database can't be asked, some checks are left out: it says nothing")
+        with listening(process) as channel:
+            assert say_hello(channel) == "Hello, World!"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_name_that_can_not_be_resolved_is_told(workers, refuses):
+    said = "the name can't be resolved ("
+    refuses("--host", "no.such.host.invalid", "--workers", workers, texts=[said])
+    metrics = ("--metrics", "no.such.host.invalid:1")
+    refuses("--port", "0", *metrics, "--workers", workers, texts=["Metrics can't be served", said])
+
+
 def assert_refuses(process, *texts):
     """It ends with status 1 and one sentence."""
     assert process.wait() == 1
@@ -317,7 +344,6 @@ def test_second_server_on_a_port_is_refused(start):
         (["--port", "-1"], "--port must be a port number, 0 to 65535, not -1."),
         (["localhost:70000"], "70000 is not a port number: it must be 0 to 65535."),
         (["--host", "127.0.0.1:5"], "--host must be an address without a port"),
-        (["--host", "no.such.host.invalid"], "the name can't be resolved ("),
         (["--max-workers", "0"], "--max_workers must be a whole number above 0, not 0."),
         (["--max_workers", "0"], "--max_workers must be a whole number above 0, not 0."),
         (["--grace", "-1"], "--grace must be a number of seconds, 0 or more, not -1"),
@@ -379,7 +405,8 @@ def test_what_is_printed_at_start(start, tmp_path):
 )
 def test_nothing_is_printed_at_verbosity_0(arguments, setting, start, tmp_path):
     path = tmp_path / "grpc.sock"
-    process = start(f"unix:{path}", "-v0", *arguments, **setting)
+    # The readiness checks' warnings are the log's.
+    process = start(f"unix:{path}", "-v0", *arguments, health=False, **setting)
     with grpc.insecure_channel(f"unix:{path}") as channel:
         assert say_hello(channel) == "Hello, World!"
         process.send(signal.SIGTERM)
@@ -481,6 +508,7 @@ def test_server_that_can_not_start_is_one_sentence(is_async, start, tmp_path):
 
 MISTAKEN = """
 import sys
+import grpc
 from sampleapp.servicer import grpc_hook
 
 class NoInterceptor:
@@ -511,6 +539,10 @@ def hook_without_server():
 
 def function_interceptor(continuation, details):
     return continuation(details)
+
+class Misspelt(grpc.ServerInterceptor):
+    def intercept_servise(self, continuation, details):
+        return continuation(details)
 """
 
 
@@ -548,6 +580,10 @@ def function_interceptor(continuation, details):
         (
             {"interceptors": ["mistaken.function_interceptor"]},
             "'mistaken.function_interceptor' can't be called as it has to be. Give a class with",
+        ),
+        (
+            {"interceptors": ["mistaken.Misspelt"]},
+            "'mistaken.Misspelt' is an abstract class: it has no intercept_service.",
         ),
         (
             {"methods": {"/helloworld.Greeter/SayHelo": {"concurrency": 1}}},

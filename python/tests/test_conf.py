@@ -117,6 +117,15 @@ def test_credentials_with_client_certificates(tmp_path):
         ({"servicers": [print]}, "E003", "which is not a dotted path"),
         ({"servicers": None}, "E003", "must be a list of dotted paths, not None."),
         ({"interceptors": ["nodots"]}, "E004", "holds 'nodots', which is not a dotted path."),
+        ({"servicers": [".servicers.hook"]}, "E003", "holds '.servicers.hook', which is not a"),
+        ({"servicers": ["a..b"]}, "E003", "holds 'a..b', which is not a dotted path."),
+        (
+            {"health": {"checks": ["a.b "]}},
+            "E022",
+            "['checks'] holds 'a.b ', which is not a dotted",
+        ),
+        ({"host": "a\ud800"}, "E012", "['host'] must be an address, not 'a\\ud800'."),
+        ({"host": "unix:/a\0b"}, "E012", "['host'] must be an address, not 'unix:/a\\x00b'."),
         ({"maximum_concurrent_rpcs": 0}, "E005", "must be a whole number above 0 or None, not 0."),
         ({"maximum_concurrent_rpcs": True}, "E005", "or None, not True."),
         ({"options": {"a": 1}}, "E006", "must be a list of (name, value) pairs, not {'a': 1}."),
@@ -249,6 +258,17 @@ def test_mistake_is_one_sentence_that_names_it_and_a_hint(setting, code, text):
     assert str(caught.value).startswith("GRPCSERVER")
     assert str(caught.value).endswith((".", "?"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["private_key", "certificate_chain", "root_certificates"])
+@pytest.mark.parametrize("make", [str, str.encode, str.splitlines])
+def test_key_in_the_place_of_its_path_is_not_told(make, name):
+    content = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC"
+    value = make(f"-----BEGIN PRIVATE KEY-----\n{content}\n-----END PRIVATE KEY-----\n")
+    _, problems = conf.parse({"credentials": [{**KEY_PAIR, name: value}]})
+    assert [it.code for it in problems] == ["E007"]
+    assert f"['credentials'][0]['{name}'] must be the path of a PEM file, not" in str(problems[0])
+    assert content not in str(problems[0])
 
 
 DURATIONS = [

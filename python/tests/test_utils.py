@@ -413,3 +413,10 @@ def test_methods_without_a_descriptor_are_described_by_their_codecs(engine_serve
         ("/plain.Service/Bytes", "bytes", "bytes"),
         ("/plain.Service/Message", "helloworld.HelloRequest", "?"),
     ]
+
+
+def test_service_that_is_added_twice_is_told(settings, hook, caplog):
+    settings.GRPCSERVER = {"servicers": [HOOK, hook(grpc_hook)], "host": "127.0.0.1"}
+    with caplog.at_level(logging.WARNING, "django_grpc"):
+        utils.create_server(1, 0)
+    assert "The service helloworld.Greeter is added twice" in caplog.text

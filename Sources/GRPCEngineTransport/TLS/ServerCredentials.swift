@@ -206,7 +206,9 @@ private struct ContextMaker {
     do {
       return try NIOSSLContext(configuration: configuration)
     } catch {
-      throw InvalidCredentials(message: "the private key does not fit the certificate: \(error)")
+      throw InvalidCredentials(
+        message: "the private key does not fit the certificate, which is the first of the chain"
+      )
     }
   }
 
@@ -216,7 +218,7 @@ private struct ContextMaker {
   ) throws(InvalidCredentials) -> [NIOSSLCertificate] {
     let certificates = (try? NIOSSLCertificate.fromPEMBytes(pem)) ?? []
     guard !certificates.isEmpty else {
-      throw InvalidCredentials(message: "the \(what) holds no PEM certificate")
+      throw InvalidCredentials(message: "there is no PEM certificate in the \(what)")
     }
     return certificates
   }

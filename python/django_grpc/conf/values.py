@@ -86,7 +86,8 @@ def parse_paths(example: str) -> Callable[[Any], tuple[str, ...]]:
         if isinstance(value, str) or not isinstance(value, list | tuple):
             raise Invalid(f" must be a list of dotted paths, not {value!r}.", hint)
         for path in value:
-            if not isinstance(path, str) or "." not in path:
+            is_path = isinstance(path, str) and all(it.isidentifier() for it in path.split("."))
+            if not is_path or "." not in path:
                 raise Invalid(f" holds {path!r}, which is not a dotted path.", hint)
         return tuple(value)
 
@@ -174,6 +175,8 @@ def parse_host(value: Any) -> str:
             "Write '[::]' for every address, '127.0.0.1', or 'unix:/run/myproject/grpc.sock'.",
         )
     host = value.strip()
+    if "\0" in host or any("\ud800" <= it <= "\udfff" for it in host):
+        raise Invalid(f" must be an address, not {value!r}.", "It has a character that none has.")
     if (port := port_within(host)) is not None:
         raise Invalid(
             f" must be an address without a port, not {value!r}.",
@@ -225,11 +228,10 @@ def parse_credentials(value: Any) -> Credentials | None:
             path = entry.get(name)
             if path is None and name == "root_certificates":
                 continue
-            if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-                raise Invalid(
-                    f"[{index}]['{name}'] must be the path of a PEM file, not {path!r}.", hint
-                )
-            paths[name] = os.fspath(path)
+            try:
+                paths[name] = _parse_file(path, hint)
+            except Invalid as invalid:
+                raise invalid.inside(f"[{index}]['{name}']") from None
         if "root_certificates" in paths:
             shared["root_certificates"].add(paths.pop("root_certificates"))
         for name, parse in _SHARED_CREDENTIAL_KEYS.items():
@@ -252,6 +254,19 @@ def parse_credentials(value: Any) -> Credentials | None:
         )
     common = {name: values.pop() for name, values in shared.items() if values}
     return Credentials(key_pairs=tuple(pairs), **common)
+
+
+def _parse_file(value: Any, hint: str) -> str:
+    # What is no path may be the key itself, which must not get into a log.
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str):
+        kind = None if value is None else type(value).__name__
+        raise Invalid(f" must be the path of a PEM file, not {kind}.", hint)
+    if "-----BEGIN" in path or "\n" in path:
+        raise Invalid(" must be the path of a PEM file, not what is in it.", hint)
+    if not path or "\0" in path:
+        raise Invalid(f" must be the path of a PEM file, not {path!r}.", hint)
+    return path
 
 
 def _parse_tls_version(value: Any) -> str:

@@ -37,6 +37,9 @@ STOPPED: Final = "stopped"
 # The seconds that a changed file waits for calls in flight.
 _RELOAD_GRACE: Final = 1.0
 
+# The seconds in which a database may tell which migrations it has.
+_DATABASE_TIMEOUT: Final = 5.0
+
 # The seconds that what is left on a loop gets to end in, when the server has drained.
 _LEFTOVERS_TIMEOUT: Final = 0.5
 
@@ -87,11 +90,11 @@ class Place(abc.ABC):
 class OwnPlace(Place):
     """A process that serves alone, on an address of its own or on what systemd has bound."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, sockets: systemd.Sockets) -> None:
         """Name the address; systemd's sockets stand above it."""
         self._host = host
         self._port = port
-        self._sockets = systemd.take_sockets()
+        self._sockets = sockets
 
     def listen(
         self, server: Any, config: conf.ServerConfig, credentials: engine.ServerCredentials | None
@@ -394,12 +397,47 @@ def _run_checks(command: "Command", **options: Any) -> None:
         if not options["skip_checks"]:
             command.check()  # from Django 6.1 on some of them ask the database
         if options["verbosity"] > 0:  # all that it does is to tell
-            command.check_migrations()
+            _check_migrations(command)
     except DatabaseError as error:
-        # A gRPC server may well come up before its database.
-        command.say(
-            command.style.WARNING(f"The database can't be asked, some checks are left out: {error}")
-        )
+        _say_unasked(command, error)
+    _close_connections()
+
+
+def _check_migrations(command: "Command") -> None:
+    """Warn of migrations that are not applied, if the database answers soon.
+
+    One whose host says nothing would keep the server from starting for minutes.
+    """
+    if any(it.in_atomic_block for it in connections.all(initialized_only=True)):
+        command.check_migrations()  # in a test's transaction, which is this thread's
+        return
+    failures: list[BaseException] = []
+    has_looked = threading.Event()
+
+    def look() -> None:
+        try:
+            command.check_migrations()
+        except Exception as error:
+            failures.append(error)
+        finally:
+            _close_connections()
+            has_looked.set()
+
+    threads.start(look, name="grpcserver-migrations")
+    if not has_looked.wait(_DATABASE_TIMEOUT):
+        _say_unasked(command, f"it says nothing for {_DATABASE_TIMEOUT:g} s")
+    for error in failures:
+        raise error
+
+
+def _say_unasked(command: "Command", why: object) -> None:
+    # A gRPC server may well come up before its database.
+    command.say(
+        command.style.WARNING(f"The database can't be asked, some checks are left out: {why}")
+    )
+
+
+def _close_connections() -> None:
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:  # a test's transaction
             connection.close()

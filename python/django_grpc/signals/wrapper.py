@@ -1,6 +1,7 @@
 """Servicers' methods, with the signals of a call's life sent around them."""
 
 import functools
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -22,6 +23,8 @@ from django_grpc.signals import (
 )
 from django_grpc.signals.hygiene import CALL_HYGIENE, close_old_connections
 from django_grpc.signals.shapes import Behavior, Instrument, Shape, shape_of
+
+logger = logging.getLogger("django_grpc")
 
 # A handler that is made anew for every call (a proxy's, say) is wrapped anew; the cache that spares
 # all the others must not grow with it.
@@ -55,6 +58,7 @@ class SignalWrapper:
         """
         self._server = server
         self.registrations = 0
+        self._services: set[str] = set()
         # Another server of gRPC's has nothing of the kind.
         if hasattr(server, "surround_calls"):
             server.surround_calls(CALL_HYGIENE)
@@ -88,6 +92,12 @@ class SignalWrapper:
     ) -> None:
         """Register the handlers of one service, by the names of its methods."""
         self.registrations += 1
+        if service_name in self._services:
+            logger.warning(
+                "The service %s is added twice: the servicer that is added last answers its calls.",
+                service_name,
+            )
+        self._services.add(service_name)
         self._server.add_registered_method_handlers(
             service_name,
             {

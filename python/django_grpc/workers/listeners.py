@@ -154,9 +154,9 @@ def _resolve(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
-        raise OSError(errno.EADDRNOTAVAIL, f"cannot resolve '{host}': {error.strerror}") from error
+        raise OSError(errno.EADDRNOTAVAIL, f"Cannot resolve '{host}': {error.strerror}") from error
     except ValueError as error:  # a label of it is empty or too long, or it has a NUL
-        raise OSError(errno.EADDRNOTAVAIL, f"cannot resolve '{host}': {error}") from error
+        raise OSError(errno.EADDRNOTAVAIL, f"Cannot resolve '{host}': {error}") from error
     return [(family, name) for family, _, _, _, name in found]
 
 

@@ -4,7 +4,9 @@ Messages are JSON objects over a Unix socket that keeps them apart (``SOCK_SEQPA
 side has ended the other one reads the end of the stream.
 """
 
+import array
 import dataclasses
+import errno
 import json
 import os
 import socket
@@ -15,6 +17,7 @@ from django_grpc import conf
 
 _VARIABLE = "DJANGO_GRPC_WORKER"
 _LARGEST = 65_536
+_MOST_DESCRIPTORS = 250  # of one message; unix(7), SCM_RIGHTS
 
 # Python's own variable, and the value by which we know that it is ours to take away.
 _FAULTHANDLER = "PYTHONFAULTHANDLER"
@@ -32,7 +35,10 @@ DRAINING = "draining"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inheritance:
-    """What a worker process gets from its parent, as one environment variable.
+    """What a worker process gets from its parent: an environment variable and some descriptors.
+
+    One of these it is started with, the others come by that: what its settings start, before there
+    is anybody to take them, gets none of those.
 
     Attributes:
         control: The descriptor of the socket for messages.
@@ -54,9 +60,14 @@ class Inheritance:
     address: str
     is_first: bool
 
-    def descriptors(self) -> list[int]:
-        """Return the descriptors to leave open."""
-        return [self.control, self.intake, self.released, self.board, *self.metrics]
+    def send(self, control: socket.socket) -> None:
+        """Send the descriptors, as the first that the worker hears.
+
+        Raises:
+            OSError: It has ended.
+        """
+        descriptors = [self.intake, self.released, self.board, *self.metrics]
+        socket.send_fds(control, [b"\0"], descriptors, socket.MSG_NOSIGNAL)
 
     def variables(self) -> dict[str, str]:
         """Return the environment variables to add."""
@@ -71,6 +82,9 @@ class Inheritance:
         """Take what this process inherits; None: it is no worker.
 
         It is taken once, so that no process that this one starts takes itself for a worker.
+
+        Raises:
+            OSError: The parent has ended, or the system gives this process too few descriptors.
         """
         text = os.environ.pop(_VARIABLE, None)
         if text is None:
@@ -78,9 +92,19 @@ class Inheritance:
         if os.environ.get(_FAULTHANDLER) == _OURS:
             del os.environ[_FAULTHANDLER]
         inheritance = cls(**_known(cls, json.loads(text)))
-        for descriptor in inheritance.descriptors():
-            os.set_inheritable(descriptor, False)
-        return inheritance
+        os.set_inheritable(inheritance.control, False)
+        control = socket.socket(fileno=inheritance.control)
+        try:
+            control.settimeout(None)  # the settings may have changed the default
+            descriptors = _receive_descriptors(control)
+        finally:
+            control.detach()
+        if len(descriptors) != 3 + len(inheritance.metrics):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        intake, released, board, *metrics = descriptors
+        return dataclasses.replace(
+            inheritance, intake=intake, released=released, board=board, metrics=metrics
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +135,16 @@ class Plan:
     def told(self, plan: dict[str, Any]) -> Self:
         """Return it with what a worker has said, which may run another version of this package."""
         return dataclasses.replace(self, **_known(type(self), plan))
+
+
+def _receive_descriptors(control: socket.socket) -> list[int]:
+    """Receive descriptors that no child gets: `socket.recv_fds` does not ask for that."""
+    found = array.array("i")
+    room = socket.CMSG_SPACE(_MOST_DESCRIPTORS * found.itemsize)
+    _, ancillary, _, _ = control.recvmsg(1, room, socket.MSG_CMSG_CLOEXEC)
+    for _, _, data in ancillary:
+        found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return found.tolist()
 
 
 def _known(cls: Any, values: dict[str, Any]) -> dict[str, Any]:

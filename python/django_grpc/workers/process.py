@@ -82,12 +82,14 @@ class WorkerProcess:
                 self._process = subprocess.Popen(  # noqa: S603 - our own command line
                     origin.worker_command(),
                     env={**origin.worker_environment(), **inheritance.variables()},
-                    pass_fds=inheritance.descriptors(),
+                    pass_fds=[inheritance.control],
                     cwd=origin.start_directory(),
                     stdin=subprocess.DEVNULL,
                     # What a terminal sends for ^C is the parent's: workers hear of it from there.
                     process_group=0,
                 )
+                with contextlib.suppress(OSError):  # it has ended, which is seen elsewhere
+                    inheritance.send(self.control)
             on_error.pop_all()
         self.control.setblocking(False)
         self._intake.setblocking(False)

@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from django.core.exceptions import ImproperlyConfigured
+
 from django_grpc.logs import GuardedLogger
 
 logger = GuardedLogger("django_grpc.workers")
@@ -39,6 +41,9 @@ def take_sockets() -> Sockets:
     """Take the sockets of socket activation; none when this process was not started so.
 
     They are taken once: the environment does not name them any more, so no child takes them.
+
+    Raises:
+        ImproperlyConfigured: One of them is not there.
     """
     pid, count, names = (os.environ.pop(name, "") for name in _VARIABLES)
     if pid != str(os.getpid()) or not count.isdecimal():
@@ -46,7 +51,13 @@ def take_sockets() -> Sockets:
     descriptors = range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count))
     named = dict(zip(descriptors, names.split(":"), strict=False))
     for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)
+        try:
+            os.set_inheritable(descriptor, False)
+        except OSError as error:
+            raise ImproperlyConfigured(
+                f"LISTEN_FDS={count} names the file descriptor {descriptor}, which is not open: "
+                "have systemd start the server itself, not a program that closes what it is given."
+            ) from error
     return Sockets(
         calls=tuple(it for it in descriptors if named.get(it) != METRICS),
         metrics=tuple(it for it in descriptors if named.get(it) == METRICS),

@@ -54,6 +54,8 @@ class WorkerPlace(Place):
         self._config: conf.ServerConfig | None = None
         # It is the parent's to do something about it.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # A terminal (stty tostop) stops who is in the background and writes to it.
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         if not faulthandler.is_enabled():  # Python was told not to look at its environment
             with contextlib.suppress(Exception):  # there may be no standard error
                 faulthandler.enable()

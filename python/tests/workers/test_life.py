@@ -198,7 +198,7 @@ def test_one_worker_is_one_process(serve):
     server = serve(workers=1)
     server.process.wait_for(LISTENING)
     assert server.pids == []
-    assert "workers. Quit" in server.process.wait_for("Address").string
+    assert "threads. Quit" in server.process.wait_for("Address").string
 
 
 def test_with_autoreload_there_are_no_workers(serve):

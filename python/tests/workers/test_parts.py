@@ -1,6 +1,8 @@
 """Parts of the supervisor that need no process."""
 
+import contextlib
 import errno
+import json
 import os
 import resource
 import signal
@@ -8,7 +10,9 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import types
+from socket import SOCK_SEQPACKET
 
 import pytest
 from harness import PATIENCE
@@ -323,45 +327,75 @@ def test_notification_without_anybody_to_hear_it_is_a_warning(monkeypatch, tmp_p
     assert "The service manager can't be told READY=1" in caplog.text
 
 
-def test_inheritance_is_taken_once(monkeypatch):
-    reading, writing = os.pipe()
-    try:
-        inheritance = Inheritance(
-            control=reading,
-            intake=reading,
-            released=writing,
-            board=writing,
-            slot=3,
-            metrics=[],
-            address="127.0.0.1:1",
-            is_first=True,
-        )
-        os.set_inheritable(reading, True)
-        for name, value in inheritance.variables().items():
-            monkeypatch.setenv(name, value)
-        assert Inheritance.take() == inheritance
-        assert not os.get_inheritable(reading)
-        assert Inheritance.take() is None
-    finally:
-        os.close(reading)
-        os.close(writing)
+@pytest.fixture
+def inherit(monkeypatch):
+    """Leave something to this process, as a parent does, with more in its variable."""
+    with contextlib.ExitStack() as at_end:
+
+        def inherit(**invented):
+            parent, control = map(at_end.enter_context, socket.socketpair(type=SOCK_SEQPACKET))
+            files = [at_end.enter_context(tempfile.TemporaryFile()) for _ in range(4)]
+            intake, released, board, metrics = [file.fileno() for file in files]
+            inheritance = Inheritance(
+                control=control.fileno(),
+                intake=intake,
+                released=released,
+                board=board,
+                slot=3,
+                metrics=[metrics],
+                address="127.0.0.1:1",
+                is_first=True,
+            )
+            os.set_inheritable(control.fileno(), True)
+            for name, value in inheritance.variables().items():
+                monkeypatch.setenv(name, value)
+            if invented:
+                said = {**json.loads(os.environ["DJANGO_GRPC_WORKER"]), **invented}
+                monkeypatch.setenv("DJANGO_GRPC_WORKER", json.dumps(said))
+            inheritance.send(parent)
+            return inheritance, parent
+
+        yield inherit
 
 
-def test_worker_of_another_version_is_understood(monkeypatch):
+def files_of(inheritance):
+    descriptors = (inheritance.intake, inheritance.released, inheritance.board)
+    return [os.fstat(it).st_ino for it in (*descriptors, *inheritance.metrics)]
+
+
+def test_inheritance_is_taken_once(inherit):
+    left, parent = inherit()
+    taken = Inheritance.take()
+    assert files_of(taken) == files_of(left)
+    assert (taken.slot, taken.address, taken.is_first) == (3, "127.0.0.1:1", True)
+    for descriptor in (taken.control, taken.intake, taken.released, taken.board, *taken.metrics):
+        assert not os.get_inheritable(descriptor)
+    with socket.socket(fileno=os.dup(taken.control)) as control:
+        messages.send(control, messages.LEAVING)
+    assert messages.receive(parent) == {"event": messages.LEAVING}
+    assert Inheritance.take() is None
+    for descriptor in (taken.intake, taken.released, taken.board, *taken.metrics):
+        os.close(descriptor)
+
+
+def test_worker_whose_parent_has_ended_inherits_nothing(inherit):
+    left, parent = inherit()
+    with socket.socket(fileno=os.dup(left.control)) as control:
+        socket.recv_fds(control, 1, 10)
+    parent.close()
+    with pytest.raises(OSError, match="open files"):
+        Inheritance.take()
+
+
+def test_worker_of_another_version_is_understood(inherit):
     known = plan(workers=3)
     told = known.told({"workers": 5, "invented_later": 1})
     assert told.workers == 5
     assert told.max_workers == known.max_workers, "what it does not say stays"
-    monkeypatch.setenv(
-        "DJANGO_GRPC_WORKER",
-        '{"control": 0, "intake": 0, "released": 0, "board": 0, '
-        '"slot": 1, "metrics": [], "address": "", "is_first": true, "invented_later": 1}',
-    )
-    inheritable = os.get_inheritable(0)
+    inherit(invented_later=1)
     taken = Inheritance.take()
-    os.set_inheritable(0, inheritable)
     assert taken is not None
-    assert taken.slot == 1
+    assert taken.slot == 3
 
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b"7", b"{}", b"\xff"])

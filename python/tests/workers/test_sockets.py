@@ -279,7 +279,7 @@ def test_sockets_for_another_process_are_not_taken(workers, serve):
     ("arguments", "setting", "texts"),
     [
         (["--workers", "-1"], {}, ["--workers must be"]),
-        (["--port", "70000"], {}, ["70000 is not a port number"]),
+        (["--port", "70000"], {}, ["--port must be a port number, 0 to 65535, not 70000."]),
         ([], {"host": "192.0.2.1"}, ["192.0.2.1:0", "it is not an address of this machine."]),
         ([], {"host": "no-such-host.invalid"}, ["no-such-host.invalid", "can't listen on"]),
         (["unix:/no/such/folder/it.sock"], {}, ["/no/such/folder/it.sock: No such file"]),
@@ -316,3 +316,44 @@ def test_port_may_be_shared_when_the_options_say_so(serve):
         server = serve("--port", port, options=options)
         server.wait_up()
         assert ask_once(f"127.0.0.1:{port}")[1] == "first"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_socket_of_systemd_that_is_not_there_is_one_sentence(workers, serve, tmp_path):
+    Workers(tmp_path, "--no-such-flag").end()  # for its files
+    run = subprocess.run(
+        [
+            *("/bin/sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=90 exec "$0" "$@"', sys.executable),
+            *("-m", "django", "grpcserver", "--workers", workers),
+        ],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(
+                [str(tmp_path), os.path.dirname(os.path.dirname(__file__))]
+            ),
+            "DJANGO_SETTINGS_MODULE": "process_settings",
+        },
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert run.returncode == 1
+    assert "CommandError: LISTEN_FDS=90 names the file descriptor " in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_what_the_settings_start_gets_nothing_of_a_workers(serve, tmp_path):
+    (tmp_path / "starting_settings.py").write_text(
+        "import os\nfrom process_settings import *\n"
+        f"os.system(f'ls -l /proc/self/fd > {tmp_path}/{{os.getpid()}}.txt')\n"
+    )
+    environment = {"DJANGO_SETTINGS_MODULE": "starting_settings"}
+    server = serve(metrics="127.0.0.1:0", environment=environment)
+    server.wait_up()
+    assert len(server.pids) == 2
+    for pid in server.pids:
+        listed = (tmp_path / f"{pid}.txt").read_text()
+        assert "/dev/null" in listed
+        assert listed.count("socket:") <= 1, "the one on which it hears of the others"
+        assert "eventfd" not in listed
+        assert "memfd" not in listed

@@ -8,6 +8,7 @@ from typing import Any
 
 from django import get_version
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_grpc import conf, greenlets, logs
@@ -206,7 +207,8 @@ class Command(BaseCommand):
         make_output_tolerant(self)
         self._is_silent = options["verbosity"] == 0
         _refuse(greenlets.refuse_patched_threads)  # before the first thread, which might never end
-        self._inheritance = Inheritance.take()
+        with complaints.naming_share():
+            self._inheritance = Inheritance.take()
         if self._inheritance is not None:
             self._serve_as_worker(self._inheritance, **options)
         elif options["list_handlers"]:
@@ -262,7 +264,7 @@ class Command(BaseCommand):
     def _serve_alone(self, shutdown: ShutdownRequest, **options: Any) -> None:
         from django_grpc.management import serving
 
-        place = serving.OwnPlace(*self._get_address(**options))
+        place = serving.OwnPlace(*self._get_address(**options), _take_sockets())
         serving.serve(self, place, shutdown, **options)
 
     def _serve_as_worker(self, inheritance: Inheritance, **options: Any) -> None:
@@ -287,7 +289,7 @@ class Command(BaseCommand):
         _refuse(greenlets.refuse_patched_processes)
         if self._is_process:
             titles.name_process("parent")
-        sockets = systemd.take_sockets()
+        sockets = _take_sockets()
         address = format_address(*self._get_address(**options))
         reuse_port = dict(reversed(config.options)).get("grpc.so_reuseport", 0)
         listening: list[listeners.ListeningSocket] = []
@@ -306,7 +308,8 @@ class Command(BaseCommand):
                 if not listening:
                     listening += listeners.bind(address, reuse_port=bool(reuse_port))
             except OSError as error:
-                raise CommandError(complaints.about_address(address, error)) from error
+                where = "systemd's socket" if sockets.calls else address
+                raise CommandError(complaints.about_address(where, error)) from error
             try:
                 if sockets.metrics:
                     metrics.append(listeners.adopt(sockets.metrics[0]))
@@ -421,6 +424,13 @@ def _refuse(find_fault: Callable[[], None]) -> None:
     try:
         find_fault()
     except RuntimeError as error:
+        raise CommandError(str(error)) from error
+
+
+def _take_sockets() -> systemd.Sockets:
+    try:
+        return systemd.take_sockets()
+    except ImproperlyConfigured as error:
         raise CommandError(str(error)) from error
 
 
