@@ -14,7 +14,7 @@ SWIFT_FLAGS = -Xcc -I$(PYTHON_INCLUDE) --explicit-target-dependency-import-check
 SOURCES := $(shell find Sources -type f) Package.swift engine.exports setup.py pyproject.toml \
 	$(shell find python/django_grpc python/django_grpc_testtools -name '*.py*' -not -name '*.pyc')
 
-.PHONY: help demo serve test check swift-test python-test compat-test wheel bench bench-async bench-health bench-observability bench-querysets bench-workers soak waves chaos fuzz sanitize format clean
+.PHONY: help demo serve test test-slow check swift-test python-test slow-test compat-test wheel bench bench-async bench-health bench-observability bench-querysets bench-workers soak waves chaos fuzz sanitize format clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -27,7 +27,9 @@ demo: $(VENV)/.installed ## Build, install, load real data, serve it and take a 
 serve: $(VENV)/.installed ## As demo, but leave the server running
 	$(BIN)/python examples/atlas/demo.py --serve
 
-test: check swift-test python-test compat-test ## Run everything: format, lint, types, Swift and Python tests
+test: check swift-test python-test ## Format, lint, types, Swift and Python tests, in minutes
+
+test-slow: slow-test compat-test ## What takes longer: proxies, reloads and kills under load; the oldest Django
 
 ## The parts
 
@@ -65,7 +67,10 @@ swift-test: ## Swift tests: wire, transport, server
 	swift test $(SWIFT_FLAGS)
 
 python-test: $(VENV)/.installed ## Python tests, against the installed wheel
-	$(BIN)/python -m pytest $(IN_PARALLEL)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow'
+
+slow-test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow
 
 # The oldest Django that is supported, in an environment of its own: what touches Django, and not
 # what processes, sockets and the engine do below it.

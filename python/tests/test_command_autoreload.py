@@ -8,6 +8,8 @@ import grpc
 import pytest
 from harness import LISTENING, begin_sleep, listening, say_hello
 
+pytestmark = pytest.mark.slow
+
 HOOK = """
 from sampleapp import helloworld_pb2, helloworld_pb2_grpc
 from sampleapp.servicer import Greeter

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from test_atlas_postgres import socket_folder  # noqa: F401 - a fixture
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def outcomes(age: str, **environment: str) -> dict[str, list[int]]:

@@ -20,6 +20,8 @@ from .servicers import SERVICE
 from .support import HOST, PYTHON_PATH, wait_until
 from .test_files import SYSTEMD, unit
 
+pytestmark = pytest.mark.slow
+
 # What systemd does before it runs the command: the socket is descriptor 3, and the variable names
 # this very process.
 _ACTIVATE = """

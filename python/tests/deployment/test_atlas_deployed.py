@@ -15,6 +15,8 @@ import pytest
 from .support import HOST, Envoy, Nginx, Process, Proxy, free_ports, wait_until
 from .test_files import ROOT, container_environment, last_stage
 
+pytestmark = pytest.mark.slow
+
 ATLAS = ROOT / "examples" / "atlas"
 
 

@@ -14,6 +14,8 @@ from load import SteadyLoad
 from .servicers import SERVICE
 from .support import Envoy, Nginx, Proxy, Servers, call, free_ports, wait_until, with_call
 
+pytestmark = pytest.mark.slow
+
 
 def served_by(proxy: Proxy, channel: grpc.Channel) -> str:
     _, done = with_call(channel, "Echo", b"")

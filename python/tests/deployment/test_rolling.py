@@ -17,6 +17,8 @@ from load import SteadyLoad
 from .servicers import SERVICE
 from .support import Envoy, Nginx, Proxy, Servers, call, free_ports, wait_until, with_call
 
+pytestmark = pytest.mark.slow
+
 RATE = 200
 
 #: Calls after each step, which is to be seen under load: a quarter of a second.

@@ -19,6 +19,8 @@ from sampleapp import helloworld_pb2
 
 from .support import HOOK, METHOD, connect, free_port, wait_until
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = int(os.environ.get("DJANGO_GRPC_CHAOS", "1"))
 SEED = int(os.environ.get("DJANGO_GRPC_CHAOS_SEED", "1"))
 

@@ -24,6 +24,8 @@ from .support import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 # Keeps the GIL: a foreign function of a PyDLL is called with it.
 HOLDING = HOOK.replace(
     'elif verb == "grow":',

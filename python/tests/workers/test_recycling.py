@@ -3,10 +3,13 @@
 import time
 import urllib.request
 
+import pytest
 from load import SteadyLoad
 from sampleapp import helloworld_pb2
 
 from .support import METHOD, ask_once, free_port, wait_until
+
+pytestmark = pytest.mark.slow
 
 
 def restarts(port: int) -> dict[str, int]:

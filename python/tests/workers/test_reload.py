@@ -3,11 +3,14 @@
 import os
 import signal
 
+import pytest
 from harness import begin_sleep
 from load import SteadyLoad
 from sampleapp import helloworld_pb2
 
 from .support import METHOD, ask_once, connect, is_gone, wait_until
+
+pytestmark = pytest.mark.slow
 
 
 def test_new_code_and_settings_are_taken_over(serve):
