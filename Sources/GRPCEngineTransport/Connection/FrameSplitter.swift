@@ -7,6 +7,9 @@ package import NIOCore
 /// CONTINUATION for it. So it is told of larger frames than the peer takes (`PeerSettings`), and what
 /// it writes is split here, DATA too.
 ///
+/// And its GOAWAY about an error gets the last stream that was heard of, where NIOHTTP2 names 0 or none: a
+/// peer that is told 0 takes it that nothing was done, and makes all its calls once more (section 6.8).
+///
 /// A value: the writes go in, in their order, and what is to be written in their place comes out.
 package struct FrameSplitter {
   /// The least that a peer takes, and what it takes while it has said nothing.
@@ -16,6 +19,7 @@ package struct FrameSplitter {
 
   private static let headerLength = 9
   private static let (data, headers, continuation): (UInt8, UInt8, UInt8) = (0, 1, 9)
+  private static let goAway: UInt8 = 7
   private static let (endStream, endHeaders): (UInt8, UInt8) = (1, 4)
 
   /// The peer's SETTINGS_MAX_FRAME_SIZE, `least` at least.
@@ -26,12 +30,19 @@ package struct FrameSplitter {
   private var rest = 0
   /// The DATA frame whose content comes with the next write, and is too large for one.
   private var split: (flags: UInt8, stream: UInt32)?
+  /// What the last GOAWAY named: no further one may name more (section 6.8).
+  private var announced = UInt32(Int32.max)
 
   package init() {}
 
-  /// - Parameter bytes: a frame, or its beginning, or the rest of it.
+  /// - Parameters:
+  ///   - bytes: a frame, or its beginning, or the rest of it.
+  ///   - lastStream: the last stream of the peer's that was heard of.
   /// - Returns: what to write instead; `nil`: it is to be written as it is.
-  package mutating func write(_ bytes: ByteBuffer) -> [ByteBuffer]? {
+  package mutating func write(
+    _ bytes: ByteBuffer,
+    lastStream: @autoclosure () -> Int
+  ) -> [ByteBuffer]? {
     guard self.rest == 0 else {
       self.rest = max(0, self.rest - bytes.readableBytes)
       guard let (flags, stream) = self.split else { return nil }
@@ -41,8 +52,20 @@ package struct FrameSplitter {
     guard let word = bytes.getInteger(at: bytes.readerIndex, as: UInt32.self) else { return nil }
     let length = Int(word >> 8)
     self.rest = max(0, Self.headerLength + length - bytes.readableBytes)
+    if UInt8(truncatingIfNeeded: word) == Self.goAway { return self.goAway(bytes, lastStream()) }
     if length <= self.maximum { return nil }
     return self.begin(bytes)
+  }
+
+  private mutating func goAway(_ bytes: ByteBuffer, _ lastStream: Int) -> [ByteBuffer]? {
+    var frame = bytes
+    let content = frame.readerIndex + Self.headerLength
+    guard
+      let (named, code) = frame.getMultipleIntegers(at: content, as: (UInt32, UInt32).self)
+    else { return nil }
+    self.announced = min(self.announced, code == 0 ? named : UInt32(clamping: lastStream))
+    frame.setInteger(self.announced, at: content)
+    return [frame]
   }
 
   private mutating func begin(_ bytes: ByteBuffer) -> [ByteBuffer]? {

@@ -1,5 +1,4 @@
 package import NIOCore
-package import NIOHTTP2
 
 /// Has NIOHTTP2 take this server's SETTINGS for acknowledged from the peer's first frame on.
 ///
@@ -215,9 +214,6 @@ package struct PeerSettings {
 /// It also announces the limit of concurrent streams, which NIOHTTP2 must not know: past it, that
 /// would end the connection where RFC 9113 section 5.1.2 asks for an error of the stream.
 /// `ConnectionHandler` keeps the limit.
-///
-/// And a GOAWAY of NIOHTTP2's about an error gets the last stream that was heard of, where that writes 0
-/// or none: a peer that is told 0 runs all its calls once more (RFC 9113 section 6.8).
 package final class PeerSettingsHandler: ChannelDuplexHandler {
   package typealias InboundIn = ByteBuffer
   package typealias InboundOut = ByteBuffer
@@ -227,14 +223,10 @@ package final class PeerSettingsHandler: ChannelDuplexHandler {
   private static let settingsStart = 9
   private static let settingLength = 6
   private static let maxConcurrentStreams: UInt16 = 3
-  private static let goAway: UInt8 = 7
 
   private var settings: PeerSettings
   private let maxConcurrentStreams: Int
   private let writer: WriteCoalescer
-  private let lastStream: () -> HTTP2StreamID
-  /// What the last GOAWAY named: no further one may name more (RFC 9113 section 6.8).
-  private var announcedLastStream = UInt32(Int32.max)
   private var hasAnnounced = false
   /// Whether this server has said its last. What a peer sends until it has heard of that is for nobody,
   /// and NIOHTTP2 would keep it.
@@ -244,18 +236,15 @@ package final class PeerSettingsHandler: ChannelDuplexHandler {
   ///   - maxFrameSize: the largest frame that this server takes.
   ///   - maxHeaderBlock: the largest header block that it takes, in bytes as they come.
   ///   - writer: the handler below, which is told how large frames may be.
-  ///   - lastStream: tells the last stream of the peer's that was heard of.
   package init(
     maxConcurrentStreams: Int,
     maxFrameSize: Int,
     maxHeaderBlock: Int,
-    writer: WriteCoalescer,
-    lastStream: @escaping () -> HTTP2StreamID
+    writer: WriteCoalescer
   ) {
     self.settings = PeerSettings(maximum: maxFrameSize, maximumBlock: maxHeaderBlock)
     self.maxConcurrentStreams = maxConcurrentStreams
     self.writer = writer
-    self.lastStream = lastStream
   }
 
   package func channelRead(context: ChannelHandlerContext, data: NIOAny) {
@@ -279,15 +268,7 @@ package final class PeerSettingsHandler: ChannelDuplexHandler {
     data: NIOAny,
     promise: EventLoopPromise<Void>?
   ) {
-    if self.hasAnnounced {
-      guard let goAway = self.goAway(data) else {
-        context.write(data, promise: promise)
-        return
-      }
-      context.write(self.wrapOutboundOut(.byteBuffer(goAway)), promise: promise)
-      return
-    }
-    guard case .byteBuffer(var frame) = self.unwrapOutboundIn(data) else {
+    guard !self.hasAnnounced, case .byteBuffer(var frame) = self.unwrapOutboundIn(data) else {
       context.write(data, promise: promise)
       return
     }
@@ -301,19 +282,5 @@ package final class PeerSettingsHandler: ChannelDuplexHandler {
       index += Self.settingLength
     }
     context.write(self.wrapOutboundOut(.byteBuffer(frame)), promise: promise)
-  }
-
-  /// The GOAWAY to write for one of NIOHTTP2's.
-  private func goAway(_ data: NIOAny) -> ByteBuffer? {
-    guard case .byteBuffer(var frame) = self.unwrapOutboundIn(data),
-      let (word, _, _, named, code) = frame.getMultipleIntegers(
-        at: frame.readerIndex,
-        as: (UInt32, UInt8, UInt32, UInt32, UInt32).self
-      ), UInt8(truncatingIfNeeded: word) == Self.goAway
-    else { return nil }
-    let last = code == 0 ? named : UInt32(clamping: Int(self.lastStream()))
-    self.announcedLastStream = min(self.announcedLastStream, last)
-    frame.setInteger(self.announcedLastStream, at: frame.readerIndex + Self.settingsStart)
-    return frame
   }
 }

@@ -19,8 +19,12 @@ package final class WriteCoalescer: ChannelOutboundHandler {
   private var isPassedOn = true
   private var promise: EventLoopPromise<Void>?
   private var splitter = FrameSplitter()
+  private let lastStream: () -> Int
 
-  package init() {}
+  /// - Parameter lastStream: tells the last stream of the peer's that was heard of.
+  package init(lastStream: @escaping () -> Int = { Int(Int32.max) }) {
+    self.lastStream = lastStream
+  }
 
   /// Writes no frames with more content than `maximum` from now on.
   func limitFrames(to maximum: Int) { self.splitter.maximum = maximum }
@@ -35,7 +39,7 @@ package final class WriteCoalescer: ChannelOutboundHandler {
       context.write(data, promise: promise)
       return
     }
-    guard let parts = self.splitter.write(bytes) else {
+    guard let parts = self.splitter.write(bytes, lastStream: self.lastStream()) else {
       return self.write(bytes, promise, context: context)
     }
     // None: the frame's head, which NIOHTTP2 writes without a promise.

@@ -143,14 +143,13 @@ package final class Listener: Sendable {
       isSecure: tls != nil,
       eventLoop: channel.eventLoop
     )
-    let writer = WriteCoalescer()
+    let writer = WriteCoalescer(lastStream: { Int(connection.lastStreamID) })
     try pipeline.addHandler(writer)
     let settings = PeerSettingsHandler(
       maxConcurrentStreams: configuration.http2.maxConcurrentStreams,
       maxFrameSize: configuration.http2.maxFrameSize,
       maxHeaderBlock: configuration.http2.hardMaxHeaderListSize,
-      writer: writer,
-      lastStream: { connection.lastStreamID }
+      writer: writer
     )
     try pipeline.addHandler(settings)
     try pipeline.addHandler(Self.http2Handler(configuration, delegate: connection))

@@ -37,11 +37,15 @@ struct FrameSplitterTests {
     splitter.maximum = maximum
     var bytes = ByteBuffer()
     func write(_ part: ByteBuffer) {
-      for it in splitter.write(part) ?? [part] { bytes.writeImmutableBuffer(it) }
+      for it in splitter.write(part, lastStream: 5) ?? [part] { bytes.writeImmutableBuffer(it) }
     }
     for frame in frames {
       var (head, content) = Self.encode(frame)
       if frame.type == 0 || frame.type == 7 {
+        // Of a GOAWAY the debug data are what comes by itself.
+        if frame.type == 7, var numbers = content.readSlice(length: 8) {
+          head.writeBuffer(&numbers)
+        }
         write(head)
         write(content)
       } else {
@@ -77,6 +81,34 @@ struct FrameSplitterTests {
     #expect(Self.joined(frames) == [frame])
   }
 
+  private static func goAway(_ last: UInt32, _ code: UInt32) -> Frame {
+    var content = ByteBuffer(integer: last)
+    content.writeInteger(code)
+    content.writeString("debug data")
+    return Frame(type: 7, flags: 0, stream: 0, content: Array(content.readableBytesView))
+  }
+
+  @Test("A GOAWAY about an error names the last stream, and never one past those before")
+  func goAway() {
+    let (none, all) = (UInt32(Int32.max), UInt32(0))
+    #expect(Self.written([Self.goAway(all, 11)], maximum: 16_384) == [Self.goAway(5, 11)])
+    #expect(Self.written([Self.goAway(none, 1)], maximum: 16_384) == [Self.goAway(5, 1)])
+    let drain = [Self.goAway(none, 0), Self.goAway(3, 0)]
+    #expect(Self.written(drain, maximum: 16_384) == drain)
+    let failure = Self.written(drain + [Self.goAway(all, 1)], maximum: 16_384)
+    #expect(failure == drain + [Self.goAway(3, 1)])
+  }
+
+  @Test("Content is left as it is, whatever frame it looks like")
+  func content() {
+    // A message of 1,792 bytes begins with 0, 0, 0, 7, 0.
+    for type in UInt8(0)...12 {
+      let content: [UInt8] = [0, 0, 0, type, 0, 0, 0, 0, 0] + Array(repeating: 9, count: 2000)
+      let frames = [Frame(type: 0, flags: 0, stream: 1, content: content), Self.goAway(0, 1)]
+      #expect(Self.written(frames, maximum: 16_384) == [frames[0], Self.goAway(5, 1)])
+    }
+  }
+
   @Test("No maximum is less than what every peer takes", arguments: [-1, 0, 1, 16_383])
   func leastMaximum(maximum: Int) {
     let frame = Frame(type: 1, flags: 5, stream: 7, content: Array(repeating: 1, count: 16_385))
@@ -90,7 +122,7 @@ struct FrameSplitterTests {
     for _ in 0..<300 {
       let maximum = Int.random(in: 16_384...20_000, using: &random)
       let frames = (0..<Int.random(in: 1...8, using: &random)).map { index in
-        let type: UInt8 = [0, 0, 1, 1, 3, 6, 7, 8].randomElement(using: &random) ?? 0
+        let type: UInt8 = [0, 0, 1, 1, 3, 6, 8].randomElement(using: &random) ?? 0
         let largest = type < 2 ? 60_000 : 50
         let exact = [maximum, maximum + 1, maximum * 2, 0].randomElement(using: &random) ?? 0
         let count =

@@ -38,6 +38,23 @@ def test_unary_call_returns_the_answer_whatever_its_size(serve, payload):
     assert served.unary_unary("Echo")(payload, timeout=PATIENCE) == payload
 
 
+@pytest.mark.parametrize("fill", [b"\0", b"\xff"])
+def test_messages_of_every_length_are_what_they_were(serve, fill):
+    """Nothing on their way takes what is in them for something of its own."""
+    served = serve(
+        {
+            "Unary": unary_unary(lambda request, _c: fill * int(request)),
+            "Stream": unary_stream(lambda _r, _c: (fill * length for length in range(5000))),
+        }
+    )
+    unary = served.unary_unary("Unary")
+    lengths = [*range(3000), *range(1 << 16, 1 << 22, 40_503)]
+    wrong = [it for it in lengths if unary(b"%d" % it, timeout=PATIENCE) != fill * it]
+    assert wrong == []
+    answers = served.unary_stream("Stream")(b"", timeout=PATIENCE)
+    assert [it for it, answer in enumerate(answers) if answer != fill * it] == []
+
+
 def test_unary_call_answers_ok_with_empty_details(serve):
     """A servicer that sets nothing answers OK, with details of ''."""
     served = serve()
