@@ -12,17 +12,10 @@ public struct ReceivedMessage: Sendable {
     self.isCompressed = isCompressed
   }
 
-  /// What a message that waits costs beside its bytes, roughly: its place in a queue that doubles as it
-  /// grows, and the storage of its buffer.
-  public static var overhead: Int { 128 }
-
   /// The message in memory of its own, if it is a small part of a read buffer of a connection, which
   /// would be kept with it.
   public func released() -> ReceivedMessage {
     let length = self.payload.readableBytes
-    if length == 0 {
-      return ReceivedMessage(payload: ByteBuffer(), isCompressed: self.isCompressed)
-    }
     if self.payload.storageCapacity <= max(2 * length, length + Self.smallChange) { return self }
     var own = ByteBuffer()
     own.reserveCapacity(length)

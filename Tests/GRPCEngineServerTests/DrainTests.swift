@@ -2,6 +2,7 @@ import GRPCEngineServer
 import GRPCEngineTesting
 import GRPCEngineTransport
 import GRPCEngineWire
+import Glibc
 import NIOCore
 import Testing
 
@@ -45,6 +46,47 @@ struct DrainTests {
       try hasStopped.wait("the server's end") { $0 }
       #expect(handler.log.entries.current.calls.count == 1)
       #expect(client.answers[late]?.headers == nil)
+    }
+  }
+
+  @Test("Calls that cross the last GOAWAY stop nothing that is behind them")
+  func crossingCalls() throws {
+    let handler = TestHandler.sum()
+    try RunningServer.run(["/t/sum": handler]) { running in
+      let client = try running.connect()
+      let stream = client.open("/t/sum")
+      try client.message([1], on: stream)
+      try client.barrier()
+      running.server.drain {}
+      try client.wait("the second GOAWAY") { client.goAways.count == 2 }
+      for _ in 0..<50 {
+        let late = client.open("/t/sum")
+        client.writer.data(FrameWriter.message([9]), on: late)
+        client.writer.reset(late)
+      }
+      try client.message([2], on: stream, isEnd: true)
+      #expect(try client.answer(on: stream).code == .ok)
+      try client.waitForClose()
+    }
+  }
+
+  @Test("A peer that goes wrong during the drain is cut off, whatever it holds")
+  func errorWhileDraining() throws {
+    try RunningServer.run(["/t/silent": TestHandler.silent()]) { running in
+      let client = try running.connect()
+      client.open("/t/silent")
+      try client.barrier()
+      running.server.drain {}
+      try client.wait("the second GOAWAY") { client.goAways.count == 2 }
+      // A frame that is larger than may be, and what comes with it.
+      let begun = ContinuousClock.now
+      client.send { $0.raw([0xFF, 0, 0, 0x77, 0, 0, 0, 0, 0]) }
+      while !client.isClosed, ContinuousClock.now - begun < .seconds(30) {
+        client.send { $0.raw([UInt8](repeating: 0, count: 10_000)) }
+        usleep(2000)
+        if running.server.connectionCount == 0 { break }
+      }
+      #expect(running.server.connectionCount == 0)
     }
   }
 

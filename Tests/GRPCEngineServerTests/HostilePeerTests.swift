@@ -179,6 +179,38 @@ struct HostilePeerTests {
     }
   }
 
+  @Test("What follows a peer's own reset costs nothing, windows neither")
+  func dataBehindResets() throws {
+    try RunningServer.run(Self.methods) { running in
+      let client = try running.connect()
+      let patient = client.open("/t/sum")
+      for _ in 0..<20 {
+        for _ in 0..<100 {
+          let stream = client.open("/t/silent")
+          client.writer.reset(stream)
+          client.writer.data(ByteBuffer(repeating: 0, count: 1000), on: stream, isEnd: true)
+        }
+        try client.barrier()
+      }
+      // More than the connection's window.
+      try client.message([1], on: patient, isEnd: true)
+      #expect(try client.answer(on: patient).code == .ok)
+      #expect(client.goAways.isEmpty)
+    }
+  }
+
+  @Test("A peer that says goodbye has its calls answered, whatever it names", arguments: [0, 1, 7])
+  func goodbye(last: Int) throws {
+    try RunningServer.run(Self.methods) { running in
+      let client = try running.connect()
+      let stream = client.open("/t/sum")
+      try client.message([1], on: stream)
+      client.send { $0.goAway(last: last) }
+      try client.message([2], on: stream, isEnd: true)
+      #expect(try client.answer(on: stream).code == .ok)
+    }
+  }
+
   @Test("A peer that pings whenever it gets data is a good one")
   func pingForEachAnswer() throws {
     try RunningServer.run(Self.methods) { running in

@@ -71,26 +71,6 @@ struct MemoryTests {
     }
   }
 
-  @Test("Messages that wait are counted with what keeping them costs", arguments: [0, 1])
-  func smallMessages(length: Int) throws {
-    let configuration = Self.configuration(connection: 8 * Self.mib)
-    try RunningServer.run(["/t/silent": TestHandler.silent()], configuration: configuration) {
-      running in
-      let client = try running.connect()
-      let message = FrameWriter.message([UInt8](repeating: 7, count: length))
-      var many = ByteBuffer()
-      for _ in 0..<2000 { many.writeImmutableBuffer(message) }
-      for _ in 0..<10 {
-        let stream = client.open("/t/silent")
-        client.writer.data(many, on: stream)
-      }
-      try client.barrier()
-      #expect(self.held(running) >= 20_000 * (128 + length))
-      client.connection.close()
-      try poll("the memory's return") { self.held(running) <= 4096 }
-    }
-  }
-
   @Test("Many large messages of a peer that finishes them are all taken")
   func finishedMessages() throws {
     try RunningServer.run(

@@ -468,7 +468,7 @@ package final class Call: Sendable {
     var (pending, traffic) = self.state.withLock { state in
       (state.takePending(isWriting: isWriting), state.traffic)
     }
-    if pending.consumed.messages > 0 { self.stream.consumed(pending.consumed) }
+    if pending.consumed > 0 { self.stream.consumed(pending.consumed) }
     guard !self.hasEnded else { return }
     if let (metadata, encoding) = pending.headers {
       let enabled = self.environment.configuration.enabledCompression
@@ -509,8 +509,6 @@ package final class Call: Sendable {
 extension Call: StreamReceiver {
   package func received(_ message: ReceivedMessage) {
     self.method.statistics.received.count(UInt64(message.payload.readableBytes))
-    // It may wait for long, and only its own bytes are accounted for.
-    let message = message.released()
     for waiter in self.state.withLock({ $0.received(message) }) { waiter() }
     guard case .firstMessage(let handler) = self.waiting else { return }
     self.waiting = .nothing

@@ -30,13 +30,10 @@ struct CallState {
   /// How far a call is with its method's gate, where there is one.
   private enum Gate { case outside, entering, inside, left }
 
-  /// Messages that wait for the servicer, from `inboxHead` on. An array allocates less than a
-  /// `CircularBuffer` for the one message of most calls.
-  private var inbox: [ReceivedMessage] = []
-  private var inboxHead = 0
+  private var inbox = Inbox()
   private var isInboundEnded = false
-  /// What the servicer has taken and the stream has not been told of.
-  private var consumed = Consumption()
+  /// Bytes that the servicer has taken and the stream has not been told of.
+  private var consumed = 0
   private var headers = Headers.undecided
   private(set) var encoding: CompressionAlgorithm
   private var outbox: ByteBuffer?
@@ -162,27 +159,11 @@ struct CallState {
   }
 
   /// Whether no message waits for the servicer.
-  var isInboxEmpty: Bool { self.inboxHead == self.inbox.count }
+  var isInboxEmpty: Bool { self.inbox.isEmpty }
   /// Whether a message, or that there is none, is still to come.
   var awaitsMessage: Bool { self.isInboxEmpty && !self.isInboundEnded }
 
-  private mutating func dropInbox() {
-    self.inbox = []
-    self.inboxHead = 0
-  }
-
-  private mutating func popFirst() -> ReceivedMessage? {
-    guard !self.isInboxEmpty else { return nil }
-    let message = self.inbox[self.inboxHead]
-    // Not kept until those behind it are taken as well.
-    self.inbox[self.inboxHead].payload = ByteBuffer()
-    self.inboxHead += 1
-    if self.isInboxEmpty {
-      self.inbox.removeAll(keepingCapacity: !self.isInboundEnded)
-      self.inboxHead = 0
-    }
-    return message
-  }
+  private mutating func dropInbox() { self.inbox.removeAll() }
 
   enum Next {
     case message(ReceivedMessage)
@@ -197,22 +178,21 @@ struct CallState {
     case nil, .answered, .invalidRequest: break
     case let termination?: return (.terminated(termination), false)
     }
-    guard let message = self.popFirst() else {
+    guard let message = self.inbox.popFirst(isLast: self.isInboundEnded) else {
       if self.isInboundEnded { return (.end, false) }
       if let termination { return (.terminated(termination), false) }
       return (.pending, self.noteConsumption(isWaiting: true))
     }
-    self.consumed.messages += 1
-    self.consumed.bytes += message.payload.readableBytes + MessageFramer.prefixLength
+    self.consumed += message.payload.readableBytes + MessageFramer.prefixLength
     return (.message(message), self.noteConsumption(isWaiting: false))
   }
 
   /// The peer may send more once enough was taken, or when the reader has nothing left. Nothing is
   /// due to it after the call's end, when its event loop may be gone.
   private mutating func noteConsumption(isWaiting: Bool) -> Bool {
-    guard self.termination == nil, self.consumed.messages > 0 else { return false }
+    guard self.termination == nil, self.consumed > 0 else { return false }
     // A peer that has sent its last needs no window; others may need the memory.
-    guard self.consumed.bytes >= self.consumptionStep || (isWaiting && !self.isInboundEnded) else {
+    guard self.consumed >= self.consumptionStep || (isWaiting && !self.isInboundEnded) else {
       return false
     }
     return self.enqueueOnce()
@@ -289,7 +269,7 @@ struct CallState {
 
   /// What is to be given to the stream, in this order.
   struct Pending {
-    var consumed = Consumption()
+    var consumed = 0
     var headers: (metadata: Metadata?, encoding: CompressionAlgorithm)?
     var messages: ByteBuffer?
     var end: End?
@@ -304,7 +284,7 @@ struct CallState {
   mutating func takePending(isWriting: Bool) -> Pending {
     self.isEnqueued = false
     var pending = Pending(consumed: self.consumed)
-    self.consumed = Consumption()
+    self.consumed = 0
     if case .ended(let termination, let code, let unsent?) = self.answer {
       pending.end = unsent
       self.answer = .ended(termination, code, unsent: nil)

@@ -45,6 +45,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private var settingsRate = FrameRate(most: ConnectionHandler.mostEmptyFrames)
   private var emptyDataRate = FrameRate(most: ConnectionHandler.mostEmptyFrames)
   private var hasFailed = false
+  private var unwrittenGoAways = 0
   private var isRefused = false
   private var isClosing = false
   private var isLingering = false
@@ -57,6 +58,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private static let largestHeaderTable = 1 << 16
   /// SETTINGS, and empty frames of DATA, that a peer may send in a second.
   private static let mostEmptyFrames = 1000
+  /// GOAWAYs of errors that could not be written, past which a connection that drains is closed.
+  private static let mostUnwrittenGoAways = 100
   private static let windowUpdated = ObjectIdentifier(NIOHTTP2WindowUpdatedEvent.self)
   private static let streamClosed = ObjectIdentifier(StreamClosedEvent.self)
   private static let streamCreated = ObjectIdentifier(NIOHTTP2StreamCreatedEvent.self)
@@ -191,7 +194,13 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   package func errorCaught(context: ChannelHandlerContext, error: any Error) {
     // NIOHTTP2 reports errors of one stream here too; those it has answered with RST_STREAM.
-    // An error of the connection it answers with GOAWAY, and leaves the closing to us.
+    // An error of the connection it answers with GOAWAY, and leaves the closing to us. While the
+    // connection drains it can't write that, and says so; calls that crossed the last GOAWAY are such
+    // errors too, so some are borne.
+    if error is NIOHTTP2Errors.RaisedGoawayLastStreamID {
+      self.unwrittenGoAways += 1
+      if self.unwrittenGoAways > Self.mostUnwrittenGoAways { self.hasFailed = true }
+    }
     if self.hasFailed || !(error is any NIOHTTP2Error) {
       // grpcio's clients hang up without TLS's close_notify, and whoever closes a socket with bytes
       // unread, as a proxy does, resets the connection.

@@ -31,7 +31,7 @@ package struct FrameSplitter {
   /// The DATA frame whose content comes with the next write, and is too large for one.
   private var split: (flags: UInt8, stream: UInt32)?
   /// What the last GOAWAY named: no further one may name more (section 6.8).
-  private var announced = UInt32(Int32.max)
+  package private(set) var announced = UInt32(Int32.max)
 
   package init() {}
 

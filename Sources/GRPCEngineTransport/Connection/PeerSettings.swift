@@ -17,6 +17,11 @@ package import NIOCore
 /// back. NIOHTTP2 would keep all that it has read since a read that ended with a frame. DATA without
 /// padding passes as it comes.
 ///
+/// What the peer sends for streams that nobody serves is kept from it: DATA behind the peer's own
+/// RST_STREAM, as grpc-java sends it for calls that run out of time as they begin, and what crosses this
+/// server's last GOAWAY. NIOHTTP2 would end the connection, or stop reading (sections 5.1 and 6.8 have such
+/// frames ignored). Their bytes count for the connection's window all the same, see `takeIgnoredBytes`.
+///
 /// A value: bytes of the peer go in, and those for NIOHTTP2 come out.
 package struct PeerSettings {
   /// The connection preface of a client (RFC 9113 section 3.4).
@@ -26,6 +31,9 @@ package struct PeerSettings {
   private static let continuationType: UInt8 = 9
   private static let (acknowledgementFlag, endHeadersFlag): (UInt8, UInt8) = (1, 4)
   private static let paddedFlag: UInt8 = 8
+  private static let (resetType, goAwayType, windowUpdateType): (UInt8, UInt8, UInt8) = (3, 7, 8)
+  /// How many streams are remembered that the peer has reset.
+  private static let mostResetStreams = 1024
   private static let (initialWindowSize, maxFrameSize): (UInt16, UInt16) = (4, 5)
   /// What SETTINGS_MAX_FRAME_SIZE may be (RFC 9113 section 6.5.2).
   private static let frameSizes: Range<UInt32> = 1 << 14..<1 << 24
@@ -67,6 +75,14 @@ package struct PeerSettings {
   private var stage = Stage.preface
   /// Bytes to pass before the next frame begins.
   private var passing = Self.prefaceLength
+  /// Bytes to leave out before the next frame begins.
+  private var ignoring = 0
+  private var ignoredBytes = 0
+  /// The last streams that the peer has reset, in the order in which it did.
+  private var resetStreams: Set<UInt32> = []
+  private var resetOrder = CircularBuffer<UInt32>()
+  /// The last stream that is served.
+  package var lastStream = UInt32(Int32.max)
   /// What has come of a frame that is not whole.
   private var held = ByteBuffer()
   /// The largest frame that the peer takes.
@@ -94,10 +110,25 @@ package struct PeerSettings {
     // Those of `input` that are neither in `output` nor dealt with begin at its reader index.
     var (output, index) = (ByteBuffer(), input.readerIndex)
     while true {
+      if self.ignoring > 0 {
+        let part = min(self.ignoring, input.writerIndex - index)
+        self.ignoring -= part
+        index += part
+        input.moveReaderIndex(to: index)
+        if self.ignoring > 0 { break }
+      }
       let part = min(self.passing, input.writerIndex - index)
       index += part
       self.passing -= part
       guard self.passing == 0, let header = Self.header(input, at: index) else { break }
+      if self.isForNobody(header), header.length <= self.maximum {
+        if let before = input.readSlice(length: index - input.readerIndex) {
+          output.writeImmutableBuffer(before)
+        }
+        if header.type == Self.dataType { self.ignoredBytes += header.length }
+        self.ignoring = Self.headerLength + header.length
+        continue
+      }
       let isPlainData = header.type == Self.dataType && !header.isPaddedData
       if isPlainData || header.length > self.maximum {
         self.frameBegan()
@@ -106,6 +137,12 @@ package struct PeerSettings {
         continue
       }
       guard let end = self.endOfWhole(header, input, at: index) else { break }
+      if header.type == Self.resetType { self.wasReset(header.stream) }
+      if header.type == Self.goAwayType, header.length >= 8 {
+        // It names streams of ours, of which there are none; some name their own, which is no fault
+        // that costs calls.
+        input.setInteger(UInt32(0), at: index + Self.headerLength)
+      }
       if self.passes(header) {
         index = end
       } else {
@@ -135,6 +172,31 @@ package struct PeerSettings {
     else { return nil }
     let type = UInt8(truncatingIfNeeded: word)
     return Header(length: Int(word >> 8), type: type, flags: flags, stream: stream)
+  }
+
+  /// Bytes of DATA that have been left out since this was called last. The peer may send as many again on
+  /// the connection.
+  package mutating func takeIgnoredBytes() -> Int {
+    defer { self.ignoredBytes = 0 }
+    return self.ignoredBytes
+  }
+
+  private func isForNobody(_ header: Header) -> Bool {
+    switch header.type {
+    case Self.dataType:
+      header.stream > self.lastStream
+        || !self.resetStreams.isEmpty && self.resetStreams.contains(header.stream)
+    case Self.resetType, Self.windowUpdateType: header.stream > self.lastStream
+    default: false
+    }
+  }
+
+  private mutating func wasReset(_ stream: UInt32) {
+    guard self.resetStreams.insert(stream).inserted else { return }
+    self.resetOrder.append(stream)
+    if self.resetOrder.count > Self.mostResetStreams, let first = self.resetOrder.popFirst() {
+      self.resetStreams.remove(first)
+    }
   }
 
   /// Where a frame ends, or the header block that it begins; `nil` when that has not come.
@@ -249,9 +311,20 @@ package final class PeerSettingsHandler: ChannelDuplexHandler {
 
   package func channelRead(context: ChannelHandlerContext, data: NIOAny) {
     guard !self.isClosing else { return }
+    self.settings.lastStream = self.writer.lastAnnouncedStream
     let bytes = self.settings.received(self.unwrapInboundIn(data))
     self.writer.limitFrames(to: self.settings.peerMaxFrameSize)
+    self.giveBack(self.settings.takeIgnoredBytes(), context: context)
     if bytes.readableBytes > 0 { context.fireChannelRead(self.wrapInboundOut(bytes)) }
+  }
+
+  /// Opens the connection's window for what NIOHTTP2 has not heard of.
+  private func giveBack(_ bytes: Int, context: ChannelHandlerContext) {
+    guard bytes > 0 else { return }
+    // Length 4, type WINDOW_UPDATE, no flags, stream 0.
+    var frame = ByteBuffer(bytes: [0, 0, 4, 8, 0, 0, 0, 0, 0])
+    frame.writeInteger(UInt32(clamping: bytes))
+    context.writeAndFlush(self.wrapOutboundOut(.byteBuffer(frame)), promise: nil)
   }
 
   package func close(

@@ -26,6 +26,9 @@ package final class WriteCoalescer: ChannelOutboundHandler {
     self.lastStream = lastStream
   }
 
+  /// What the last GOAWAY named.
+  var lastAnnouncedStream: UInt32 { self.splitter.announced }
+
   /// Writes no frames with more content than `maximum` from now on.
   func limitFrames(to maximum: Int) { self.splitter.maximum = maximum }
 

@@ -20,8 +20,6 @@ package final class ServerStream {
 
   private var decoder: MessageDecoder
   private var window: ReceiveWindow
-  /// Messages that the application has not consumed.
-  private var waitingMessages = 0
   private var state: StreamState
   /// Nothing is held for the stream any more, and nothing is charged.
   private var isReleased = false
@@ -69,7 +67,6 @@ package final class ServerStream {
     do {
       while let message = try self.decoder.next() {
         self.window.delivered(message.payload.readableBytes + MessageFramer.prefixLength)
-        self.waitingMessages += 1
         receiver.received(message)
       }
     } catch {
@@ -124,10 +121,9 @@ package final class ServerStream {
 
   // MARK: To the peer
 
-  /// The application took some messages: lets the peer send more.
-  package func consumed(_ consumption: Consumption) {
-    self.window.consumed(consumption.bytes)
-    self.waitingMessages -= consumption.messages
+  /// The application took messages of `length` bytes, prefixes included: lets the peer send more.
+  package func consumed(_ length: Int) {
+    self.window.consumed(length)
     self.grantWindow()
     self.charge()
   }
@@ -156,8 +152,7 @@ package final class ServerStream {
     let expected = self.state.inbound == .open ? self.window.excess : 0
     self.connection.charge(
       &self.share,
-      held: self.headSize + self.window.held + self.waitingMessages * ReceivedMessage.overhead
-        + partial + expected,
+      held: self.headSize + self.window.held + partial + expected,
       unsent: self.unsent,
       isComplete: self.state.inbound == .ended
     )

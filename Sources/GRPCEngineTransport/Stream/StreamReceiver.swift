@@ -9,18 +9,6 @@ package enum StreamFailure: Error, Hashable, Sendable {
   case connectionLost
 }
 
-/// Messages of a stream that the application has taken.
-package struct Consumption: Hashable, Sendable {
-  package var messages = 0
-  /// Their bytes, prefixes included.
-  package var bytes = 0
-
-  package init(messages: Int = 0, bytes: Int = 0) {
-    self.messages = messages
-    self.bytes = bytes
-  }
-}
-
 /// The upper layer's side of one stream: what the transport tells it.
 ///
 /// Every function is called on the stream's event loop and must not block.

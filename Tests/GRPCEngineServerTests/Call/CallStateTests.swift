@@ -122,7 +122,7 @@ struct CallSimulation {
     guard self.isEnqueued else { return }
     self.isEnqueued = false
     let pending = self.state.takePending(isWriting: self.isWriting)
-    self.consumed += pending.consumed.bytes
+    self.consumed += pending.consumed
     if self.isStreamLost {
       if pending.end != nil || pending.messages != nil { self.fail("something for a lost stream") }
       return

@@ -224,6 +224,41 @@ struct PeerSettingsTests {
     #expect(Self.lengths([begin, large]) == [0, begin.count + large.count])
   }
 
+  @Test("What comes for streams that nobody serves is left out, and counted", arguments: 1...60)
+  func framesForNobody(length: Int) {
+    let bytes = Self.bytes { writer in
+      writer.headers(FrameWriter.request("/a/b"), on: 1)
+      writer.reset(1)
+      writer.data(ByteBuffer(repeating: 1, count: 50), on: 1)
+      writer.ping(1)
+      writer.data(ByteBuffer(repeating: 2, count: 30), on: 1, isEnd: true, padding: 3)
+      writer.data(ByteBuffer(repeating: 3, count: 20), on: 3)
+      writer.windowUpdate(5, increment: 7)
+      writer.reset(5)
+      writer.data(ByteBuffer(repeating: 4, count: 10), on: 5)
+      writer.windowUpdate(0, increment: 9)
+    }
+    let expected = Self.bytes { writer in
+      writer.headers(FrameWriter.request("/a/b"), on: 1)
+      writer.reset(1)
+      writer.ping(1)
+      writer.data(ByteBuffer(repeating: 3, count: 20), on: 3)
+      writer.windowUpdate(0, increment: 9)
+    }
+    var settings = PeerSettings()
+    _ = settings.received(ByteBuffer(bytes: Self.greeting + Self.acknowledgement))
+    settings.lastStream = 3
+    var (passed, left, ignored) = (ByteBuffer(), ByteBuffer(bytes: bytes), 0)
+    while let piece = left.readSlice(length: min(length, left.readableBytes)),
+      piece.readableBytes > 0
+    {
+      passed.writeImmutableBuffer(settings.received(piece))
+      ignored += settings.takeIgnoredBytes()
+    }
+    #expect(Array(passed.readableBytesView) == expected)
+    #expect(ignored == 50 + 34 + 10)
+  }
+
   @Test("Of the windows that a frame names the last one counts, and one that can't be is passed")
   func windows() {
     var settings = PeerSettings()

@@ -159,7 +159,7 @@ final class ServerStreamTests {
     #expect(client.answers[stream]?.granted == 0)
     #expect(try self.receiver().events.count == 65)
     let server = try self.receiver().stream
-    server.consumed(Consumption(messages: 1, bytes: 65_000))
+    server.consumed(65_000)
     server.connection.flush()
     try client.wait("the window") { client.answers[stream]?.granted == 65_000 }
   }
