@@ -88,8 +88,14 @@ class WorkerProcess:
                     # What a terminal sends for ^C is the parent's: workers hear of it from there.
                     process_group=0,
                 )
-                with contextlib.suppress(OSError):  # it has ended, which is seen elsewhere
+                try:
                     inheritance.send(self.control)
+                except ConnectionError:
+                    pass  # it has ended, which is seen elsewhere
+                except OSError:
+                    self._process.kill()
+                    self._process.wait()
+                    raise
             on_error.pop_all()
         self.control.setblocking(False)
         self._intake.setblocking(False)

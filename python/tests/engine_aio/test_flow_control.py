@@ -110,9 +110,9 @@ def test_thousands_of_sleeping_calls(serve):
 
     served = serve({"Sleep": handler("unary_unary", sleep)})
     threads = threading.active_count()
-    calls = [served.call("unary_unary", "Sleep", timeout=20) for _ in range(2_000)]
+    calls = [served.call("unary_unary", "Sleep", timeout=60) for _ in range(2_000)]
     pause = threading.Event()
-    for _ in range(1_000):
+    for _ in range(5_000):
         if len(entered) == 2_000:
             break
         pause.wait(0.01)

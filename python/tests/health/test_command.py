@@ -192,7 +192,7 @@ def test_tls(serve, capsys, certified):
         assert "can't be asked: UNAVAILABLE" in complaint(*arguments)
 
 
-def test_tls_of_the_settings(serve, capsys, certified, settings, monkeypatch):
+def test_tls_of_the_settings(serve, capsys, certified, settings):
     """The certificate that the server shows is known, so its authority need not be."""
     _, server, _ = certified
     key_pair = {
@@ -203,10 +203,8 @@ def test_tls_of_the_settings(serve, capsys, certified, settings, monkeypatch):
         [(server.key_file.read_bytes(), server.certificate_file.read_bytes())]
     )
     _, address = serve(credentials=credentials)
-    monkeypatch.setattr(
-        "django_grpc.management.commands.grpchealth._DEFAULT_PORT", address.rpartition(":")[2]
-    )
-    settings.GRPCSERVER = {"host": "127.0.0.1", "credentials": [key_pair]}
+    port = int(address.rpartition(":")[2])
+    settings.GRPCSERVER = {"host": "127.0.0.1", "port": port, "credentials": [key_pair]}
     assert ask(capsys) == "SERVING\n"
 
 
