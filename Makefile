@@ -81,6 +81,7 @@ compat-test: $(WHEELHOUSE)/.built
 	$(VENV)-django42/bin/pip install --quiet --upgrade pip
 	$(VENV)-django42/bin/pip install --quiet --group dev -r examples/atlas/requirements.txt \
 		$(WHEELHOUSE)/*.whl 'django>=4.2,<4.3'
+	$(VENV)-django42/bin/pip install --quiet --force-reinstall --no-deps $(WHEELHOUSE)/*.whl
 	$(VENV)-django42/bin/python -m pytest $(IN_PARALLEL) \
 		$(WITHOUT_DJANGO:%=--ignore python/tests/%)
 
