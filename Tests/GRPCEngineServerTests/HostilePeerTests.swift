@@ -145,11 +145,21 @@ struct HostilePeerTests {
     }
   }
 
-  @Test("Calls that are cancelled together cost the others nothing", arguments: [false, true])
-  func manyCancelledCalls(haveMessages: Bool) throws {
+  /// Does something on a connection while a call of it waits, which is answered then.
+  private func besidePatientCall(_ body: (TestClient) throws -> Void) throws {
     try RunningServer.run(Self.methods) { running in
       let client = try running.connect()
       let patient = client.open("/t/sum")
+      try body(client)
+      try client.message([1], on: patient, isEnd: true)
+      #expect(try client.answer(on: patient).code == .ok)
+      #expect(client.goAways.isEmpty)
+    }
+  }
+
+  @Test("Calls that are cancelled together cost the others nothing", arguments: [false, true])
+  func manyCancelledCalls(haveMessages: Bool) throws {
+    try self.besidePatientCall { client in
       for _ in 0..<4 {
         let streams = (0..<1000).map { _ in client.open("/t/silent") }
         for stream in streams where haveMessages {
@@ -158,32 +168,23 @@ struct HostilePeerTests {
         for stream in streams { client.writer.reset(stream) }
         try client.barrier()
       }
-      try client.message([1], on: patient, isEnd: true)
-      #expect(try client.answer(on: patient).code == .ok)
-      #expect(client.goAways.isEmpty)
     }
   }
 
   @Test("What is under way for calls that have ended early costs the others nothing")
   func dataForManyEndedCalls() throws {
-    try RunningServer.run(Self.methods) { running in
-      let client = try running.connect()
-      let patient = client.open("/t/sum")
+    try self.besidePatientCall { client in
       let streams = (0..<1500).map { _ in client.open("/no/such") }
       try client.barrier()
       for stream in streams { client.writer.data(FrameWriter.message([1]), on: stream) }
       try client.barrier()
-      try client.message([1], on: patient, isEnd: true)
-      #expect(try client.answer(on: patient).code == .ok)
-      #expect(client.goAways.isEmpty)
     }
   }
 
   @Test("What follows a peer's own reset costs nothing, windows neither")
   func dataBehindResets() throws {
-    try RunningServer.run(Self.methods) { running in
-      let client = try running.connect()
-      let patient = client.open("/t/sum")
+    try self.besidePatientCall { client in
+      // More than the connection's window.
       for _ in 0..<20 {
         for _ in 0..<100 {
           let stream = client.open("/t/silent")
@@ -192,10 +193,6 @@ struct HostilePeerTests {
         }
         try client.barrier()
       }
-      // More than the connection's window.
-      try client.message([1], on: patient, isEnd: true)
-      #expect(try client.answer(on: patient).code == .ok)
-      #expect(client.goAways.isEmpty)
     }
   }
 

@@ -12,7 +12,7 @@ package struct Inbox {
   }
 
   /// The longest message that is put together with others.
-  private static let smallest = 512
+  private static let longestSmall = 512
   /// Bytes of a part, read or not, behind which the next one begins: what has been read is let go.
   private static let partSize = 16 * 1024
 
@@ -26,32 +26,24 @@ package struct Inbox {
 
   package mutating func append(_ message: ReceivedMessage) {
     let length = message.payload.readableBytes
-    guard length <= Self.smallest else {
+    guard length <= Self.longestSmall else {
       self.parts.append(.message(message.released()))
       return
     }
-    if let last = self.parts.indices.last, last >= self.head,
-      case .small(var packed) = self.parts[last], packed.writerIndex < Self.partSize
-    {
-      // Taken out, so that it is written to in its place.
-      self.parts[last] = .small(ByteBuffer())
-      Self.pack(message, length, into: &packed)
-      self.parts[last] = .small(packed)
-    } else {
-      var packed = ByteBuffer()
-      packed.reserveCapacity(length + MessageFramer.prefixLength)
-      Self.pack(message, length, into: &packed)
-      self.parts.append(.small(packed))
-    }
+    var packed = self.takeLastPart() ?? ByteBuffer()
+    packed.reserveCapacity(minimumWritableBytes: length + MessageFramer.prefixLength)
+    MessageFramer.writePrefix(compressed: message.isCompressed, length: length, into: &packed)
+    packed.writeImmutableBuffer(message.payload)
+    self.parts.append(.small(packed))
   }
 
-  private static func pack(
-    _ message: ReceivedMessage,
-    _ length: Int,
-    into packed: inout ByteBuffer
-  ) {
-    packed.writeMultipleIntegers(UInt8(message.isCompressed ? 1 : 0), UInt32(clamping: length))
-    packed.writeImmutableBuffer(message.payload)
+  /// Takes out the last part if there is room in it; so it is written to in its place.
+  private mutating func takeLastPart() -> ByteBuffer? {
+    guard !self.isEmpty, case .small(let packed)? = self.parts.last,
+      packed.writerIndex < Self.partSize
+    else { return nil }
+    self.parts.removeLast()
+    return packed
   }
 
   /// - Parameter isLast: whether no message comes any more, so that no memory is kept for one.

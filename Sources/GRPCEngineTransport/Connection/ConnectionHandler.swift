@@ -42,8 +42,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private var isFlushScheduled = false
   /// Streams with a write that has left for the socket, which have not been told.
   private var writtenStreams: [ServerStream] = []
-  private var settingsRate = FrameRate(most: ConnectionHandler.mostEmptyFrames)
-  private var emptyDataRate = FrameRate(most: ConnectionHandler.mostEmptyFrames)
+  private var settingsRate = FrameRate(most: ConnectionHandler.mostIdleFrames)
+  private var emptyDataRate = FrameRate(most: ConnectionHandler.mostIdleFrames)
   private var hasFailed = false
   private var unwrittenGoAways = 0
   private var isRefused = false
@@ -57,7 +57,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   /// offer, and sixteen times the default.
   private static let largestHeaderTable = 1 << 16
   /// SETTINGS, and empty frames of DATA, that a peer may send in a second.
-  private static let mostEmptyFrames = 1000
+  private static let mostIdleFrames = 1000
   /// GOAWAYs of errors that could not be written, past which a connection that drains is closed.
   private static let mostUnwrittenGoAways = 100
   private static let windowUpdated = ObjectIdentifier(NIOHTTP2WindowUpdatedEvent.self)

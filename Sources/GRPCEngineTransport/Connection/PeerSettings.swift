@@ -122,9 +122,7 @@ package struct PeerSettings {
       self.passing -= part
       guard self.passing == 0, let header = Self.header(input, at: index) else { break }
       if self.isForNobody(header), header.length <= self.maximum {
-        if let before = input.readSlice(length: index - input.readerIndex) {
-          output.writeImmutableBuffer(before)
-        }
+        Self.move(index - input.readerIndex, from: &input, to: &output)
         if header.type == Self.dataType { self.ignoredBytes += header.length }
         self.ignoring = Self.headerLength + header.length
         continue
@@ -146,9 +144,7 @@ package struct PeerSettings {
       if self.passes(header) {
         index = end
       } else {
-        if let before = input.readSlice(length: index - input.readerIndex) {
-          output.writeImmutableBuffer(before)
-        }
+        Self.move(index - input.readerIndex, from: &input, to: &output)
         if let frame = input.readSlice(length: end - index) { self.change(frame, &output) }
         index = end
       }
@@ -164,6 +160,11 @@ package struct PeerSettings {
     return output
   }
 
+  private static func move(_ length: Int, from input: inout ByteBuffer, to output: inout ByteBuffer)
+  {
+    if let part = input.readSlice(length: length) { output.writeImmutableBuffer(part) }
+  }
+
   private static func header(_ bytes: ByteBuffer, at index: Int) -> Header? {
     guard bytes.writerIndex - index >= Self.headerLength,
       let word = bytes.getInteger(at: index, as: UInt32.self),
@@ -171,7 +172,9 @@ package struct PeerSettings {
       let stream = bytes.getInteger(at: index + 5, as: UInt32.self)
     else { return nil }
     let type = UInt8(truncatingIfNeeded: word)
-    return Header(length: Int(word >> 8), type: type, flags: flags, stream: stream)
+    // RFC 9113 section 4.1: the reserved bit means nothing.
+    let number = stream & UInt32(Int32.max)
+    return Header(length: Int(word >> 8), type: type, flags: flags, stream: number)
   }
 
   /// Bytes of DATA that have been left out since this was called last. The peer may send as many again on

@@ -259,6 +259,12 @@ struct PeerSettingsTests {
     #expect(ignored == 50 + 34 + 10)
   }
 
+  @Test("The reserved bit of a stream's number means nothing")
+  func reservedBit() {
+    let data: [UInt8] = [0, 0, 2, 0, 1, 0x80, 0, 0, 1, 7, 7]
+    #expect(Self.lengths([data]) == [data.count])
+  }
+
   @Test("Of the windows that a frame names the last one counts, and one that can't be is passed")
   func windows() {
     var settings = PeerSettings()

@@ -426,8 +426,8 @@ def _check_migrations(command: "Command") -> None:
     threads.start(look, name="grpcserver-migrations")
     if not has_looked.wait(_DATABASE_TIMEOUT):
         _say_unasked(command, f"it says nothing for {_DATABASE_TIMEOUT:g} s")
-    for error in failures:
-        raise error
+    if failures:
+        raise failures[0]
 
 
 def _say_unasked(command: "Command", why: object) -> None:
