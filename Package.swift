@@ -14,7 +14,6 @@ let nioEmbedded: Target.Dependency = .product(name: "NIOEmbedded", package: "swi
 let nioHTTP1: Target.Dependency = .product(name: "NIOHTTP1", package: "swift-nio")
 let nioTLS: Target.Dependency = .product(name: "NIOTLS", package: "swift-nio")
 let nioHPACK: Target.Dependency = .product(name: "NIOHPACK", package: "swift-nio-http2")
-let nioHTTP2: Target.Dependency = .product(name: "NIOHTTP2", package: "swift-nio-http2")
 let nioSSL: Target.Dependency = .product(name: "NIOSSL", package: "swift-nio-ssl")
 
 /// Set in builds that link libFuzzer, whose driver the fuzzers' mains call.
@@ -44,11 +43,13 @@ let package = Package(
     .package(url: "https://github.com/apple/swift-nio-ssl.git", from: "2.37.0"),
   ],
   targets: [
+    // Below the layers: HTTP/2 as values, no I/O.
+    .target(name: "GRPCEngineHTTP2", dependencies: [nioCore], swiftSettings: swiftSettings),
     // Layer 1: gRPC's wire format. Values and codecs, no I/O.
     .systemLibrary(name: "CGRPCEngineZlib"),
     .target(
       name: "GRPCEngineWire",
-      dependencies: ["CGRPCEngineZlib", nioCore, nioHPACK],
+      dependencies: ["CGRPCEngineZlib", "GRPCEngineHTTP2", nioCore],
       swiftSettings: swiftSettings
     ),
     // What guards values that threads share, in every layer.
@@ -65,8 +66,8 @@ let package = Package(
     .target(
       name: "GRPCEngineTransport",
       dependencies: [
-        "CGRPCEngineSockets", "GRPCEngineLocks", "GRPCEngineWire", "GRPCEngineStatistics", nioCore,
-        nioPosix, nioTLS, nioHPACK, nioHTTP2, nioSSL,
+        "CGRPCEngineSockets", "GRPCEngineHTTP2", "GRPCEngineLocks", "GRPCEngineWire",
+        "GRPCEngineStatistics", nioCore, nioPosix, nioTLS, nioSSL,
       ],
       swiftSettings: swiftSettings
     ),
@@ -74,8 +75,8 @@ let package = Package(
     .target(
       name: "GRPCEngineServer",
       dependencies: [
-        "GRPCEngineLocks", "GRPCEngineWire", "GRPCEngineTransport", "GRPCEngineStatistics", nioCore,
-        nioPosix, nioHPACK, nioHTTP1,
+        "GRPCEngineHTTP2", "GRPCEngineLocks", "GRPCEngineWire", "GRPCEngineTransport",
+        "GRPCEngineStatistics", nioCore, nioPosix, nioHTTP1,
       ],
       swiftSettings: swiftSettings
     ),
@@ -93,8 +94,8 @@ let package = Package(
       name: "GRPCEnginePython",
       dependencies: [
         "GRPCEngineLocks", "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineStatistics",
-        "GRPCEngineWire", "GRPCEngineWorkers", "PythonInterop", "CPythonABI", "CGRPCEngineMalloc",
-        nioCore, nioHPACK,
+        "GRPCEngineHTTP2", "GRPCEngineWire", "GRPCEngineWorkers", "PythonInterop", "CPythonABI",
+        "CGRPCEngineMalloc", nioCore,
       ],
       swiftSettings: swiftSettings
     ),
@@ -109,12 +110,11 @@ let package = Package(
       name: "GRPCEngineTesting",
       dependencies: [
         "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineWire", nioCore, nioPosix, nioHPACK,
-        nioHTTP2,
       ],
       swiftSettings: swiftSettings
     ),
     .systemLibrary(name: "CLibFuzzer"),
-    fuzzTarget(name: "WireFuzz", dependencies: ["GRPCEngineWire", nioCore, nioHPACK]),
+    fuzzTarget(name: "WireFuzz", dependencies: ["GRPCEngineHTTP2", "GRPCEngineWire", nioCore]),
     // Also the tests' connection without a socket, `EmbeddedConnection`.
     fuzzTarget(
       name: "TransportFuzz",
@@ -125,7 +125,9 @@ let package = Package(
     ),
     .testTarget(
       name: "GRPCEngineWireTests",
-      dependencies: ["GRPCEngineWire", "GRPCEngineTesting", "WireFuzz", nioCore, nioHPACK],
+      dependencies: [
+        "GRPCEngineHTTP2", "GRPCEngineWire", "GRPCEngineTesting", "WireFuzz", nioCore,
+      ],
       swiftSettings: swiftSettings
     ),
     .testTarget(
@@ -144,19 +146,24 @@ let package = Package(
       swiftSettings: swiftSettings
     ),
     .testTarget(
+      name: "GRPCEngineHTTP2Tests",
+      dependencies: ["GRPCEngineHTTP2", "GRPCEngineTesting", nioCore, nioHPACK],
+      swiftSettings: swiftSettings
+    ),
+    .testTarget(
       name: "GRPCEngineTransportTests",
       dependencies: [
-        "CGRPCEngineSockets", "GRPCEngineTransport", "GRPCEngineWire", "GRPCEngineTesting",
-        "TransportFuzz", nioCore, nioPosix, nioEmbedded, nioHPACK, nioHTTP2,
+        "CGRPCEngineSockets", "GRPCEngineHTTP2", "GRPCEngineTransport", "GRPCEngineWire",
+        "GRPCEngineTesting", "TransportFuzz", nioCore, nioPosix, nioEmbedded, nioHPACK,
       ],
       swiftSettings: swiftSettings
     ),
     .testTarget(
       name: "GRPCEngineServerTests",
       dependencies: [
-        "CGRPCEngineSockets", "GRPCEngineServer", "GRPCEngineTransport", "GRPCEngineStatistics",
-        "GRPCEngineWire",
-        "GRPCEngineTesting", "TransportFuzz", nioCore, nioPosix, nioHPACK, nioHTTP2, nioSSL,
+        "CGRPCEngineSockets", "GRPCEngineHTTP2", "GRPCEngineServer", "GRPCEngineTransport",
+        "GRPCEngineStatistics", "GRPCEngineWire", "GRPCEngineTesting", "TransportFuzz", nioCore,
+        nioPosix, nioHPACK, nioSSL,
       ],
       swiftSettings: swiftSettings
     ),

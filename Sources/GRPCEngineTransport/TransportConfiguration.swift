@@ -1,3 +1,4 @@
+internal import GRPCEngineHTTP2
 package import NIOCore
 
 /// What one connection may do and cost.
@@ -6,21 +7,18 @@ package import NIOCore
 package struct TransportConfiguration: Sendable {
   /// HTTP/2 settings and windows.
   package struct HTTP2: Sendable {
-    /// `SETTINGS_MAX_CONCURRENT_STREAMS`. The default is 4,096: more than clients have under way, and a
-    /// bound for what the end of a stream costs, as NIOHTTP2 moves all those beside it.
+    /// `SETTINGS_MAX_CONCURRENT_STREAMS`. The default is 4,096: more than clients have under way.
     package var maxConcurrentStreams = 4096
     /// The largest header list of a call, in bytes as RFC 9113 section 6.5.2 counts them; a larger
-    /// one is answered RESOURCE_EXHAUSTED. The default is 16 KiB, core's hard limit
-    /// (`grpc.absolute_max_metadata_size`).
+    /// one is answered RESOURCE_EXHAUSTED. `SETTINGS_MAX_HEADER_LIST_SIZE`. The default is 16 KiB, core's
+    /// hard limit (`grpc.absolute_max_metadata_size`).
     package var maxHeaderListSize = 16 * 1024
-    /// `SETTINGS_MAX_HEADER_LIST_SIZE`, past which the connection ends: a call that is only
-    /// somewhat too large must not cost its neighbours theirs.
-    var hardMaxHeaderListSize: Int { self.maxHeaderListSize + 64 * 1024 }
+    /// The largest header block, in bytes as they come, past which the connection ends: a call that is
+    /// only somewhat too large must not cost its neighbours theirs.
+    var maxHeaderBlock: Int { self.maxHeaderListSize + 64 * 1024 }
     /// `SETTINGS_INITIAL_WINDOW_SIZE` in bytes and the most that a stream holds for a servicer that
     /// does not read. The default is 64 KiB - 1.
     package var streamWindowSize = 65_535
-    /// RFC 9113 section 6.9.2: where every window begins, of streams and of connections.
-    static let protocolWindowSize = 65_535
     /// The connection's receive window in bytes. The default is 1 MiB.
     package var connectionWindowSize = 1 << 20
     /// `SETTINGS_MAX_FRAME_SIZE` in bytes. The default is 16 KiB.
@@ -89,12 +87,17 @@ package struct TransportConfiguration: Sendable {
 
   /// `http2.streamWindowSize`, unless a few streams could fill the connection's memory with it.
   var streamWindow: Int {
-    min(self.http2.streamWindowSize, max(HTTP2.protocolWindowSize, self.memory.connection / 4))
+    min(self.http2.streamWindowSize, max(HTTP2Settings.initialWindow, self.memory.connection / 4))
   }
 
-  /// The stream window, where it must be announced apart from what holds from the peer's first frame
-  /// on: a peer that has not read a window below HTTP/2's own may still send as much as that.
-  var lateStreamWindow: Int? {
-    self.streamWindow < HTTP2.protocolWindowSize ? self.streamWindow : nil
+  var http2Settings: HTTP2Settings {
+    var settings = HTTP2Settings()
+    settings.maxConcurrentStreams = self.http2.maxConcurrentStreams
+    settings.streamWindow = self.streamWindow
+    settings.maxFrameSize = self.http2.maxFrameSize
+    settings.maxHeaderListSize = self.http2.maxHeaderListSize
+    settings.maxHeaderBlock = self.http2.maxHeaderBlock
+    settings.maxResets = max(10_000, 2 * min(self.http2.maxConcurrentStreams, 1 << 16))
+    return settings
   }
 }

@@ -1,4 +1,4 @@
-public import NIOHPACK
+public import GRPCEngineHTTP2
 
 /// What the two applications of a call tell each other beside messages: keys and values, in order,
 /// with repeated keys kept.
@@ -141,14 +141,14 @@ extension Metadata {
   ///
   /// - Throws: ``MalformedMetadata`` when a binary value is not base64. grpc's own servers end the call
   ///   then, with ``MalformedMetadata/status``.
-  public init(validating headers: HPACKHeaders) throws(MalformedMetadata) {
+  public init(validating headers: HeaderList) throws(MalformedMetadata) {
     var malformedKey: String?
     self.init(received: headers, malformedKey: &malformedKey)
     if let malformedKey { throw MalformedMetadata(key: malformedKey) }
   }
 
   /// As ``init(validating:)``, but leaves out binary values that are not base64.
-  public init(received headers: HPACKHeaders) {
+  public init(received headers: HeaderList) {
     var malformedKey: String?
     self.init(received: headers, malformedKey: &malformedKey)
   }
@@ -156,10 +156,11 @@ extension Metadata {
   /// The most values that a proxy may have joined to one; grpc's own servers take no such list.
   private static var largestList: Int { 64 }
 
-  private init(received headers: HPACKHeaders, malformedKey: inout String?) {
-    var unseen = headers.count
-    for (key, value, _) in headers {
+  private init(received headers: HeaderList, malformedKey: inout String?) {
+    var unseen = headers.fields.count
+    for field in headers.fields {
       unseen -= 1
+      let (key, value) = (field.name, field.value)
       if Self.isConsumed(key) { continue }
       if entries.isEmpty { entries.reserveCapacity(unseen + 1) }
       guard Self.isBinaryKey(key) else {
@@ -187,14 +188,13 @@ extension Metadata {
   /// Adds every entry to a header list, bytes as base64.
   ///
   /// Entries whose key HTTP/2 cannot carry are left out.
-  public func append(to headers: inout HPACKHeaders) {
+  public func append(to headers: inout HeaderList) {
     if entries.isEmpty { return }
-    headers.reserveCapacity(headers.count + entries.count)
-    // `HPACKHeaders.add` traps on a name that is not ASCII.
+    headers.reserveCapacity(headers.fields.count + entries.count)
     for (key, value) in entries where Self.isValidKey(key) {
       switch value {
-      case .ascii(let text): headers.add(name: key, value: text)
-      case .binary(let bytes): headers.add(name: key, value: Base64.encode(bytes))
+      case .ascii(let text): headers.append(key, text)
+      case .binary(let bytes): headers.append(key, Base64.encode(bytes))
       }
     }
   }

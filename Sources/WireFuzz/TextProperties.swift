@@ -1,6 +1,6 @@
+internal import GRPCEngineHTTP2
 internal import GRPCEngineWire
 internal import NIOCore
-internal import NIOHPACK
 
 /// Bytes survive encoding, and text that decodes is what its bytes encode to, but for padding.
 func base64Violation(_ input: inout ByteBuffer) -> String? {
@@ -47,26 +47,26 @@ func timeoutViolation(_ input: inout ByteBuffer) -> String? {
 ///
 /// Input: lines of `key value`.
 func metadataViolation(_ input: inout ByteBuffer) -> String? {
-  var headers = HPACKHeaders()
+  var headers = HeaderList()
   for line in input.readableBytesView.split(separator: UInt8(ascii: "\n")) {
     let parts = line.split(separator: UInt8(ascii: " "), maxSplits: 1)
     guard let key = parts.first else { continue }
     // The connection refuses names that are not ASCII before they get here.
     if !key.allSatisfy({ $0 < 0x80 }) { continue }
     let value = parts.count > 1 ? String(decoding: parts[1], as: UTF8.self) : ""
-    headers.add(name: String(decoding: key, as: UTF8.self), value: value)
+    headers.append(String(decoding: key, as: UTF8.self), value)
   }
   let metadata = Metadata(received: headers)
   do throws(MalformedMetadata) {
     let validated = try Metadata(validating: headers)
     if validated.entries.count != metadata.entries.count { return "validation changed entries" }
   } catch {
-    if !headers.contains(name: error.key) { return "an unknown key is malformed" }
+    if headers.first(error.key) == nil { return "an unknown key is malformed" }
   }
   if metadata.entries.contains(where: { $0.key == "te" || $0.key.first == ":" }) {
     return "a consumed header is visible"
   }
-  var sent = HPACKHeaders()
+  var sent = HeaderList()
   metadata.append(to: &sent)
   let sendable = metadata.entries.filter { Metadata.isValidKey($0.key) }
   let again = Metadata(received: sent)

@@ -1,5 +1,5 @@
+import GRPCEngineHTTP2
 import GRPCEngineWire
-import NIOHPACK
 import Testing
 
 struct MetadataTests {
@@ -62,7 +62,7 @@ struct MetadataTests {
 
   @Test("An application sees a peer's headers in order, without what the transport consumed")
   func received() {
-    let headers: HPACKHeaders = [
+    let headers: HeaderList = [
       ":method": "POST", ":path": "/a.B/C", "te": "trailers", "content-type": "application/grpc",
       "grpc-timeout": "1S", "user-agent": "ua/1", "x-a": "1", "grpc-encoding": "gzip",
       "grpc-accept-encoding": "gzip", "x-b": "", "x-a": "2", "grpc-message-type": "M",
@@ -89,7 +89,7 @@ struct MetadataTests {
 
   @Test("Binary values joined by commas become entries of their own")
   func joinedValues() throws {
-    let headers: HPACKHeaders = ["x-bin": "AAE=,AAI, \tAAM ,", "y-bin": ""]
+    let headers: HeaderList = ["x-bin": "AAE=,AAI, \tAAM ,", "y-bin": ""]
     expect(
       try Metadata(validating: headers),
       [
@@ -101,7 +101,7 @@ struct MetadataTests {
 
   @Test("A binary value that is not base64 fails the call, or is left out where nobody asks")
   func malformedValues() {
-    let headers: HPACKHeaders = ["x": "1", "x-bin": "AAE,!", "y-bin": "?"]
+    let headers: HeaderList = ["x": "1", "x-bin": "AAE,!", "y-bin": "?"]
     expect(Metadata(received: headers), [("x", .ascii("1")), ("x-bin", .binary([0, 1]))])
     let error = #expect(throws: MalformedMetadata.self) { try Metadata(validating: headers) }
     #expect(
@@ -120,7 +120,7 @@ struct MetadataTests {
     metadata.append(key: "b-bin", value: .binary([255, 0, 44]))
     metadata.append(key: "a", value: .ascii(""))
     metadata.append(key: "b-bin", value: .binary([]))
-    var headers: HPACKHeaders = [":status": "200"]
+    var headers: HeaderList = [":status": "200"]
     metadata.append(to: &headers)
     #expect(headers == [":status": "200", "a": "1", "b-bin": "/wAs", "a": "", "b-bin": ""])
     expect(Metadata(received: headers), metadata.entries)
@@ -132,7 +132,7 @@ struct MetadataTests {
     for key in ["ä", "", ":status", "UPPER", "ok"] {
       metadata.append(key: key, value: .ascii("v"))
     }
-    var headers = HPACKHeaders()
+    var headers = HeaderList()
     metadata.append(to: &headers)
     #expect(headers == ["ok": "v"])
   }
@@ -148,7 +148,7 @@ struct MetadataTests {
 
   @Test("A list of binary values has 64 at most")
   func longLists() throws {
-    let list: HPACKHeaders = ["a-bin": Array(repeating: "AQ", count: 64).joined(separator: ",")]
+    let list: HeaderList = ["a-bin": Array(repeating: "AQ", count: 64).joined(separator: ",")]
     #expect(try Metadata(validating: list).entries.count == 64)
     for value in [String(repeating: ",", count: 64), String(repeating: ",", count: 4000)] {
       #expect(throws: MalformedMetadata.self) { try Metadata(validating: ["a-bin": value]) }

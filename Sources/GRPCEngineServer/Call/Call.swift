@@ -3,7 +3,6 @@ package import GRPCEngineStatistics
 package import GRPCEngineTransport
 package import GRPCEngineWire
 package import NIOCore
-internal import NIOHTTP2
 internal import Synchronization
 
 /// One call, from its headers to its status.

@@ -1,5 +1,5 @@
+internal import GRPCEngineHTTP2
 package import GRPCEngineWire
-internal import NIOHPACK
 
 /// Which message encodings a server uses and takes (`grpc.compression_enabled_algorithms_bitset`).
 package struct EnabledCompression: Sendable {
@@ -7,7 +7,7 @@ package struct EnabledCompression: Sendable {
   private let isDeflateEnabled: Bool
   private let isGzipEnabled: Bool
   /// What begins every answer; its `grpc-accept-encoding` is what is enabled.
-  let headers: HPACKHeaders
+  let headers: HeaderList
 
   package static let all = EnabledCompression(Set(CompressionAlgorithm.allCases))
 
@@ -18,11 +18,11 @@ package struct EnabledCompression: Sendable {
     let names = CompressionAlgorithm.allCases
       .filter { $0 == .identity || algorithms.contains($0) }
       .map(\.name)
-    self.headers = [
-      ":status": "200",
-      "content-type": "application/grpc",
-      "grpc-accept-encoding": names.joined(separator: ", "),
-    ]
+    self.headers = HeaderList([
+      HeaderField(":status", "200"),
+      HeaderField("content-type", "application/grpc", isRepeated: true),
+      HeaderField("grpc-accept-encoding", names.joined(separator: ", "), isRepeated: true),
+    ])
   }
 
   package func contains(_ algorithm: CompressionAlgorithm) -> Bool {

@@ -1,46 +1,49 @@
+internal import GRPCEngineHTTP2
 internal import GRPCEngineWire
-internal import NIOHPACK
 
 /// Header blocks of answers ("Responses" in gRPC's PROTOCOL-HTTP2).
 ///
 /// The common ones are made once; HPACK then writes each field of them as one byte.
 enum ResponseHeaders {
   /// What a header block may measure, by RFC 9113 section 6.5.2: the sum of its names, values and 32
-  /// bytes a field. HPACK may write it as nearly four times that; see `FrameSplitter.told`.
+  /// bytes a field. HPACK may write it as nearly four times that.
   static let largest = 64 * 1024
   /// The most of a status's details that is sent, in bytes before their percent-encoding.
   private static let longestDetails = 16 * 1024
 
-  static let plainOK: HPACKHeaders = ["grpc-status": "0"]
+  static let plainOK = HeaderList([HeaderField("grpc-status", "0", isRepeated: true)])
+
+  private static let beginning = HeaderList([
+    HeaderField(":status", "200"),
+    HeaderField("content-type", "application/grpc", isRepeated: true),
+  ])
 
   static func initial(
     _ metadata: Metadata?,
     encoding: CompressionAlgorithm,
     enabled: EnabledCompression = .all
-  ) -> HPACKHeaders {
+  ) -> HeaderList {
     if metadata == nil, encoding == .identity { return enabled.headers }
     var headers = enabled.headers
-    if encoding != .identity { headers.add(name: "grpc-encoding", value: encoding.name) }
+    if encoding != .identity { headers.append("grpc-encoding", encoding.name) }
     metadata?.append(to: &headers)
     return headers
   }
 
-  static func trailers(_ status: Status, _ metadata: Metadata?) -> HPACKHeaders {
+  static func trailers(_ status: Status, _ metadata: Metadata?) -> HeaderList {
     if metadata == nil, status.code == .ok, status.details.isEmpty { return Self.plainOK }
-    var headers: HPACKHeaders = ["grpc-status": String(status.code.rawValue)]
+    var headers: HeaderList = ["grpc-status": String(status.code.rawValue)]
     if !status.details.isEmpty {
       let details = PercentEncoding.encode(status.details.cut(toBytes: Self.longestDetails))
-      headers.add(name: "grpc-message", value: details)
+      headers.append("grpc-message", details)
     }
     metadata?.append(to: &headers)
     return headers
   }
 
   /// Whether a header block is so large that it is not sent.
-  static func isTooLarge(_ headers: HPACKHeaders) -> Bool {
-    var size = 0
-    for (name, value, _) in headers { size += name.utf8.count + value.utf8.count + 32 }
-    return size > Self.largest
+  static func isTooLarge(_ headers: HeaderList) -> Bool {
+    headers.size > Self.largest
   }
 
   /// What takes the place of metadata that is too large.
@@ -50,9 +53,9 @@ enum ResponseHeaders {
   )
 
   /// A whole answer without messages, in one header block.
-  static func trailersOnly(_ trailers: HPACKHeaders) -> HPACKHeaders {
-    var headers: HPACKHeaders = [":status": "200", "content-type": "application/grpc"]
-    headers.add(contentsOf: trailers)
+  static func trailersOnly(_ trailers: HeaderList) -> HeaderList {
+    var headers = Self.beginning
+    headers.append(contentsOf: trailers)
     return headers
   }
 }

@@ -1,3 +1,4 @@
+internal import GRPCEngineHTTP2
 internal import NIOCore
 
 /// What the peer of one connection makes this server hold, and how much more it is let send.
@@ -56,7 +57,7 @@ package struct MemoryAccount {
   package init(limit: Int, window: Int, streamWindow: Int) {
     self.limit = limit
     self.streamWindow = streamWindow
-    self.window = max(min(window, limit / 4), TransportConfiguration.HTTP2.protocolWindowSize)
+    self.window = max(min(window, limit / 4), HTTP2Settings.initialWindow)
   }
 
   /// Whether something waits for others to be released.

@@ -1,6 +1,6 @@
 internal import GRPCEngineLocks
 internal import Glibc
-package import NIOCore
+internal import NIOCore
 
 /// Knows whether a server may take one more connection's descriptor, and says so when it may not.
 package final class DescriptorWatch: Sendable {

@@ -1,7 +1,6 @@
 internal import GRPCEngineLocks
 internal import GRPCEngineStatistics
 package import NIOCore
-package import NIOHTTP2
 internal import NIOPosix
 internal import NIOSSL
 
@@ -143,67 +142,7 @@ package final class Listener: Sendable {
       isSecure: tls != nil,
       eventLoop: channel.eventLoop
     )
-    let writer = WriteCoalescer(lastStream: { Int(connection.lastStreamID) })
-    try pipeline.addHandler(writer)
-    let settings = PeerSettingsHandler(
-      maxConcurrentStreams: configuration.http2.maxConcurrentStreams,
-      maxFrameSize: configuration.http2.maxFrameSize,
-      maxHeaderBlock: configuration.http2.hardMaxHeaderListSize,
-      writer: writer
-    )
-    try pipeline.addHandler(settings)
-    try pipeline.addHandler(Self.http2Handler(configuration, delegate: connection))
     try pipeline.addHandler(connection)
-  }
-
-  /// The HTTP/2 layer with the limits that it keeps itself.
-  package static func http2Handler(
-    _ configuration: TransportConfiguration,
-    delegate: ConnectionHandler
-  ) -> NIOHTTP2Handler {
-    var connection = NIOHTTP2Handler.ConnectionConfiguration()
-    // As many streams as there can be: `PeerSettingsHandler` announces the limit.
-    connection.initialSettings = [
-      HTTP2Setting(parameter: .maxConcurrentStreams, value: Int(Int32.max)),
-      HTTP2Setting(parameter: .maxHeaderListSize, value: configuration.http2.hardMaxHeaderListSize),
-      HTTP2Setting(parameter: .maxFrameSize, value: configuration.http2.maxFrameSize),
-    ]
-    if configuration.lateStreamWindow == nil {
-      connection.initialSettings.append(
-        HTTP2Setting(parameter: .initialWindowSize, value: configuration.streamWindow)
-      )
-    }
-    // grpc-go pings once in each round trip in which it gets data; `ConnectionLifecycle` and
-    // `ConnectionHandler` know floods of pings and settings from that. NIOHTTP2's limits stay where they
-    // are no peer's that is not hostile: what it ends is the connection, with all its calls.
-    connection.controlFrameRateLimit.maximumCount = 10_000
-    connection.controlFrameRateLimit.windowLength = .milliseconds(100)
-    // Of a connection's whole life; a proxy's may be months, of all its clients.
-    connection.maximumConnectionGlitches = .max
-    // RequestHead and ServerStream check what comes; what goes out is ours.
-    connection.headerBlockValidation = .disabled
-    connection.maximumSequentialEmptyDataFrames = .max
-    connection.maximumSequentialContinuationFrames = 64
-    // Of streams that this server has reset, whose peer had not heard of that when it sent DATA:
-    // one that NIOHTTP2 has forgotten costs the connection. A burst of calls may be refused at once.
-    // As many calls as there may be can end together, before their requests do.
-    let streams = configuration.http2.maxConcurrentStreams
-    connection.maximumRecentlyResetStreams = max(1024, min(streams, 1 << 16))
-    // For a peer that does not read at the moment: the headers and trailers of every call that it
-    // may have, and what a flood of its own frames is answered with until that is noticed.
-    connection.maximumBufferedControlFrames = 10_000 + 2 * streams
-    var stream = NIOHTTP2Handler.StreamConfiguration()
-    // Calls that run out of time are reset by their client: a busy one does that often, and with all
-    // that it has under way.
-    stream.streamResetFrameRateLimit.maximumCount = max(10_000, 2 * min(streams, 1 << 16))
-    stream.streamErrorRateLimit.maximumCount = 1000
-    stream.streamResetFrameRateLimit.windowLength = .seconds(5)
-    return NIOHTTP2Handler(
-      mode: .server,
-      frameDelegate: delegate,
-      connectionConfiguration: connection,
-      streamConfiguration: stream
-    )
   }
 
   /// Stops accepting and gives the address back; connections stay. Blocks for a moment, so it is

@@ -1,12 +1,12 @@
+package import GRPCEngineHTTP2
 package import GRPCEngineWire
-package import NIOHPACK
 
 /// The headers that open a call, checked against "Requests" of gRPC's PROTOCOL-HTTP2.
 package struct RequestHead: Sendable {
   /// `/package.Service/Method`, as it came.
   package var path: String
   /// Everything that came, pseudo-headers included.
-  package var headers: HPACKHeaders
+  package var headers: HeaderList
   /// `grpc-timeout`; `nil` when the call has no deadline.
   package var timeout: Duration?
   /// How the peer compresses messages whose compressed flag is set.
@@ -28,23 +28,25 @@ package struct RequestHead: Sendable {
   }
 
   /// - Parameter maxSize: the largest header list accepted.
-  package init(_ headers: HPACKHeaders, maxSize: Int) throws(Rejection) {
+  package init(_ block: HeaderBlock, maxSize: Int) throws(Rejection) {
+    let headers = block.list
     var fields = Fields()
-    for (name, value, _) in headers {
-      guard fields.read(name, value) else { throw .malformed }
+    for field in headers.fields {
+      guard fields.read(field) else { throw .malformed }
     }
+    // Of a list that is too large, only the beginning has been kept.
+    let excess = block.size > maxSize ? Self.excess(block.size, maxSize) : nil
     // RFC 9113 section 8.3.1; CONNECT is the one method that has neither scheme nor path.
     guard let method = fields.method, method.utf8.count == 4, method == "POST" else {
-      throw fields.method == nil ? .malformed : .http(status: "405")
+      throw fields.method == nil ? excess ?? .malformed : .http(status: "405")
     }
-    guard fields.hasScheme, let path = fields.path, !path.isEmpty else { throw .malformed }
+    guard let scheme = fields.scheme, !scheme.isEmpty, let path = fields.path, !path.isEmpty else {
+      throw excess ?? .malformed
+    }
     guard let contentType = fields.contentType, ContentType.isGRPC(contentType) else {
-      throw .http(status: "415")
+      throw (fields.contentType == nil ? excess : nil) ?? .http(status: "415")
     }
-    guard fields.size <= maxSize else {
-      let details = "Received metadata size exceeds limit (\(fields.size) vs. \(maxSize))"
-      throw .grpc(Status(code: .resourceExhausted, details: details))
-    }
+    if let excess { throw excess }
     guard fields.hasTE else {
       throw .grpc(Status(code: .internalError, details: "Missing 'te: trailers' header"))
     }
@@ -73,8 +75,13 @@ package struct RequestHead: Sendable {
     }
     self.path = path
     self.headers = headers
-    self.size = fields.size
+    self.size = block.size
     (self.acceptsGzip, self.acceptsDeflate) = Self.readAcceptEncoding(fields.acceptEncoding)
+  }
+
+  private static func excess(_ size: Int, _ maxSize: Int) -> Rejection {
+    let details = "Received metadata size exceeds limit (\(size) vs. \(maxSize))"
+    return .grpc(Status(code: .resourceExhausted, details: details))
   }
 
   /// What is told of a value that is wrong: its beginning, of a long one.
@@ -83,40 +90,33 @@ package struct RequestHead: Sendable {
   }
 
   /// Whether a peer's trailers are well-formed; gRPC gives those of a client no meaning.
-  package static func areTrailers(_ headers: HPACKHeaders) -> Bool {
-    headers.allSatisfy { name, value, _ in
-      // A pseudo-header's colon makes its name invalid.
-      HeaderField.isValidName(name) && HeaderField.isValidValue(value)
-        && !HeaderField.isConnectionSpecific(name)
-    }
+  package static func areTrailers(_ headers: HeaderList) -> Bool {
+    headers.fields.allSatisfy { !$0.isMalformed && !$0.isPseudo }
   }
 
   /// The fields that matter, as they come.
   ///
   /// This runs for each field of each call, so the length tells most names apart: comparing each
   /// with all of them is what would cost, and Swift compares strings by what they mean, which takes
-  /// long for some. NIOHTTP2's own check of header blocks costs a fifth of a trivial call's
-  /// throughput and is switched off; `read` does its work.
+  /// long for some.
   private struct Fields {
-    var size = 0
     var method: String?
     var path: String?
     var contentType: String?
     var timeout: String?
     var encoding: String?
     var acceptEncoding: String?
-    var hasScheme = false
+    var scheme: String?
     var hasAuthority = false
     var hasTE = false
     var hasBinaryMetadata = false
     private var isPastPseudoHeaders = false
 
     /// - Returns: whether the field is one that HTTP/2 allows here (RFC 9113 sections 8.2, 8.3).
-    mutating func read(_ name: String, _ value: String) -> Bool {
-      // RFC 9113 section 6.5.2: 32 bytes of overhead a field.
-      self.size += name.utf8.count + value.utf8.count + 32
-      guard HeaderField.isValidValue(value) else { return false }
-      if name.utf8.first == UInt8(ascii: ":") { return self.readPseudoHeader(name, value) }
+    mutating func read(_ field: HeaderField) -> Bool {
+      guard !field.isMalformed else { return false }
+      let (name, value) = (field.name, field.value)
+      if field.isPseudo { return self.readPseudoHeader(name, value) }
       self.isPastPseudoHeaders = true
       switch name.utf8.count {
       case 2 where name == "te":
@@ -128,7 +128,6 @@ package struct RequestHead: Sendable {
       case 20 where name == "grpc-accept-encoding": self.acceptEncoding = value
       default:
         self.hasBinaryMetadata = self.hasBinaryMetadata || Metadata.isBinaryKey(name)
-        return HeaderField.isValidName(name) && !HeaderField.isConnectionSpecific(name)
       }
       return true
     }
@@ -139,7 +138,7 @@ package struct RequestHead: Sendable {
       switch name.utf8.count {
       case 5 where name == ":path" && self.path == nil: self.path = value
       case 7 where name == ":method" && self.method == nil: self.method = value
-      case 7 where name == ":scheme" && !self.hasScheme: self.hasScheme = true
+      case 7 where name == ":scheme" && self.scheme == nil: self.scheme = value
       case 10 where name == ":authority" && !self.hasAuthority: self.hasAuthority = true
       default: return false
       }

@@ -1,8 +1,7 @@
+package import GRPCEngineHTTP2
 internal import GRPCEngineStatistics
 internal import GRPCEngineWire
 package import NIOCore
-package import NIOHPACK
-package import NIOHTTP2
 
 /// One HTTP/2 stream of a server connection, from its headers to its last frame.
 ///
@@ -14,7 +13,7 @@ package final class ServerStream {
   /// What headers and trailers of an answer cost that waits for a peer to read, in bytes, roughly.
   private static let trailersCost = 512
 
-  package let id: HTTP2StreamID
+  package let key: StreamKey
   package let connection: ConnectionHandler
   package private(set) var receiver: (any StreamReceiver)?
 
@@ -25,19 +24,21 @@ package final class ServerStream {
   private var isReleased = false
   /// The size of the call's headers.
   private var headSize = 0
-  /// Bytes given to NIOHTTP2 that have not left.
+  /// Bytes given to the HTTP/2 layer that have not left.
   private var unsent = 0
   private(set) var share: MemoryAccount.Share
 
-  init(id: HTTP2StreamID, connection: ConnectionHandler, endStream: Bool) {
-    self.id = id
+  init(key: StreamKey, connection: ConnectionHandler, endStream: Bool) {
+    self.key = key
     self.connection = connection
     self.decoder = MessageDecoder(maximumLength: connection.configuration.maxReceiveMessageLength)
     self.window = ReceiveWindow(target: connection.configuration.streamWindow)
-    self.share = MemoryAccount.Share(stream: Int(id))
+    self.share = MemoryAccount.Share(stream: key.id)
     self.state = StreamState(isInboundEnded: endStream)
   }
 
+  /// The peer's number of the stream.
+  package var id: Int { self.key.id }
   /// Whether messages given to `sendMessages` have not left for the socket.
   package var isWriting: Bool { self.state.isWriting }
   package var eventLoop: any EventLoop { self.connection.eventLoop }
@@ -92,7 +93,7 @@ package final class ServerStream {
   }
 
   /// Trailers of the peer; gRPC gives them no meaning beyond the end of the stream.
-  func receivedTrailers(_ headers: HPACKHeaders) {
+  func receivedTrailers(_ headers: HeaderList) {
     guard RequestHead.areTrailers(headers) else { return self.reset(.protocolError) }
     self.receivedData(ByteBuffer(), flowControlledLength: 0, endStream: true)
   }
@@ -137,7 +138,7 @@ package final class ServerStream {
       partial: self.decoder.bufferedBytes,
       missing: mayGrow ? missing : 0
     )
-    if increment > 0 { self.connection.sendWindowUpdate(self.id, increment: increment) }
+    if increment > 0 { self.connection.openWindow(of: self, by: increment) }
   }
 
   // MARK: Memory
@@ -196,9 +197,9 @@ package final class ServerStream {
   }
 
   /// Sends the response headers (initial metadata). Ignored once the stream has ended.
-  package func sendHeaders(_ headers: HPACKHeaders) {
+  package func sendHeaders(_ headers: HeaderList) {
     guard self.state.sendHeaders() else { return }
-    self.connection.send(.headers(.init(headers: headers)), on: self.id, promise: nil)
+    self.connection.send { $0.sendHeaders(headers, on: self.key) }
   }
 
   /// Sends length-prefixed messages. `receiver.becameWritable()` follows when they have left.
@@ -206,41 +207,32 @@ package final class ServerStream {
     guard self.state.sendMessages() else { return }
     self.unsent = messages.readableBytes
     self.charge()
-    let promise = self.eventLoop.makePromise(of: Void.self)
-    promise.futureResult.assumeIsolated().whenComplete { result in
-      switch result {
-      case .success: self.connection.written(self)
-      case .failure: self.state.messagesLost()
-      }
-    }
-    self.connection.send(.data(.init(data: .byteBuffer(messages))), on: self.id, promise: promise)
+    self.connection.send { $0.sendData(messages, on: self.key) }
   }
 
   /// Ends the answer: the last messages, if any, and the trailers. Headers that were sent before
   /// make these trailers, otherwise they are a trailers-only answer.
-  package func sendEnd(messages: ByteBuffer?, trailers: HPACKHeaders) {
+  package func sendEnd(messages: ByteBuffer?, trailers: HeaderList) {
     guard let end = self.state.sendEnd() else { return }
-    if end == .trailers, let messages, messages.readableBytes > 0 {
-      self.unsent += messages.readableBytes
-      self.connection.send(.data(.init(data: .byteBuffer(messages))), on: self.id, promise: nil)
-    }
     self.unsent += Self.trailersCost
-    self.charge()
-    let frame = HTTP2Frame.FramePayload.headers(.init(headers: trailers, endStream: true))
-    if self.state.inbound == .ended {
-      self.connection.send(frame, on: self.id, promise: nil)
-      return
+    if end == .trailers, let messages {
+      self.unsent += messages.readableBytes
+      self.charge()
+      self.connection.send { http2 in
+        http2.sendData(messages, on: self.key)
+        http2.sendEnd(trailers, on: self.key)
+      }
+    } else {
+      self.charge()
+      self.connection.send { $0.sendEnd(trailers, on: self.key) }
     }
-    let promise = self.eventLoop.makePromise(of: Void.self)
-    promise.futureResult.assumeIsolated().whenSuccess {
-      self.state.endLeft()
-      self.connection.written(self)
-    }
-    self.connection.send(frame, on: self.id, promise: promise)
   }
 
-  /// What was given to `sendMessages` or `sendEnd` has left for the socket. Called outside of the
-  /// pipeline, so that more may be written.
+  /// The end of the answer has left before that of its request has come.
+  func endLeft() { self.state.endLeft() }
+
+  /// What was given to `sendMessages` or `sendEnd` has left for the socket. Called at the end of a turn of
+  /// the event loop, so that a producer that is always ready leaves room for others.
   func written() {
     let next = self.state.written()
     switch next {
@@ -249,7 +241,7 @@ package final class ServerStream {
       if next == .writeMore { self.unsent = 0 }
       self.charge()
       self.receiver?.becameWritable()
-    case .reset: self.connection.send(.rstStream(.noError), on: self.id, promise: nil)
+    case .reset: self.connection.reset(self, .noError)
     case .nothing: break
     }
   }
@@ -262,6 +254,6 @@ package final class ServerStream {
 
   private func sendReset(_ code: HTTP2ErrorCode) {
     self.connection.statistics[.streamsResetByServer].add()
-    self.connection.send(.rstStream(code), on: self.id, promise: nil)
+    self.connection.reset(self, code)
   }
 }

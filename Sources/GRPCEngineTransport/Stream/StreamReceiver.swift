@@ -1,5 +1,5 @@
+package import GRPCEngineHTTP2
 package import GRPCEngineWire
-package import NIOHTTP2
 
 /// Why a stream ended before its answer did.
 package enum StreamFailure: Error, Hashable, Sendable {

@@ -93,11 +93,6 @@ package struct StreamState: Sendable {
     if case .open(isWriting: true) = self.outbound { true } else { false }
   }
 
-  /// Messages are lost with the connection.
-  package mutating func messagesLost() {
-    if case .open = self.outbound { self.outbound = .open(isWriting: false) }
-  }
-
   /// - Returns: how the answer is to end; `nil` when it has.
   package mutating func sendEnd() -> End? {
     switch self.outbound {

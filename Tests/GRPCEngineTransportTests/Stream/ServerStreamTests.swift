@@ -1,9 +1,9 @@
+import GRPCEngineHTTP2
 import GRPCEngineTesting
 import GRPCEngineTransport
 import GRPCEngineWire
 import NIOCore
 import NIOHPACK
-import NIOHTTP2
 import Testing
 import TransportFuzz
 

@@ -47,7 +47,6 @@ struct StreamStateTests {
         self.state.receivedEnd()
         self.isInboundEnded = true
       case 9: self.state.ignore()
-      case 10: self.state.messagesLost()
       default:
         _ = self.state.closed(isClean: false)
         self.isClosed = true

@@ -1,8 +1,8 @@
+import GRPCEngineHTTP2
 import GRPCEngineTesting
 import GRPCEngineTransport
 import GRPCEngineWire
 import NIOCore
-import NIOHPACK
 import TransportFuzz
 
 /// Takes every stream and notes what the transport tells it.
@@ -65,9 +65,9 @@ final class Recorder: StreamAcceptor, @unchecked Sendable {
   /// of them would ever be freed.
   func forget() { self.receivers = [] }
 
-  static let headers: HPACKHeaders = [":status": "200", "content-type": "application/grpc"]
-  static let trailers: HPACKHeaders = ["grpc-status": "0"]
-  static let trailersOnly: HPACKHeaders = [
+  static let headers: HeaderList = [":status": "200", "content-type": "application/grpc"]
+  static let trailers: HeaderList = ["grpc-status": "0"]
+  static let trailersOnly: HeaderList = [
     ":status": "200", "content-type": "application/grpc", "grpc-status": "0",
   ]
 

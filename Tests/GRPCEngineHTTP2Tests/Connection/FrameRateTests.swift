@@ -1,4 +1,4 @@
-import GRPCEngineTransport
+import GRPCEngineHTTP2
 import NIOCore
 import Testing
 

@@ -1,20 +1,24 @@
 package import NIOCore
 
-/// Bounds how many frames of a kind a peer sends in a second: frames that nobody needs many of, and that
+/// Bounds how many frames of a kind a peer sends in a time: frames that nobody needs many of, and that
 /// cost it nothing.
 package struct FrameRate: Sendable {
   private let most: Int
+  private let window: TimeAmount
   private var begun: NIODeadline?
   private var count = 0
 
-  /// - Parameter most: the frames that may come in a second.
-  package init(most: Int) { self.most = most }
+  /// - Parameter most: the frames that may come in `window`.
+  package init(most: Int, in window: TimeAmount = .seconds(1)) {
+    self.most = most
+    self.window = window
+  }
 
   /// Counts a frame.
   ///
   /// - Returns: whether it is one too many.
   package mutating func isExceeded(at now: NIODeadline) -> Bool {
-    if let begun = self.begun, now - begun < .seconds(1) {
+    if let begun = self.begun, now - begun < self.window {
       self.count += 1
     } else {
       self.begun = now

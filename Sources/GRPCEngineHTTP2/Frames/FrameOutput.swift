@@ -1,0 +1,112 @@
+package import NIOCore
+
+/// What is to be written to the socket, in order: small pieces copied together, large ones as they are.
+package struct FrameOutput {
+  /// A piece of more bytes is passed on as it is: copying it would cost more than it saves.
+  private static let largestCopied = 4096
+  /// Bytes that are gathered in one buffer.
+  private static let capacity = 32 * 1024
+  private static let initialCapacity = 1024
+
+  private var full: [ByteBuffer] = []
+  private var gathered = ByteBuffer()
+  /// `gathered` has been taken; its storage is used again once the socket has let it go.
+  private var isTaken = true
+  /// Bytes that wait to be taken.
+  package private(set) var count = 0
+
+  package init() {}
+
+  package mutating func write(_ header: FrameHeader) {
+    self.prepare(FrameHeader.size)
+    header.write(to: &self.gathered)
+    self.count += FrameHeader.size
+  }
+
+  package mutating func write(_ bytes: ByteBuffer) {
+    let length = bytes.readableBytes
+    self.count += length
+    if length <= Self.largestCopied {
+      self.prepare(length)
+      self.gathered.writeImmutableBuffer(bytes)
+    } else {
+      self.closeGathered()
+      self.full.append(bytes)
+    }
+  }
+
+  /// Writes with `body`, which appends to the buffer that it is given.
+  package mutating func write(_ body: (inout ByteBuffer) -> Void) {
+    self.prepare(0)
+    let before = self.gathered.readableBytes
+    body(&self.gathered)
+    self.count += self.gathered.readableBytes - before
+  }
+
+  /// Writes a header block as HEADERS, and as CONTINUATION what one frame can't hold (RFC 9113 section 6.10).
+  ///
+  /// - Parameter header: with its flags, but END_HEADERS, and without its length.
+  mutating func writeFrame(
+    _ header: FrameHeader,
+    maximumLength: Int,
+    _ list: HeaderList,
+    _ encoder: inout HPACKEncoder
+  ) {
+    self.prepare(0)
+    let start = self.gathered.writerIndex
+    var header = header
+    header.write(to: &self.gathered)
+    encoder.encode(list, into: &self.gathered)
+    header.length = self.gathered.writerIndex - start - FrameHeader.size
+    if header.length <= maximumLength {
+      header.flags |= FrameFlag.endHeaders
+      header.set(in: &self.gathered, at: start)
+      self.count += FrameHeader.size + header.length
+      return
+    }
+    var block = self.gathered.getSlice(at: start + FrameHeader.size, length: header.length)
+    self.gathered.moveWriterIndex(to: start)
+    while let rest = block?.readableBytes, rest > 0,
+      let part = block?.readSlice(length: min(rest, maximumLength))
+    {
+      header.length = part.readableBytes
+      if header.length == rest { header.flags |= FrameFlag.endHeaders }
+      self.write(header)
+      self.write(part)
+      header = FrameHeader(length: 0, type: FrameType.continuation, stream: header.stream)
+    }
+  }
+
+  /// Gives what waits, and begins anew.
+  package mutating func take() -> (pieces: [ByteBuffer], last: ByteBuffer?) {
+    self.count = 0
+    var pieces: [ByteBuffer] = []
+    swap(&pieces, &self.full)
+    guard !self.isTaken, self.gathered.readableBytes > 0 else { return (pieces, nil) }
+    self.isTaken = true
+    return (pieces, self.gathered)
+  }
+
+  /// Lets go of what is kept for the next time.
+  package mutating func release() {
+    guard self.isTaken else { return }
+    self.gathered = ByteBuffer()
+    self.full = []
+  }
+
+  private mutating func prepare(_ length: Int) {
+    if self.isTaken {
+      self.gathered.clear(minimumCapacity: Self.initialCapacity)
+      self.isTaken = false
+    } else if self.gathered.readableBytes + length > Self.capacity {
+      self.closeGathered()
+    }
+  }
+
+  private mutating func closeGathered() {
+    guard !self.isTaken, self.gathered.readableBytes > 0 else { return }
+    self.full.append(self.gathered)
+    self.gathered = ByteBuffer()
+    self.gathered.reserveCapacity(Self.initialCapacity)
+  }
+}

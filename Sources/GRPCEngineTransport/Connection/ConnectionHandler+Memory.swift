@@ -1,0 +1,92 @@
+internal import GRPCEngineStatistics
+internal import GRPCEngineWire
+internal import NIOCore
+
+// What the peer makes this server hold, and how much more it is let send.
+
+extension ConnectionHandler {
+  static let outOfMemory = Status(
+    code: .resourceExhausted,
+    details: "The client makes the server hold too much memory"
+  )
+  /// Differences up to this are not worth an access to memory that all connections share.
+  private static let unreportedMemory = 4096
+
+  func charge(_ share: inout MemoryAccount.Share, held: Int, unsent: Int, isComplete: Bool) {
+    let change = self.memory.charge(&share, held: held, unsent: unsent, isComplete: isComplete)
+    self.unreported += change
+    if abs(self.unreported) > Self.unreportedMemory { self.reportMemory() }
+    if change < 0, self.memory.isTight { self.reviewMemorySoon() }
+  }
+
+  /// Whether others hold nothing: a single message may always come.
+  private var isOnlyHolder: Bool { self.holding.value >= self.registry.memory.held }
+  var isPoolFull: Bool { self.registry.memory.isFull && !self.isOnlyHolder }
+
+  func reportMemory() {
+    let change = self.unreported
+    self.unreported = 0
+    if self.registry.memory.add(change, to: self.holding) { self.registry.relieve() }
+  }
+
+  func mayGrow(_ share: inout MemoryAccount.Share, by growth: Int) -> Bool {
+    let mayGrow = self.memory.mayGrow(&share, by: growth, isPoolFull: self.isPoolFull)
+    if !mayGrow { self.waitForMemory() }
+    return mayGrow
+  }
+
+  func leaveWaiting(_ share: inout MemoryAccount.Share) { self.memory.leave(&share) }
+
+  /// Something waits for memory. Where nothing that is released will tell, it is looked for.
+  func waitForMemory() {
+    if self.memory.isStuck || self.isPoolFull { self.reviewMemorySoon() }
+  }
+
+  /// At the end of this turn: here streams may be in the middle of something.
+  private func reviewMemorySoon() {
+    self.isMemoryReviewDue = true
+    self.flushSoon()
+  }
+
+  func reviewMemory() {
+    self.isMemoryReviewDue = false
+    self.abandon(self.memory.streamsInTheWay(self.openStreams.lazy.map(\.share)))
+    while let id = self.memory.nextWaiting {
+      guard let stream = self.stream(numbered: id) else {
+        self.memory.skipWaiting()
+        continue
+      }
+      guard stream.askAgain() else { break }
+    }
+    if self.memory.isWindowShut { self.keepConnectionWindowOpen() }
+    self.isMemoryReviewDue = false
+    // Nobody tells when others have released what this connection waits for.
+    if self.memory.isTight, self.isPoolFull { self.reviewMemoryLater() }
+  }
+
+  private func reviewMemoryLater() {
+    guard !self.isMemoryReviewScheduled else { return }
+    self.isMemoryReviewScheduled = true
+    self.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(20)) {
+      self.isMemoryReviewScheduled = false
+      guard self.context != nil else { return }
+      self.reviewMemory()
+      self.flush()
+    }
+  }
+
+  /// Gives back half of what the peer makes the server hold.
+  func relieve() {
+    self.holding.endRelief()
+    let shares = self.openStreams.lazy.map(\.share)
+    let streams = self.memory.newestHalf(shares, isOnlyHolder: self.isOnlyHolder)
+    self.abandon(streams)
+    self.flush()
+    if !streams.isEmpty, self.registry.memory.isFull { self.registry.relieve() }
+  }
+
+  private func abandon(_ streams: [Int]) {
+    for id in streams { self.stream(numbered: id)?.abandon(Self.outOfMemory) }
+    if !streams.isEmpty { self.statistics[.callsShed].add(streams.count) }
+  }
+}
