@@ -1,3 +1,5 @@
+internal import Glibc
+
 /// A string that equals those of the same bytes only: what a peer sends, as a key.
 ///
 /// Swift's own strings are equal when they are canonically equivalent, so that `K`, the sign for
@@ -11,7 +13,12 @@ public struct ExactString: Hashable, Sendable, ExpressibleByStringLiteral {
 
   public static func == (left: Self, right: Self) -> Bool {
     left.string.withUTF8Bytes { left in
-      right.string.withUTF8Bytes { right in left.elementsEqual(right) }
+      right.string.withUTF8Bytes { right in
+        let length = left.count
+        guard length == right.count else { return false }
+        guard let left = left.baseAddress, let right = right.baseAddress else { return true }
+        return memcmp(left, right, length) == 0
+      }
     }
   }
 

@@ -35,16 +35,21 @@ extension HTTP2Connection {
 
   private mutating func send(_ item: HTTP2Stream.Item, on key: StreamKey) {
     guard self.streams.holds(key), !self.streams[key.place].isLocalEnded else { return }
-    self.streams[key.place].queue.append(item)
-    if !self.streams[key.place].isListed { self.advance(key) }
+    var item = item
+    guard self.streams[key.place].queue.isEmpty else {
+      self.streams[key.place].queue.append(item)
+      return
+    }
+    if let wait = self.write(&item, on: key) {
+      self.streams[key.place].queue.append(item)
+      self.wait(key, wait)
+    } else {
+      self.written(key, hasData: item.isData)
+    }
   }
 
-  /// What has become of what was sent, since this was asked last.
-  package mutating func takeProgress() -> ContiguousArray<Progress> {
-    guard !self.progress.isEmpty else { return [] }
-    defer { self.progress = [] }
-    return self.progress
-  }
+  /// What has become of what was sent: the next of all that has not been told.
+  package mutating func nextProgress() -> Progress? { self.progress.popFirst() }
 
   // MARK: The turn of each stream
 
@@ -91,35 +96,39 @@ extension HTTP2Connection {
 
   /// Sends what a stream has, as far as that is possible now.
   private mutating func advance(_ key: StreamKey) {
-    var (index, hasData, wait) = (0, false, Wait?.none)
+    var (index, hasData) = (0, false)
     var queue: [HTTP2Stream.Item] = []
     swap(&queue, &self.streams[key.place].queue)
-    items: while index < queue.count {
-      guard self.mayWrite else {
-        wait = .socket
-        break
-      }
-      switch queue[index] {
-      case .headers(let list, let isEnd):
-        self.writeHeaders(list, on: key.id, isEnd: isEnd)
-        if isEnd { self.streams[key.place].isLocalEnded = true }
-      case .data(var bytes):
-        hasData = true
-        wait = self.writeData(&bytes, on: key)
-        if wait != nil {
-          queue[index] = .data(bytes)
-          break items
-        }
+    while index < queue.count {
+      hasData = hasData || queue[index].isData
+      if let wait = self.write(&queue[index], on: key) {
+        queue.removeFirst(index)
+        swap(&queue, &self.streams[key.place].queue)
+        return self.wait(key, wait)
       }
       index += 1
     }
-    if let wait {
-      queue.removeFirst(index)
-      swap(&queue, &self.streams[key.place].queue)
-      self.wait(key, wait)
-    } else if !self.streams[key.place].isLocalEnded {
-      queue.removeAll(keepingCapacity: true)
-      swap(&queue, &self.streams[key.place].queue)
+    self.written(key, hasData: hasData)
+  }
+
+  /// - Returns: what the rest of the item waits for; `nil` when all of it has left.
+  private mutating func write(_ item: inout HTTP2Stream.Item, on key: StreamKey) -> Wait? {
+    guard self.mayWrite else { return .socket }
+    switch item {
+    case .headers(let list, let isEnd):
+      self.writeHeaders(list, on: key.id, isEnd: isEnd)
+      if isEnd { self.streams[key.place].isLocalEnded = true }
+      return nil
+    case .data(var bytes):
+      let wait = self.writeData(&bytes, on: key)
+      if wait != nil { item = .data(bytes) }
+      return wait
+    }
+  }
+
+  /// All that a stream had to send has left.
+  private mutating func written(_ key: StreamKey, hasData: Bool) {
+    if !self.streams[key.place].isLocalEnded {
       if hasData { self.progress.append(.messagesLeft(key)) }
     } else if self.streams[key.place].isRemoteEnded {
       self.close(key.place)

@@ -13,14 +13,16 @@ package struct StreamKey: Hashable, Sendable {
 /// What is read goes in through ``received(_:)``, and ``next(at:)`` says what it means; what is to be sent
 /// goes in through ``sendHeaders(_:on:)`` and its like, and comes out as bytes through ``takeOutput(_:)``,
 /// as far as the peer's windows and the socket let it. What has left, and which streams that ended, is told by
-/// ``takeProgress()``.
+/// ``nextProgress()``.
 ///
 /// It keeps the rules of frames, streams, windows and header compression, answers SETTINGS and PING, and
 /// bounds what a peer may cost. When to drain, to ping, and to open windows is its user's to say.
 ///
 /// Every operation costs what it is about, whatever else is open; but a changed SETTINGS_INITIAL_WINDOW_SIZE is
 /// about every stream.
-package struct HTTP2Connection {
+///
+/// It can't be copied: it is a connection's state, and large.
+package struct HTTP2Connection: ~Copyable {
   package enum Event {
     /// The headers of a new stream.
     case request(StreamKey, HeaderBlock, isEnd: Bool)
@@ -65,7 +67,7 @@ package struct HTTP2Connection {
   var encoder = HPACKEncoder()
   var output = FrameOutput()
   var streams = StreamTable()
-  var progress: ContiguousArray<Progress> = []
+  var progress = ProgressQueue()
 
   /// The header block that is being gathered.
   private var block: (header: FrameHeader, bytes: ByteBuffer, continuations: Int)?

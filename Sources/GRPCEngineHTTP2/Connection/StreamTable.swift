@@ -6,6 +6,8 @@ struct HTTP2Stream {
   enum Item {
     case headers(HeaderList, isEnd: Bool)
     case data(ByteBuffer)
+
+    var isData: Bool { if case .data = self { true } else { false } }
   }
 
   /// 0 in a place that no stream has.
@@ -31,7 +33,7 @@ struct StreamTable {
 
   private var streams: ContiguousArray<HTTP2Stream> = []
   private var free: [Int] = []
-  private var places: [Int: Int] = [:]
+  private var places = StreamIndex()
   /// The stream that was asked for last; its next frame is often the next one.
   private var last: (id: Int, place: Int) = (0, 0)
 
@@ -45,7 +47,7 @@ struct StreamTable {
   /// Where a stream is; `nil` when it is not open.
   mutating func place(of id: Int) -> Int? {
     if self.last.id == id { return self.last.place }
-    guard let place = self.places[id] else { return nil }
+    guard let place = self.places.place(of: id) else { return nil }
     self.last = (id, place)
     return place
   }
@@ -64,13 +66,13 @@ struct StreamTable {
       place = self.streams.count
       self.streams.append(stream)
     }
-    self.places[stream.id] = place
+    self.places.insert(stream.id, at: place)
     self.last = (stream.id, place)
     return place
   }
 
   mutating func remove(at place: Int) {
-    self.places[self.streams[place].id] = nil
+    self.places.remove(self.streams[place].id)
     self.last = (0, 0)
     if self.places.isEmpty, self.streams.count > Self.placesKept {
       self = StreamTable()
@@ -81,7 +83,12 @@ struct StreamTable {
   }
 
   /// The places of all open streams.
-  var occupied: Dictionary<Int, Int>.Values { self.places.values }
+  var occupied: [Int] {
+    var places: [Int] = []
+    places.reserveCapacity(self.count)
+    self.places.forEachPlace { places.append($0) }
+    return places
+  }
 }
 
 /// Streams that wait for their turn, in the order in which they came.

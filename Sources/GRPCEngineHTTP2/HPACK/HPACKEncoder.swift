@@ -15,6 +15,7 @@ public struct HPACKEncoder: Sendable {
   /// What is in the peer's table, the oldest first. Nothing is ever evicted: what has no room stays out.
   private var repeated: [HeaderField] = []
   private var repeatedSize = 0
+  private var constants = ConstantBlocks()
 
   public init() {}
 
@@ -26,6 +27,7 @@ public struct HPACKEncoder: Sendable {
     self.isResizeDue = true
     self.repeated.removeAll(keepingCapacity: true)
     self.repeatedSize = 0
+    self.constants.forget()
   }
 
   /// Appends a block to `output`.
@@ -37,28 +39,47 @@ public struct HPACKEncoder: Sendable {
       Self.write(0, prefix: 5, flags: 0x20, to: &output)
       Self.write(self.tableSize, prefix: 5, flags: 0x20, to: &output)
     }
-    for field in list.fields { self.encode(field, into: &output) }
+    if let bytes = self.constants.bytes(of: list) {
+      output.writeImmutableBuffer(bytes)
+      return
+    }
+    let start = output.writerIndex
+    var areAllKnown = true
+    for field in list.fields {
+      let isKnown = self.encode(field, into: &output)
+      areAllKnown = areAllKnown && isKnown
+    }
+    if areAllKnown { self.constants.remember(list, output, from: start) }
   }
 
-  private mutating func encode(_ field: HeaderField, into output: inout ByteBuffer) {
+  /// - Returns: whether the peer's tables have the field, so that it is an index.
+  private mutating func encode(_ field: HeaderField, into output: inout ByteBuffer) -> Bool {
     let name = Self.staticIndex(field.name)
     if name == Self.status, field.value == "200" {
-      return Self.write(name, prefix: 7, flags: 0x80, to: &output)
+      Self.write(name, prefix: 7, flags: 0x80, to: &output)
+      return true
     }
     guard field.isRepeated else {
-      return Self.literal(field, name, prefix: 4, flags: 0, to: &output)
+      Self.literal(field, name, prefix: 4, flags: 0, to: &output)
+      return false
     }
     if let place = self.repeated.lastIndex(where: {
       $0.value == field.value && $0.name == field.name
     }) {
       let index = StaticTable.fields.count + self.repeated.count - place
-      return Self.write(index, prefix: 7, flags: 0x80, to: &output)
+      Self.write(index, prefix: 7, flags: 0x80, to: &output)
+      return true
     }
     guard self.repeatedSize + field.size <= self.tableSize, self.repeated.count < Self.mostFields
-    else { return Self.literal(field, name, prefix: 4, flags: 0, to: &output) }
+    else {
+      Self.literal(field, name, prefix: 4, flags: 0, to: &output)
+      return false
+    }
     self.repeated.append(field)
     self.repeatedSize += field.size
+    self.constants.forget()  // The indices of those before it have changed.
     Self.literal(field, name, prefix: 6, flags: 0x40, to: &output)
+    return false
   }
 
   /// `:status: 200` in the static table.
@@ -115,5 +136,38 @@ public struct HPACKEncoder: Sendable {
       rest >>= 7
     }
     output.writeInteger(UInt8(truncatingIfNeeded: rest))
+  }
+}
+
+/// The bytes of lists that consist of indices, and are the same as long as no field is added to the table.
+///
+/// A list is known by its memory, which is not used again while it is kept here.
+private struct ConstantBlocks: Sendable {
+  /// Headers and trailers of good answers, with and without compression.
+  private static let most = 4
+
+  private var blocks: [(list: HeaderList, bytes: ByteBuffer)] = []
+  private var next = 0
+
+  func bytes(of list: HeaderList) -> ByteBuffer? {
+    for block in self.blocks where block.list.isSame(as: list) { return block.bytes }
+    return nil
+  }
+
+  mutating func remember(_ list: HeaderList, _ output: ByteBuffer, from start: Int) {
+    guard let block = output.getSlice(at: start, length: output.writerIndex - start) else { return }
+    var own = ByteBuffer()  // `output` is not to be kept
+    own.writeImmutableBuffer(block)
+    if self.blocks.count < Self.most {
+      self.blocks.append((list, own))
+    } else {
+      self.blocks[self.next] = (list, own)
+      self.next = (self.next + 1) % Self.most
+    }
+  }
+
+  mutating func forget() {
+    self.blocks.removeAll(keepingCapacity: true)
+    self.next = 0
   }
 }

@@ -20,6 +20,15 @@ public struct HeaderList: Sendable, Equatable {
   /// The value of the first field with a name.
   public func first(_ name: String) -> String? { self.fields.first { $0.name == name }?.value }
 
+  /// Whether another list is this one, or a copy of it of which neither has been changed.
+  func isSame(as other: HeaderList) -> Bool {
+    self.fields.withUnsafeBufferPointer { own in
+      other.fields.withUnsafeBufferPointer {
+        own.baseAddress == $0.baseAddress && own.count == $0.count
+      }
+    }
+  }
+
   /// What RFC 9113 section 6.5.2 counts: names, values and 32 bytes a field.
   public var size: Int { self.fields.reduce(0) { $0 + $1.size } }
 }

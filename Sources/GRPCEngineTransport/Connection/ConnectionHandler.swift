@@ -53,6 +53,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   private static let drainPing: UInt64 = 0x6472_6169_6e00_0001
   private static let keepalivePing: UInt64 = 0x6b65_6570_616c_6976
+  /// Places that are kept for streams to come.
+  private static let placesKept = 64
   /// How often the socket is filled in one go, before others on the event loop have their turn.
   private static let mostFillings = 8
 
@@ -161,7 +163,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   /// What has become of what was sent.
   private func followProgress() {
-    for progress in self.http2.takeProgress() {
+    while let progress = self.http2.nextProgress() {
       switch progress {
       case .messagesLeft(let key):
         if let stream = self.stream(key) { self.written(stream) }
@@ -304,7 +306,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.insert(stream)
     self.lifecycle.streamOpened()
     do throws(RequestHead.Rejection) {
-      let head = try RequestHead(block, maxSize: self.configuration.http2.maxHeaderListSize)
+      let head = try self.head(of: block)
       guard self.memory.mayBegin(head.size) else {
         self.statistics[.callsShed].add()
         throw .grpc(Self.outOfMemory)
@@ -321,11 +323,19 @@ package final class ConnectionHandler: ChannelInboundHandler {
     }
   }
 
+  /// The call that a header block opens. What a client repeats is found out once.
+  private func head(of block: HeaderBlock) throws(RequestHead.Rejection) -> RequestHead {
+    if let known = block.attachment as? KnownHead { return known.head }
+    let head = try RequestHead(block, maxSize: self.configuration.http2.maxHeaderListSize)
+    block.attachment = KnownHead(head)
+    return head
+  }
+
   /// - Parameter reason: why a stream was reset; `nil` when both of its sides have ended.
   private func streamClosed(_ key: StreamKey, _ reason: HTTP2ErrorCode?) {
     guard let stream = self.stream(key) else { return }
     self.streams[key.place] = nil
-    if self.http2.openStreams == 0 { self.streams = [] }
+    if self.http2.openStreams == 0, self.streams.count > Self.placesKept { self.streams = [] }
     self.statistics[.streams].subtract()
     stream.closed(reason: reason)
     self.perform(self.lifecycle.streamClosed(now: self.eventLoop.now))
@@ -489,6 +499,13 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.scheduleTimer()
     }
   }
+}
+
+/// A head that is kept with the header block that it was read from.
+private final class KnownHead {
+  let head: RequestHead
+
+  init(_ head: RequestHead) { self.head = head }
 }
 
 extension RequestHead.Rejection {
