@@ -622,10 +622,7 @@ VIOLATIONS = {
 @ours_only("grpcio overlooks about half of these")
 @pytest.mark.parametrize("violation", VIOLATIONS.values(), ids=VIOLATIONS)
 def test_violation_ends_the_connection(serve, violation):
-    """A connection error is answered with GOAWAY and the end of the connection.
-
-    swift-nio-http2 leaves the connection open by itself: a peer must not keep it.
-    """
+    """A connection error is answered with GOAWAY and the end of the connection."""
     served = serve()
     connection = served.raw()
     assert connection.round_trip()

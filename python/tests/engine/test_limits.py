@@ -324,9 +324,8 @@ def test_call_after_the_last_goaway_is_passed_over(serve):
     connection.pump(
         lambda: connection.goaway is not None and connection.goaway.last_stream_id == held
     )
-    # In one frame: behind the DATA of a call that is passed over, swift-nio-http2 reads nothing
-    # until more bytes come, if both come in one piece.
-    late = connection.open(ECHO, end_stream=True)
+    late = connection.open(ECHO)
+    connection.send_message(late, b"late", end_stream=True)
     assert connection.round_trip()
     connection.send_message(held, b"after", end_stream=True)
     assert connection.response(held).messages == [b"before", b"after"]
