@@ -153,7 +153,8 @@ let package = Package(
     .testTarget(
       name: "GRPCEngineTransportTests",
       dependencies: [
-        "CGRPCEngineSockets", "GRPCEngineHTTP2", "GRPCEngineTransport", "GRPCEngineWire",
+        "CGRPCEngineSockets", "GRPCEngineHTTP2", "GRPCEngineStatistics", "GRPCEngineTransport",
+        "GRPCEngineWire",
         "GRPCEngineTesting", "TransportFuzz", nioCore, nioPosix, nioEmbedded, nioHPACK,
       ],
       swiftSettings: swiftSettings

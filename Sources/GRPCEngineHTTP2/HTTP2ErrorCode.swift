@@ -30,4 +30,10 @@ public struct HTTP2ConnectionError: Error, Hashable, Sendable {
     self.code = code
     self.reason = reason
   }
+
+  static func badLength(_ frame: String) -> Self {
+    Self(.frameSizeError, "\(frame) of a length that it can't have")
+  }
+
+  static let tooMuchPadding = Self(.protocolError, "Padding longer than its frame")
 }

@@ -34,13 +34,16 @@ extension HTTP2Connection {
   }
 
   private mutating func send(_ item: HTTP2Stream.Item, on key: StreamKey) {
-    guard self.streams.holds(key), !self.streams[key.place].isLocalEnded else { return }
+    guard self.streams.holds(key), !self.streams[key.place].isEndGiven else { return }
+    if item.isEnd { self.streams[key.place].isEndGiven = true }
     var item = item
     guard self.streams[key.place].queue.isEmpty else {
       self.streams[key.place].queue.append(item)
       return
     }
-    if let wait = self.write(&item, on: key) {
+    // Who waits for the connection's window is not overtaken.
+    let wait = item.isData && !self.starved.isEmpty ? .connectionWindow : self.write(&item, on: key)
+    if let wait {
       self.streams[key.place].queue.append(item)
       self.wait(key, wait)
     } else {
@@ -71,9 +74,9 @@ extension HTTP2Connection {
   /// Lets the streams that wait send what they can, in turns.
   package mutating func sendWaiting() {
     while self.mayWrite {
-      if let key = self.ready.popFirst() {
+      if self.sendWindow > 0, let key = self.starved.popFirst() {
         self.resume(key)
-      } else if self.sendWindow > 0, let key = self.starved.popFirst() {
+      } else if let key = self.ready.popFirst() {
         self.resume(key)
       } else {
         return
@@ -212,7 +215,7 @@ extension HTTP2Connection {
 
   /// The first GOAWAY of a drain, which warns: calls that are under way are still served (section 6.8).
   package mutating func sendGoAwayWarning() {
-    self.writeGoAway(HTTP2Settings.largestWindow, .noError, "")
+    self.writeGoAway(self.announcedLast, .noError, "")
   }
 
   /// Says that streams behind those that have come are not served.
@@ -238,7 +241,4 @@ extension HTTP2Connection {
   package mutating func takeOutput() -> (pieces: [ByteBuffer], last: ByteBuffer?) {
     self.output.take()
   }
-
-  /// Gives memory back that is kept for what comes next.
-  package mutating func releaseMemory() { self.output.release() }
 }

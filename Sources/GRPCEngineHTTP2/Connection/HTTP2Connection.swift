@@ -104,7 +104,10 @@ package struct HTTP2Connection: ~Copyable {
   /// Begins with this server's SETTINGS.
   package init(_ settings: HTTP2Settings) {
     self.settings = settings
-    self.reader = FrameReader(maximumFrameSize: settings.maxFrameSize)
+    self.reader = FrameReader(
+      maximumFrameSize: settings.maxFrameSize,
+      maximumBlock: settings.maxHeaderBlock
+    )
     self.resetRate = FrameRate(most: settings.maxResets, in: .seconds(5))
     self.writeSettings()
   }
@@ -150,13 +153,11 @@ package struct HTTP2Connection: ~Copyable {
     _ now: NIODeadline
   ) throws(HTTP2ConnectionError) -> Event? {
     switch piece {
-    case .data(let header, let content, let isFirst, let isLast):
+    case .data(let header, let content, let windowLength, let isFirst, let isLast):
       if isFirst { try self.check(header) }
-      if content.readableBytes == 0, !header.has(FrameFlag.endStream) {
-        try self.countEmptyData(now)
-      }
       let isEnd = isLast && header.has(FrameFlag.endStream)
-      return try self.data(header.stream, content, content.readableBytes, isEnd: isEnd, now)
+      if isFirst, isLast, !isEnd, content.readableBytes == 0 { try self.countEmptyData(now) }
+      return try self.data(header.stream, content, windowLength, isEnd: isEnd, now)
     case .frame(let header, let content):
       try self.check(header)
       return try self.event(of: header, content, now)
@@ -190,20 +191,15 @@ package struct HTTP2Connection: ~Copyable {
   ) throws(HTTP2ConnectionError) -> Event? {
     var content = content
     switch header.type {
-    case FrameType.data:
-      try Self.removePadding(of: header, from: &content)
-      let isEnd = header.has(FrameFlag.endStream)
-      if content.readableBytes == 0, !isEnd {
-        try self.countEmptyData(now)
-      }
-      return try self.data(header.stream, content, header.length, isEnd: isEnd, now)
     case FrameType.headers:
       guard header.stream != 0 else { throw Self.onConnection("HEADERS") }
-      try Self.removePadding(of: header, from: &content)
-      if header.has(FrameFlag.priority) {
-        guard content.readableBytes >= 5 else { throw Self.badLength("HEADERS") }
-        content.moveReaderIndex(forwardBy: 5)
+      let priority = header.has(FrameFlag.priority) ? 5 : 0
+      guard header.length >= (header.has(FrameFlag.padded) ? 1 : 0) + priority else {
+        throw HTTP2ConnectionError.badLength("HEADERS")
       }
+      try Self.removePadding(of: header, from: &content)
+      guard content.readableBytes >= priority else { throw HTTP2ConnectionError.tooMuchPadding }
+      content.moveReaderIndex(forwardBy: priority)
       return try self.blockFragment(header, content, now)
     case FrameType.continuation:
       return try self.blockFragment(header, content, now)
@@ -220,7 +216,7 @@ package struct HTTP2Connection: ~Copyable {
     case FrameType.goAway:
       // It names streams of ours, of which there are none.
       guard header.stream == 0 else { throw Self.onStream("GOAWAY") }
-      guard header.length >= 8 else { throw Self.badLength("GOAWAY") }
+      guard header.length >= 8 else { throw HTTP2ConnectionError.badLength("GOAWAY") }
       return nil
     case FrameType.windowUpdate:
       return try self.windowUpdate(header, content, now)
@@ -235,10 +231,6 @@ package struct HTTP2Connection: ~Copyable {
 
   private static func onStream(_ frame: String) -> HTTP2ConnectionError {
     HTTP2ConnectionError(.protocolError, "\(frame) on a stream")
-  }
-
-  private static func badLength(_ frame: String) -> HTTP2ConnectionError {
-    HTTP2ConnectionError(.frameSizeError, "\(frame) of a length that it can't have")
   }
 
   private func idle(_ frame: String, _ id: Int) -> HTTP2ConnectionError {
@@ -259,9 +251,11 @@ package struct HTTP2Connection: ~Copyable {
     from content: inout ByteBuffer
   ) throws(HTTP2ConnectionError) {
     guard header.has(FrameFlag.padded) else { return }
-    guard let padding = content.readInteger(as: UInt8.self) else { throw Self.badLength("Padding") }
+    guard let padding = content.readInteger(as: UInt8.self) else {
+      throw HTTP2ConnectionError.badLength("Padding")
+    }
     guard let rest = content.readSlice(length: content.readableBytes - Int(padding)) else {
-      throw HTTP2ConnectionError(.protocolError, "Padding longer than its frame")
+      throw HTTP2ConnectionError.tooMuchPadding
     }
     content = rest
   }
@@ -331,13 +325,28 @@ package struct HTTP2Connection: ~Copyable {
     _ code: HTTP2ErrorCode,
     _ now: NIODeadline
   ) throws(HTTP2ConnectionError) -> Event {
-    // It may have cost a call that goes on here, so it is bounded as the peer's own resets are.
+    let key = StreamKey(id: self.streams[place].id, place: place)
+    try self.countStreamError(now)
+    self.reset(key, code)
+    return .reset(key, code, isByPeer: false)
+  }
+
+  /// It may have cost a call that goes on here, so it is bounded as the peer's own resets are.
+  private mutating func countStreamError(_ now: NIODeadline) throws(HTTP2ConnectionError) {
     if self.streamErrorRate.isExceeded(at: now) {
       throw HTTP2ConnectionError(.enhanceYourCalm, "too_many_stream_errors")
     }
-    let key = StreamKey(id: self.streams[place].id, place: place)
-    self.reset(key, code)
-    return .reset(key, code, isByPeer: false)
+  }
+
+  /// Resets a stream with PROTOCOL_ERROR: what came on it is malformed, as its user finds (section 8.1.1).
+  ///
+  /// - Throws: what ends the connection, where that has been too often.
+  package mutating func refuse(
+    _ key: StreamKey,
+    at now: NIODeadline
+  ) throws(HTTP2ConnectionError) {
+    try self.countStreamError(now)
+    self.reset(key, .protocolError)
   }
 
   // MARK: HEADERS
@@ -451,7 +460,7 @@ package struct HTTP2Connection: ~Copyable {
     guard header.stream != 0 else { throw Self.onConnection("PRIORITY") }
     guard header.length != 5 else { return nil }
     guard let place = self.streams.place(of: header.stream) else {
-      throw Self.badLength("PRIORITY")
+      throw HTTP2ConnectionError.badLength("PRIORITY")
     }
     return try self.fail(place, .frameSizeError, now)
   }
@@ -463,7 +472,7 @@ package struct HTTP2Connection: ~Copyable {
   ) throws(HTTP2ConnectionError) -> Event? {
     guard header.stream != 0 else { throw Self.onConnection("RST_STREAM") }
     guard header.length == 4, let code = content.peekInteger(as: UInt32.self) else {
-      throw Self.badLength("RST_STREAM")
+      throw HTTP2ConnectionError.badLength("RST_STREAM")
     }
     guard !self.isIdle(header.stream) else { throw self.idle("RST_STREAM", header.stream) }
     guard let place = self.streams.place(of: header.stream) else { return nil }
@@ -484,7 +493,7 @@ package struct HTTP2Connection: ~Copyable {
   ) throws(HTTP2ConnectionError) -> Event? {
     guard header.stream == 0 else { throw Self.onStream("PING") }
     guard header.length == 8, let data = content.peekInteger(as: UInt64.self) else {
-      throw Self.badLength("PING")
+      throw HTTP2ConnectionError.badLength("PING")
     }
     if header.has(FrameFlag.acknowledgement) { return .pingAnswer(data) }
     self.writePing(data, isAnswer: true)
@@ -497,7 +506,7 @@ package struct HTTP2Connection: ~Copyable {
     _ now: NIODeadline
   ) throws(HTTP2ConnectionError) -> Event? {
     guard header.length == 4, let word = content.peekInteger(as: UInt32.self) else {
-      throw Self.badLength("WINDOW_UPDATE")
+      throw HTTP2ConnectionError.badLength("WINDOW_UPDATE")
     }
     let increment = Int(word & 0x7FFF_FFFF)
     guard header.stream != 0 else {
@@ -530,15 +539,17 @@ package struct HTTP2Connection: ~Copyable {
   ) throws(HTTP2ConnectionError) -> Event? {
     guard header.stream == 0 else { throw Self.onStream("SETTINGS") }
     guard !header.has(FrameFlag.acknowledgement) else {
-      guard header.length == 0 else { throw Self.badLength("An acknowledgement of SETTINGS") }
+      guard header.length == 0 else {
+        throw HTTP2ConnectionError.badLength("An acknowledgement of SETTINGS")
+      }
       self.isAcknowledged = true
       return nil
     }
-    guard header.length % 6 == 0 else { throw Self.badLength("SETTINGS") }
+    guard header.length % 6 == 0 else { throw HTTP2ConnectionError.badLength("SETTINGS") }
     if self.settingsRate.isExceeded(at: now) {
       throw HTTP2ConnectionError(.enhanceYourCalm, "too_many_settings")
     }
-    var (content, window) = (content, self.peerInitialWindow)
+    var (content, window, largest) = (content, self.peerInitialWindow, self.peerInitialWindow)
     while let (parameter, value) = content.readMultipleIntegers(as: (UInt16, UInt32).self) {
       let value = Int(value)
       switch parameter {
@@ -550,6 +561,7 @@ package struct HTTP2Connection: ~Copyable {
           throw HTTP2ConnectionError(.flowControlError, "SETTINGS_INITIAL_WINDOW_SIZE is \(value)")
         }
         window = value
+        largest = max(largest, value)
       case HTTP2Setting.maxFrameSize:
         guard 1 << 14..<1 << 24 ~= value else {
           throw HTTP2ConnectionError(.protocolError, "SETTINGS_MAX_FRAME_SIZE is \(value)")
@@ -558,7 +570,7 @@ package struct HTTP2Connection: ~Copyable {
       default: break
       }
     }
-    try self.changeWindows(to: window)
+    try self.changeWindows(to: window, largest: largest)
     self.output.write(
       FrameHeader(length: 0, type: FrameType.settings, flags: FrameFlag.acknowledgement, stream: 0)
     )
@@ -566,15 +578,22 @@ package struct HTTP2Connection: ~Copyable {
   }
 
   /// The peer's new window is that of all streams (section 6.9.2).
-  private mutating func changeWindows(to window: Int) throws(HTTP2ConnectionError) {
+  ///
+  /// - Parameter largest: the largest one that its SETTINGS went through. Each of their values holds in turn
+  ///   (section 6.5.3), so that none may be too large; but streams are gone through once.
+  private mutating func changeWindows(
+    to window: Int,
+    largest: Int
+  ) throws(HTTP2ConnectionError) {
     let change = window - self.peerInitialWindow
-    guard change != 0 else { return }
+    let rise = largest - self.peerInitialWindow
+    guard change != 0 || rise != 0 else { return }
     self.peerInitialWindow = window
     for place in self.streams.occupied {
-      self.streams[place].sendWindow += change
-      guard self.streams[place].sendWindow <= HTTP2Settings.largestWindow else {
+      guard self.streams[place].sendWindow + rise <= HTTP2Settings.largestWindow else {
         throw HTTP2ConnectionError(.flowControlError, "A window past 2^31 - 1")
       }
+      self.streams[place].sendWindow += change
       if change > 0 { self.list(place) }
     }
   }

@@ -8,6 +8,7 @@ struct HTTP2Stream {
     case data(ByteBuffer)
 
     var isData: Bool { if case .data = self { true } else { false } }
+    var isEnd: Bool { if case .headers(_, isEnd: true) = self { true } else { false } }
   }
 
   /// 0 in a place that no stream has.
@@ -20,6 +21,8 @@ struct HTTP2Stream {
   var contentLeft: Int?
   /// The peer has sent END_STREAM.
   var isRemoteEnded = false
+  /// All that is to be sent has been given.
+  var isEndGiven = false
   /// END_STREAM has left.
   var isLocalEnded = false
   var queue: [Item] = []
@@ -99,6 +102,7 @@ struct StreamQueue {
   private var keys = CircularBuffer<StreamKey>()
 
   var isEmpty: Bool { self.keys.isEmpty }
+  var count: Int { self.keys.count }
 
   /// Adds a stream. Those that end stay until their turn comes; where they are many, they are taken out.
   mutating func append(_ key: StreamKey, among streams: StreamTable) {

@@ -10,8 +10,9 @@ package struct FrameOutput {
 
   private var full: [ByteBuffer] = []
   private var gathered = ByteBuffer()
-  /// `gathered` has been taken; its storage is used again once the socket has let it go.
-  private var isTaken = true
+  /// How much was gathered last time, and may be again. The memory itself is not kept: most connections are
+  /// idle most of the time.
+  private var usual = Self.initialCapacity
   /// Bytes that wait to be taken.
   package private(set) var count = 0
 
@@ -82,31 +83,24 @@ package struct FrameOutput {
     self.count = 0
     var pieces: [ByteBuffer] = []
     swap(&pieces, &self.full)
-    guard !self.isTaken, self.gathered.readableBytes > 0 else { return (pieces, nil) }
-    self.isTaken = true
-    return (pieces, self.gathered)
-  }
-
-  /// Lets go of what is kept for the next time.
-  package mutating func release() {
-    guard self.isTaken else { return }
+    guard self.gathered.readableBytes > 0 else { return (pieces, nil) }
+    self.usual = max(Self.initialCapacity, min(self.gathered.readableBytes, Self.capacity))
+    let last = self.gathered
     self.gathered = ByteBuffer()
-    self.full = []
+    return (pieces, last)
   }
 
   private mutating func prepare(_ length: Int) {
-    if self.isTaken {
-      self.gathered.clear(minimumCapacity: Self.initialCapacity)
-      self.isTaken = false
+    if self.gathered.capacity == 0 {
+      self.gathered.reserveCapacity(self.usual)
     } else if self.gathered.readableBytes + length > Self.capacity {
       self.closeGathered()
     }
   }
 
   private mutating func closeGathered() {
-    guard !self.isTaken, self.gathered.readableBytes > 0 else { return }
+    guard self.gathered.readableBytes > 0 else { return }
     self.full.append(self.gathered)
     self.gathered = ByteBuffer()
-    self.gathered.reserveCapacity(Self.initialCapacity)
   }
 }

@@ -11,6 +11,7 @@ public struct HPACKDecoder {
   private var known = KnownBlocks()
   /// Where strings are decoded.
   private var scratch: [UInt8] = []
+  private static let scratchKept = 1024
   /// Whether the block that is being decoded has changed the table.
   private var hasChangedTable = false
 
@@ -124,7 +125,7 @@ public struct HPACKDecoder {
         (String(decoding: $0, as: UTF8.self), $0.count, isValid($0))
       }
     }
-    self.scratch.removeAll(keepingCapacity: true)
+    self.scratch.removeAll(keepingCapacity: self.scratch.count <= Self.scratchKept)
     try Huffman.decode(content, into: &self.scratch)
     return self.scratch.withUnsafeBufferPointer {
       (String(decoding: $0, as: UTF8.self), $0.count, isValid($0))
@@ -159,7 +160,7 @@ public struct HPACKDecoder {
 /// The header blocks that came last and left the table as it was.
 private struct KnownBlocks {
   /// As many kinds of calls as a connection may alternate between.
-  private static let most = 8
+  private static let most = 4
   /// Longer ones hardly repeat, and would cost memory.
   private static let largest = 512
 

@@ -86,6 +86,8 @@ package struct FrameReader {
   package init() {
     // Whatever a client's SETTINGS may have allowed. Set here, since `init` reserves that much.
     self.decoder.maxDynamicTableLength = Int(UInt32.max)
+    // Answers whose headers need more than one frame.
+    self.decoder.maxHeaderListSize = 1 << 20
   }
 
   package mutating func append(_ bytes: ByteBuffer) { self.bytes.writeImmutableBuffer(bytes) }

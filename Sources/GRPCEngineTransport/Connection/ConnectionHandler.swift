@@ -25,6 +25,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
   var http2: HTTP2Connection
   /// The open streams, by their places.
   private var streams: ContiguousArray<ServerStream?> = []
+  /// How many they are. `http2` may have closed some whose end is still to be followed.
+  private var streamCount = 0
   var memory: MemoryAccount
   /// What the registry's pool knows that this connection holds.
   let holding = MemoryPool.Holding()
@@ -110,6 +112,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.registry.remove(self)
     let streams = self.streams
     self.streams = []
+    self.streamCount = 0
     for stream in streams.lazy.compactMap({ $0 }) {
       self.statistics[.streams].subtract()
       stream.connectionLost()
@@ -292,6 +295,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     let place = stream.key.place
     while self.streams.count <= place { self.streams.append(nil) }
     self.streams[place] = stream
+    self.streamCount += 1
     self.statistics[.streams].add()
   }
 
@@ -318,7 +322,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
       if let headers = error.headers {
         stream.sendEnd(messages: nil, trailers: headers)
       } else {
-        stream.reset(.protocolError)
+        stream.refuse()
       }
     }
   }
@@ -335,7 +339,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private func streamClosed(_ key: StreamKey, _ reason: HTTP2ErrorCode?) {
     guard let stream = self.stream(key) else { return }
     self.streams[key.place] = nil
-    if self.http2.openStreams == 0, self.streams.count > Self.placesKept { self.streams = [] }
+    self.streamCount -= 1
+    if self.streamCount == 0, self.streams.count > Self.placesKept { self.streams = [] }
     self.statistics[.streams].subtract()
     stream.closed(reason: reason)
     self.perform(self.lifecycle.streamClosed(now: self.eventLoop.now))
@@ -375,6 +380,16 @@ package final class ConnectionHandler: ChannelInboundHandler {
   func reset(_ stream: ServerStream, _ code: HTTP2ErrorCode) {
     self.http2.reset(stream.key, code)
     self.streamClosed(stream.key, code)
+  }
+
+  /// Resets a stream for what its peer sends on it.
+  func refuse(_ stream: ServerStream) {
+    do {
+      try self.http2.refuse(stream.key, at: self.eventLoop.now)
+      self.streamClosed(stream.key, .protocolError)
+    } catch {
+      self.fail(error)
+    }
   }
 
   func openWindow(of stream: ServerStream, by increment: Int) {

@@ -94,7 +94,7 @@ package final class ServerStream {
 
   /// Trailers of the peer; gRPC gives them no meaning beyond the end of the stream.
   func receivedTrailers(_ headers: HeaderList) {
-    guard RequestHead.areTrailers(headers) else { return self.reset(.protocolError) }
+    guard RequestHead.areTrailers(headers) else { return self.refuse() }
     self.receivedData(ByteBuffer(), flowControlledLength: 0, endStream: true)
   }
 
@@ -244,6 +244,13 @@ package final class ServerStream {
     case .reset: self.connection.reset(self, .noError)
     case .nothing: break
     }
+  }
+
+  /// Ends the stream without an answer, as what came on it is malformed (RFC 9113 section 8.1.1).
+  func refuse() {
+    guard self.state.reset(dropsAnswer: false) else { return }
+    self.connection.statistics[.streamsResetByServer].add()
+    self.connection.refuse(self)
   }
 
   /// Ends the stream without an answer.

@@ -1,4 +1,5 @@
 import GRPCEngineHTTP2
+import GRPCEngineStatistics
 import GRPCEngineTesting
 import GRPCEngineTransport
 import GRPCEngineWire
@@ -556,6 +557,42 @@ final class ConnectionHandlerTests {
     try client.barrier()
     #expect(connection.isOpen)
     #expect(client.goAways == [])
+  }
+
+  @Test("Streams that end together are all let go", arguments: [2, 100, 200])
+  func streamsThatEndTogether(count: Int) throws {
+    self.recorder.onEnd = { stream in
+      stream.sendHeaders(Recorder.headers)
+      stream.sendEnd(messages: FrameWriter.message([1]), trailers: Recorder.trailers)
+    }
+    let (client, connection) = try self.recorder.connect()
+    client.grantsWindows = false
+    client.send { $0.settings([(4, 0)]) }
+    let streams = (0..<count).map { _ in client.open("/a/b", isEnd: true) }
+    try client.barrier()
+    #expect(connection.registry.statistics.slot[.streams].value == UInt64(count))
+    client.send { $0.settings([(4, 100)]) }
+    for stream in streams { #expect(try client.answer(on: stream).code == .ok) }
+    #expect(
+      self.recorder.receivers.map(\.events) == Array(repeating: [.end, .finished], count: count)
+    )
+    #expect(connection.registry.statistics.slot[.streams].value == 0)
+    connection.registry.drain {}
+    connection.advance(by: .seconds(1))
+    try client.waitForClose()
+    #expect(connection.registry.memory.held == 0)
+  }
+
+  @Test("A peer that has the server reset its calls again and again is ended")
+  func madeYouReset() throws {
+    let (client, _) = try self.recorder.connect()
+    for _ in 0..<1001 {
+      let stream = client.open("/a/b")
+      client.writer.headers([":path": "/late"], on: stream, isEnd: true)
+    }
+    try client.waitForClose()
+    #expect(client.goAways.map(\.debug) == ["too_many_stream_errors"])
+    #expect(self.recorder.receivers.allSatisfy { $0.events.count == 1 })
   }
 
   // MARK: Requests that open no call
