@@ -16,13 +16,14 @@ package struct FrameRate: Sendable {
 
   /// Counts a frame.
   ///
+  /// - Parameter cost: as how many frames it counts.
   /// - Returns: whether it is one too many.
-  package mutating func isExceeded(at now: NIODeadline) -> Bool {
+  package mutating func isExceeded(at now: NIODeadline, cost: Int = 1) -> Bool {
     if let begun = self.begun, now - begun < self.window {
-      self.count += 1
+      self.count += cost
     } else {
       self.begun = now
-      self.count = 1
+      self.count = cost
     }
     return self.count > self.most
   }

@@ -58,6 +58,11 @@ extension HTTP2Connection {
 
   private var mayWrite: Bool { self.isWritable && self.output.count < Self.outputTarget }
 
+  /// Whether something of a stream waits for the socket or for the peer's windows.
+  package func isWaiting(_ key: StreamKey) -> Bool {
+    self.streams.holds(key) && !self.streams[key.place].queue.isEmpty
+  }
+
   /// Whether a stream could send more if the socket took it.
   package var hasReadyStreams: Bool {
     !self.ready.isEmpty || self.sendWindow > 0 && !self.starved.isEmpty

@@ -58,6 +58,8 @@ package struct HTTP2Connection: ~Copyable {
   private static let mostContinuations = 64
   /// SETTINGS, and DATA without content, in a second.
   private static let mostIdleFrames = 1000
+  /// Windows of streams that SETTINGS change, in a second: the one thing that costs what is open.
+  private static let mostWindowChanges = 100_000
   /// Streams that this server resets for what the peer does on them, in half a minute.
   private static let mostStreamErrors = 1000
 
@@ -98,6 +100,7 @@ package struct HTTP2Connection: ~Copyable {
 
   private var resetRate: FrameRate
   private var settingsRate = FrameRate(most: Self.mostIdleFrames)
+  private var windowChangeRate = FrameRate(most: Self.mostWindowChanges)
   private var emptyDataRate = FrameRate(most: Self.mostIdleFrames)
   private var streamErrorRate = FrameRate(most: Self.mostStreamErrors, in: .seconds(30))
 
@@ -570,7 +573,7 @@ package struct HTTP2Connection: ~Copyable {
       default: break
       }
     }
-    try self.changeWindows(to: window, largest: largest)
+    try self.changeWindows(to: window, largest: largest, now)
     self.output.write(
       FrameHeader(length: 0, type: FrameType.settings, flags: FrameFlag.acknowledgement, stream: 0)
     )
@@ -583,11 +586,15 @@ package struct HTTP2Connection: ~Copyable {
   ///   (section 6.5.3), so that none may be too large; but streams are gone through once.
   private mutating func changeWindows(
     to window: Int,
-    largest: Int
+    largest: Int,
+    _ now: NIODeadline
   ) throws(HTTP2ConnectionError) {
     let change = window - self.peerInitialWindow
     let rise = largest - self.peerInitialWindow
     guard change != 0 || rise != 0 else { return }
+    if self.windowChangeRate.isExceeded(at: now, cost: self.streams.count) {
+      throw HTTP2ConnectionError(.enhanceYourCalm, "too_many_window_changes")
+    }
     self.peerInitialWindow = window
     for place in self.streams.occupied {
       guard self.streams[place].sendWindow + rise <= HTTP2Settings.largestWindow else {

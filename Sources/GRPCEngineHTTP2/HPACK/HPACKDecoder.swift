@@ -42,7 +42,7 @@ public struct HPACKDecoder {
     let decoded = HeaderBlock(HeaderList(fields), size: size)
     if self.hasChangedTable {
       self.known.forget()
-    } else if size <= maximumSize {
+    } else {
       self.known.remember(block, decoded)
     }
     return decoded
@@ -161,8 +161,8 @@ public struct HPACKDecoder {
 private struct KnownBlocks {
   /// As many kinds of calls as a connection may alternate between.
   private static let most = 4
-  /// Longer ones hardly repeat, and would cost memory.
-  private static let largest = 512
+  /// Longer ones hardly repeat, and would cost memory: in bytes as they come, and of the list.
+  private static let (largest, largestList) = (512, 2048)
 
   private var blocks: [(bytes: ByteBuffer, block: HeaderBlock)] = []
   private var next = 0
@@ -173,7 +173,7 @@ private struct KnownBlocks {
   }
 
   mutating func remember(_ bytes: ByteBuffer, _ block: HeaderBlock) {
-    guard bytes.readableBytes <= Self.largest else { return }
+    guard bytes.readableBytes <= Self.largest, block.size <= Self.largestList else { return }
     // A copy: `bytes` is a part of what was read, which would be kept with it.
     var own = ByteBuffer()
     own.writeImmutableBuffer(bytes)

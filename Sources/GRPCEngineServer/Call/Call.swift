@@ -449,10 +449,15 @@ package final class Call: Sendable {
 
   private func deadlinePassed() {
     self.deadlineTimer = nil
-    self.endOnLoop(
-      Status(code: .deadlineExceeded, details: "Deadline Exceeded"),
-      as: .deadlineExceeded
-    )
+    if !self.hasEnded {
+      self.endOnLoop(
+        Status(code: .deadlineExceeded, details: "Deadline Exceeded"),
+        as: .deadlineExceeded
+      )
+      self.writePending()
+    }
+    self.stream.expire()
+    self.flush()
   }
 
   private func endOnLoop(_ status: Status, as termination: Termination) {
@@ -484,7 +489,6 @@ package final class Call: Sendable {
     }
     if var end = pending.end {
       self.hasEnded = true
-      self.deadlineTimer?.cancel()
       var trailers = ResponseHeaders.trailers(end.status, end.metadata)
       if end.metadata != nil, ResponseHeaders.isTooLarge(trailers) {
         end = CallState.End(status: ResponseHeaders.tooLarge, metadata: nil)

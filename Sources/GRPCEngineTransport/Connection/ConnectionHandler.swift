@@ -382,6 +382,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.streamClosed(stream.key, code)
   }
 
+  func isWaiting(_ stream: ServerStream) -> Bool { self.http2.isWaiting(stream.key) }
+
   /// Resets a stream for what its peer sends on it.
   func refuse(_ stream: ServerStream) {
     do {

@@ -246,6 +246,13 @@ package final class ServerStream {
     }
   }
 
+  /// The time for the answer is over. What of it waits for the peer to read is dropped with the stream: no
+  /// status gets past that.
+  package func expire() {
+    guard self.connection.isWaiting(self), self.state.reset(dropsAnswer: true) else { return }
+    self.sendReset(.cancel)
+  }
+
   /// Ends the stream without an answer, as what came on it is malformed (RFC 9113 section 8.1.1).
   func refuse() {
     guard self.state.reset(dropsAnswer: false) else { return }

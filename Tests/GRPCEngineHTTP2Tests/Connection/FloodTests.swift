@@ -38,6 +38,16 @@ struct FloodTests {
     try Self.expectRate(peer, most: 1000, in: .seconds(1)) { $0.settings() }
   }
 
+  @Test("10.5: SETTINGS that change the windows of many streams again and again")
+  func windowChanges() throws {
+    let peer = try Peer()
+    for stream in 0..<1000 { try peer.open(2 * stream + 1) }
+    for round in 0..<100 { try peer.send { $0.settings([(4, UInt32(round % 2))]) } }
+    #expect(peer.error == nil)
+    try peer.send { $0.settings([(4, 5)]) }
+    #expect(peer.error?.reason == "too_many_window_changes")
+  }
+
   @Test("10.5: DATA without content that ends nothing", arguments: [UInt8?.none, 9])
   func emptyData(padding: UInt8?) throws {
     let peer = try Peer()

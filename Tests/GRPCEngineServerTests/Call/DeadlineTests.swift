@@ -57,6 +57,31 @@ struct DeadlineTests {
     }
   }
 
+  @Test(
+    "An answer that its client does not read is dropped when its time is over",
+    arguments: ["/t/echo", "/t/countdown"]
+  )
+  func unreadAnswer(path: String) throws {
+    try EmbeddedServer.run(["/t/echo": TestHandler.echo(), "/t/countdown": TestHandler.countdown()])
+    { embedded in
+      let client = embedded.client
+      client.grantsWindows = false
+      client.send { $0.settings([(4, 10)]) }
+      let stream = client.open(path, ["grpc-timeout": "5S"])
+      let message =
+        path == "/t/echo" ? [UInt8](repeating: 1, count: 100) : countdown(100, of: 100)
+      try client.message(message, on: stream, isEnd: true)
+      try client.barrier()
+      embedded.connection.advance(by: .milliseconds(4999))
+      try client.barrier()
+      #expect(client.answers[stream]?.reset == nil)
+      embedded.connection.advance(by: .milliseconds(1))
+      try client.wait("a reset") { client.answers[stream]?.reset != nil }
+      #expect(client.answers[stream]?.reset == ErrorCode.cancel)
+      #expect(embedded.server.admission.activeCalls == 0)
+    }
+  }
+
   @Test("An answer in time stops the clock")
   func inTime() throws {
     try EmbeddedServer.run(["/t/echo": TestHandler.echo()]) { embedded in
