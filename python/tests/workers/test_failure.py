@@ -54,11 +54,12 @@ def test_worker_that_is_killed_takes_only_its_own_calls_along(serve):
 def test_server_is_whole_again_soon_after_the_new_worker_is_ready(serve):
     server = serve(metrics="127.0.0.1:0")
     address = server.wait_up()
+    with connect(address) as channel, pytest.raises(grpc.RpcError):
+        begin(channel, "die 3").result()
+    # While the system takes that process apart, a connection may still be given to it; this client
+    # may have made such a one.
+    server.process.wait_for("ended with status 3; a new one takes its place")
     with connect(address) as channel:
-        with pytest.raises(grpc.RpcError):
-            begin(channel, "die 3").result()
-        # While the system takes that process apart, a connection may still be given to it.
-        server.process.wait_for("ended with status 3; a new one takes its place")
         assert ask(channel)[1] == "first"
     server.wait_for_pids(lambda pids: len(pids) == 2)
     assert server.stop() == 0
