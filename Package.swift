@@ -154,8 +154,8 @@ let package = Package(
       name: "GRPCEngineTransportTests",
       dependencies: [
         "CGRPCEngineSockets", "GRPCEngineHTTP2", "GRPCEngineStatistics", "GRPCEngineTransport",
-        "GRPCEngineWire",
-        "GRPCEngineTesting", "TransportFuzz", nioCore, nioPosix, nioEmbedded, nioHPACK,
+        "GRPCEngineWire", "GRPCEngineTesting", "TransportFuzz", nioCore, nioPosix, nioEmbedded,
+        nioHPACK,
       ],
       swiftSettings: swiftSettings
     ),

@@ -88,9 +88,13 @@ public struct HPACKDecoder {
       nameLength = known.nameLength
       isNameValid = known.isPseudo || HeaderField.isValidName(name.utf8)
     } else {
-      (name, nameLength, isNameValid) = try self.string(bytes, &index, Self.isValidName)
+      (name, nameLength, isNameValid) = try self.string(bytes, &index, HeaderField.isValidName)
     }
-    let (value, valueLength, isValueValid) = try self.string(bytes, &index, Self.isValidValue)
+    let (value, valueLength, isValueValid) = try self.string(
+      bytes,
+      &index,
+      HeaderField.isValidValue
+    )
     return HeaderField(
       received: name,
       value,
@@ -98,14 +102,6 @@ public struct HPACKDecoder {
       isNameValid: isNameValid,
       isValueValid: isValueValid
     )
-  }
-
-  private static func isValidName(_ bytes: UnsafeBufferPointer<UInt8>) -> Bool {
-    HeaderField.isValidName(bytes)
-  }
-
-  private static func isValidValue(_ bytes: UnsafeBufferPointer<UInt8>) -> Bool {
-    HeaderField.isValidValue(bytes)
   }
 
   /// Reads a string literal (section 5.2).

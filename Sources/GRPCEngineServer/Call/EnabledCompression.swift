@@ -18,11 +18,11 @@ package struct EnabledCompression: Sendable {
     let names = CompressionAlgorithm.allCases
       .filter { $0 == .identity || algorithms.contains($0) }
       .map(\.name)
-    self.headers = HeaderList([
-      HeaderField(":status", "200"),
-      HeaderField("content-type", "application/grpc", isRepeated: true),
-      HeaderField("grpc-accept-encoding", names.joined(separator: ", "), isRepeated: true),
-    ])
+    var headers = ResponseHeaders.beginning
+    headers.append(
+      HeaderField("grpc-accept-encoding", names.joined(separator: ", "), isRepeated: true)
+    )
+    self.headers = headers
   }
 
   package func contains(_ algorithm: CompressionAlgorithm) -> Bool {

@@ -13,7 +13,8 @@ enum ResponseHeaders {
 
   static let plainOK = HeaderList([HeaderField("grpc-status", "0", isRepeated: true)])
 
-  private static let beginning = HeaderList([
+  /// What begins every answer of gRPC.
+  static let beginning = HeaderList([
     HeaderField(":status", "200"),
     HeaderField("content-type", "application/grpc", isRepeated: true),
   ])

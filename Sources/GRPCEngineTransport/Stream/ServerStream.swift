@@ -254,16 +254,10 @@ package final class ServerStream {
   }
 
   /// Ends the stream without an answer, as what came on it is malformed (RFC 9113 section 8.1.1).
-  func refuse() {
+  package func refuse() {
     guard self.state.reset(dropsAnswer: false) else { return }
     self.connection.statistics[.streamsResetByServer].add()
     self.connection.refuse(self)
-  }
-
-  /// Ends the stream without an answer.
-  package func reset(_ code: HTTP2ErrorCode) {
-    guard self.state.reset(dropsAnswer: false) else { return }
-    self.sendReset(code)
   }
 
   private func sendReset(_ code: HTTP2ErrorCode) {

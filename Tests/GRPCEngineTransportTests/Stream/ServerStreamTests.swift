@@ -114,7 +114,7 @@ final class ServerStreamTests {
     let server = try self.receiver().stream
     server.sendMessages(FrameWriter.message([2]))
     server.sendEnd(messages: nil, trailers: Recorder.trailersOnly)
-    server.reset(.internalError)
+    server.refuse()
     server.connection.flush()
     try client.barrier()
     #expect(client.answers[stream]?.isEnded == false)
