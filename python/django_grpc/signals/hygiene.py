@@ -84,7 +84,6 @@ _thread = _ThreadConnections()
 
 
 def _remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
-    global _sync_thread
     _thread.refresh()
     if _thread.is_calls:
         return
@@ -96,8 +95,6 @@ def _remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> Non
         connection.ensure_connection = functools.partial(  # type: ignore[method-assign]
             _ensure_connection, weakref.ref(connection)
         )
-    if _thread.shared is not _sync_thread:
-        _sync_thread = None  # perhaps this is the thread of sync_to_async
 
 
 connection_created.connect(
@@ -261,9 +258,11 @@ _call: ContextVar[_LoopCall | None] = ContextVar("django_grpc.signals.hygiene.ca
 # otherwise changed on the loop; each change is one operation of a set.
 _users: set[weakref.ref[_LoopCall]] = set()
 
-# What the thread has on which `sync_to_async` runs thread-sensitive code; None when that has to be
-# asked.
-_sync_thread: _Shared | None = _Shared()
+# What the thread has on which `sync_to_async` runs thread-sensitive code; None as long as no call
+# has asked. The first one does, before any code of it runs, so that the question is in that
+# thread's queue before all that calls put there: whichever thread opens a connection for a call
+# while there is no answer is another one.
+_sync_thread: _Shared | None = None
 
 # Whether `_tidy` waits in the queue of that thread.
 _is_tidying = False
@@ -287,7 +286,7 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
     if connection is None:
         return
     shared, call = _thread.shared, _call.get()
-    if call is not shared.last_call and shared is not _sync_thread and _sync_thread is not None:
+    if call is not shared.last_call and shared is not _sync_thread:
         last_call, shared.last_call = shared.last_call, call
         if connection.in_atomic_block and last_call is not None and last_call.has_ended:
             _end_transaction(connection)
@@ -334,7 +333,9 @@ def _look(*, at_begin: bool) -> None:
     Nothing of its connections is changed here: it may be in the middle of opening one.
     """
     thread = _sync_thread
-    if thread is None or (thread.connections and thread.deaths != _deaths):
+    if thread is None or not thread.connections:
+        return
+    if thread.deaths != _deaths:
         return _tidy_soon()
     for connection in thread.connections:
         # Inside of a transaction nothing is done. One that is under way is none of a call's that
@@ -355,13 +356,14 @@ def _was_checked(connection: Any) -> bool:
 
 
 def _tidy_soon() -> None:
-    global _is_tidying
+    global _is_tidying, _sync_thread
     if not _is_tidying:
         _is_tidying = True
         try:
             SyncToAsync.single_thread_executor.submit(_tidy)
         except RuntimeError:  # no thread can be started, or the interpreter ends
             _is_tidying = False
+            _sync_thread = None
 
 
 def _tidy() -> None:
@@ -463,10 +465,12 @@ class CallHygiene:
 
     def begin(self) -> None:
         """See to the connections that a call on a loop may come to use."""
+        global _sync_thread
         _call.set(_LoopCall())
         thread = _sync_thread
         if thread is None:
-            _look(at_begin=True)
+            _sync_thread = _Shared()  # until `_tidy` says which it is
+            _tidy_soon()
         elif thread.connections:
             if not _users:
                 for connection in thread.connections:
@@ -479,8 +483,7 @@ class CallHygiene:
         if call is not None:
             call.has_ended = True
             _forget_use(call)
-        if _sync_thread is None or _sync_thread.connections:
-            _look(at_begin=False)
+        _look(at_begin=False)
 
 
 CALL_HYGIENE = CallHygiene()
