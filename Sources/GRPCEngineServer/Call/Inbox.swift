@@ -15,6 +15,8 @@ package struct Inbox {
   private static let longestSmall = 512
   /// Bytes of a part, read or not, behind which the next one begins: what has been read is let go.
   private static let partSize = 16 * 1024
+  /// Places of messages that were taken, up to which they may stay.
+  private static let mostGaps = 32
 
   /// From `head` on. An array allocates less than a `CircularBuffer` for the one message of most calls.
   private var parts: [Part] = []
@@ -70,9 +72,16 @@ package struct Inbox {
     if self.isEmpty {
       self.parts.removeAll(keepingCapacity: !isLast)
       self.head = 0
+    } else if self.head >= Self.mostGaps, self.head >= self.parts.count / 2 {
+      // A servicer that always lags by a message never empties it.
+      self.parts.removeFirst(self.head)
+      self.head = 0
     }
     return message
   }
+
+  /// Places of messages, those that were taken among them.
+  package var placesKept: Int { self.parts.count }
 
   package mutating func removeAll() {
     self.parts = []

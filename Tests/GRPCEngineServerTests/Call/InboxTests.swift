@@ -36,15 +36,19 @@ struct InboxTests {
     #expect(inbox.popFirst(isLast: true) == nil && inbox.isEmpty)
   }
 
-  @Test("What has been taken is let go, though there is always more behind it")
-  func slidingWindow() throws {
+  @Test(
+    "What has been taken is let go, though there is always more behind it",
+    arguments: [100, 513]
+  )
+  func slidingWindow(length: Int) throws {
     var inbox = Inbox()
-    for number in 0..<100 { inbox.append(Self.message(100, number)) }
+    for number in 0..<100 { inbox.append(Self.message(length, number)) }
     for number in 100..<10_000 {
-      inbox.append(Self.message(100, number))
+      inbox.append(Self.message(length, number))
       let popped = inbox.popFirst(isLast: false)
       let taken = try #require(popped)
       #expect(taken.payload.storageCapacity <= 64 * 1024)
+      #expect(inbox.placesKept <= 300)
     }
   }
 }
