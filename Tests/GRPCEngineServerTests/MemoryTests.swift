@@ -189,6 +189,48 @@ struct MemoryTests {
     }
   }
 
+  private func ask(_ client: TestClient, _ path: String, _ message: [UInt8]) {
+    let stream = client.open(path)
+    client.writer.data(FrameWriter.message(message), on: stream, isEnd: true)
+  }
+
+  @Test(
+    "What waits behind an answer that a peer does not read counts as well",
+    arguments: [(1 << 20, 0), (0, 6000)]
+  )
+  func behindUnreadAnswers(message: Int, details: Int) throws {
+    let handler = TestHandler(startsOnFirstMessage: true) { call, _ in
+      for length in [1, message] where length > 0 {
+        let bytes = [UInt8](repeating: 7, count: length)
+        _ = try? bytes.withUnsafeBytes { try call.send($0, mayCompress: false) }
+      }
+      if details > 0 {
+        let text = String(repeating: "a", count: details)
+        call.finish(Status(code: .aborted, details: text), isLast: true)
+      } else if !call.onTermination({ _ in call.handlerReturned() }) {
+        call.handlerReturned()
+      }
+    }
+    try RunningServer.run(
+      ["/t/behind": handler, "/t/countdown": TestHandler.countdown()],
+      configuration: Self.configuration()
+    ) { running in
+      let client = try running.connect()
+      client.grantsWindows = false
+      // It takes all of the connection's window.
+      self.ask(client, "/t/countdown", countdown(1, of: 1 << 20))
+      try client.wait("a full window") {
+        client.answers.values.contains { $0.receivedBytes == 65_535 }
+      }
+      let before = self.held(running)
+      for _ in 0..<20 { self.ask(client, "/t/behind", [1]) }
+      try client.barrier()
+      try poll("the account") { self.held(running) - before > 20 * max(message, details) }
+      client.connection.close()
+      try poll("the memory's return") { self.held(running) <= 4096 }
+    }
+  }
+
   @Test("A message larger than everything allowed comes when nothing else is held")
   func oneLargeMessage() throws {
     try RunningServer.run(

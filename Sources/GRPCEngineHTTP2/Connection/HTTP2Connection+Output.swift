@@ -47,7 +47,7 @@ extension HTTP2Connection {
       self.streams[key.place].queue.append(item)
       self.wait(key, wait)
     } else {
-      self.written(key, hasData: item.isData)
+      self.written(key, isTold: item.isData)
     }
   }
 
@@ -104,11 +104,10 @@ extension HTTP2Connection {
 
   /// Sends what a stream has, as far as that is possible now.
   private mutating func advance(_ key: StreamKey) {
-    var (index, hasData) = (0, false)
+    var index = 0
     var queue: [HTTP2Stream.Item] = []
     swap(&queue, &self.streams[key.place].queue)
     while index < queue.count {
-      hasData = hasData || queue[index].isData
       if let wait = self.write(&queue[index], on: key) {
         queue.removeFirst(index)
         swap(&queue, &self.streams[key.place].queue)
@@ -116,7 +115,7 @@ extension HTTP2Connection {
       }
       index += 1
     }
-    self.written(key, hasData: hasData)
+    self.written(key, isTold: true)
   }
 
   /// - Returns: what the rest of the item waits for; `nil` when all of it has left.
@@ -135,9 +134,9 @@ extension HTTP2Connection {
   }
 
   /// All that a stream had to send has left.
-  private mutating func written(_ key: StreamKey, hasData: Bool) {
+  private mutating func written(_ key: StreamKey, isTold: Bool) {
     if !self.streams[key.place].isLocalEnded {
-      if hasData { self.progress.append(.messagesLeft(key)) }
+      if isTold { self.progress.append(.messagesLeft(key)) }
     } else if self.streams[key.place].isRemoteEnded {
       self.close(key.place)
     } else {

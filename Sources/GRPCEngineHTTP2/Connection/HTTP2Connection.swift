@@ -43,7 +43,7 @@ package struct HTTP2Connection: ~Copyable {
 
   /// What has become of something that was to be sent.
   package enum Progress: Equatable {
-    /// All messages of a stream have left.
+    /// All messages of a stream have left, or whatever of it had to wait.
     case messagesLeft(StreamKey)
     /// The end of an answer has left, before that of its request has come.
     case endLeft(StreamKey)

@@ -502,6 +502,7 @@ package final class Call: Sendable {
     } else if let messages = pending.messages {
       self.stream.sendMessages(messages)
     }
+    self.stream.heldBack = pending.heldBack
   }
 
   func flush() { self.stream.connection.flush() }

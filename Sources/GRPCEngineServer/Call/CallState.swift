@@ -270,6 +270,8 @@ struct CallState {
   /// What is to be given to the stream, in this order.
   struct Pending {
     var consumed = 0
+    /// Bytes of messages that stay here, behind those that the stream has.
+    var heldBack = 0
     var headers: (metadata: Metadata?, encoding: CompressionAlgorithm)?
     var messages: ByteBuffer?
     var end: End?
@@ -296,6 +298,7 @@ struct CallState {
         self.inFlight = messages.readableBytes
       }
     }
+    pending.heldBack = self.outbox?.readableBytes ?? 0
     switch self.headers {
     case .decided(let metadata) where metadata != nil || pending.messages != nil:
       pending.headers = (metadata, self.encoding)

@@ -8,8 +8,10 @@ enum ResponseHeaders {
   /// What a header block may measure, by RFC 9113 section 6.5.2: the sum of its names, values and 32
   /// bytes a field. HPACK may write it as nearly four times that.
   static let largest = 64 * 1024
-  /// The most of a status's details that is sent, in bytes before their percent-encoding.
-  private static let longestDetails = 16 * 1024
+  /// The most of a status's details that is sent, in bytes of their percent-encoding. A longer one would
+  /// cost a client the status: gRPC's C core takes 8 KiB of headers without question (its
+  /// `grpc.max_metadata_size`), and none past 16 KiB.
+  private static let longestDetails = 7 * 1024
 
   static let plainOK = HeaderList([HeaderField("grpc-status", "0", isRepeated: true)])
 
@@ -35,11 +37,17 @@ enum ResponseHeaders {
     if metadata == nil, status.code == .ok, status.details.isEmpty { return Self.plainOK }
     var headers: HeaderList = ["grpc-status": String(status.code.rawValue)]
     if !status.details.isEmpty {
-      let details = PercentEncoding.encode(status.details.cut(toBytes: Self.longestDetails))
-      headers.append("grpc-message", details)
+      headers.append("grpc-message", Self.encoded(status.details))
     }
     metadata?.append(to: &headers)
     return headers
+  }
+
+  private static func encoded(_ details: String) -> String {
+    let encoded = PercentEncoding.encode(details.cut(toBytes: Self.longestDetails))
+    guard encoded.utf8.count > Self.longestDetails else { return encoded }
+    // No byte becomes more than three.
+    return PercentEncoding.encode(details.cut(toBytes: Self.longestDetails / 3))
   }
 
   /// Whether a header block is so large that it is not sent.

@@ -10,9 +10,6 @@ package import NIOCore
 ///
 /// How far its two directions are, `StreamState` knows; how much the peer may send, `ReceiveWindow`.
 package final class ServerStream {
-  /// What headers and trailers of an answer cost that waits for a peer to read, in bytes, roughly.
-  private static let trailersCost = 512
-
   package let key: StreamKey
   package let connection: ConnectionHandler
   package private(set) var receiver: (any StreamReceiver)?
@@ -24,8 +21,10 @@ package final class ServerStream {
   private var isReleased = false
   /// The size of the call's headers.
   private var headSize = 0
-  /// Bytes given to the HTTP/2 layer that have not left.
+  /// What was given to the HTTP/2 layer and has had to wait, in bytes.
   private var unsent = 0
+  /// Bytes of messages that wait elsewhere for those that were given to `sendMessages` to leave.
+  package var heldBack = 0 { didSet { if self.heldBack != oldValue { self.charge() } } }
   private(set) var share: MemoryAccount.Share
 
   init(key: StreamKey, connection: ConnectionHandler, endStream: Bool) {
@@ -154,7 +153,7 @@ package final class ServerStream {
     self.connection.charge(
       &self.share,
       held: self.headSize + self.window.held + partial + expected,
-      unsent: self.unsent,
+      unsent: self.unsent + self.heldBack,
       isComplete: self.state.inbound == .ended
     )
   }
@@ -200,32 +199,33 @@ package final class ServerStream {
   package func sendHeaders(_ headers: HeaderList) {
     guard self.state.sendHeaders() else { return }
     self.connection.send { $0.sendHeaders(headers, on: self.key) }
+    self.chargeWaiting(headers.size)
   }
 
   /// Sends length-prefixed messages. `receiver.becameWritable()` follows when they have left.
   package func sendMessages(_ messages: ByteBuffer) {
     guard self.state.sendMessages() else { return }
-    self.unsent = messages.readableBytes
-    self.charge()
     self.connection.send { $0.sendData(messages, on: self.key) }
+    self.chargeWaiting(messages.readableBytes)
+  }
+
+  /// Counts what has been given to the HTTP/2 layer if it waits there for the socket or for the peer.
+  private func chargeWaiting(_ size: @autoclosure () -> Int) {
+    guard self.connection.isWaiting(self) else { return }
+    self.unsent += size()
+    self.charge()
   }
 
   /// Ends the answer: the last messages, if any, and the trailers. Headers that were sent before
   /// make these trailers, otherwise they are a trailers-only answer.
   package func sendEnd(messages: ByteBuffer?, trailers: HeaderList) {
     guard let end = self.state.sendEnd() else { return }
-    self.unsent += Self.trailersCost
-    if end == .trailers, let messages {
-      self.unsent += messages.readableBytes
-      self.charge()
-      self.connection.send { http2 in
-        http2.sendData(messages, on: self.key)
-        http2.sendEnd(trailers, on: self.key)
-      }
-    } else {
-      self.charge()
-      self.connection.send { $0.sendEnd(trailers, on: self.key) }
+    let messages = end == .trailers ? messages : nil
+    self.connection.send { http2 in
+      if let messages { http2.sendData(messages, on: self.key) }
+      http2.sendEnd(trailers, on: self.key)
     }
+    self.chargeWaiting((messages?.readableBytes ?? 0) + trailers.size)
   }
 
   /// The end of the answer has left before that of its request has come.
@@ -237,7 +237,7 @@ package final class ServerStream {
     let next = self.state.written()
     switch next {
     case .writeMore, .finishWriting:
-      // The last messages count until the stream is closed, which their end does.
+      // Those with an end count until the stream is closed, which that does.
       if next == .writeMore { self.unsent = 0 }
       self.charge()
       self.receiver?.becameWritable()

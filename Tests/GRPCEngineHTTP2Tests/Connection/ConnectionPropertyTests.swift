@@ -316,6 +316,9 @@ private struct Script: ~Copyable {
     let list = self.list()
     self.streams[stream.key.id]?.lists.append(Self.headers(list))
     self.connection.sendHeaders(list, on: stream.key)
+    if self.connection.isWaiting(stream.key) {
+      self.streams[stream.key.id]?.hasUntoldMessages = true
+    }
   }
 
   private static func headers(_ list: HeaderList) -> HPACKHeaders {
