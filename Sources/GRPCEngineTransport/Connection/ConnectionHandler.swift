@@ -1,6 +1,7 @@
 internal import GRPCEngineHTTP2
 internal import GRPCEngineStatistics
 package import GRPCEngineWire
+internal import Glibc
 package import NIOCore
 internal import NIOSSL
 internal import NIOTLS
@@ -49,11 +50,14 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private var hasFailed = false
   private var isClosing = false
   private var isLingering = false
+  private var isPatient = false
   package private(set) lazy var peer: Peer = self.makePeer()
   /// Whatever the acceptor keeps for a connection; the transport does not look at it.
   package var attachment: AnyObject?
 
   private static let drainPing: UInt64 = 0x6472_6169_6e00_0001
+  /// FIN_WAIT1 (RFC 9293 section 3.3.2): the peer has yet to acknowledge the end of what was sent.
+  private static let unacknowledged: UInt8 = 4
   private static let keepalivePing: UInt64 = 0x6b65_6570_616c_6976
   /// Places that are kept for streams to come.
   private static let placesKept = 64
@@ -215,7 +219,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     case none
     /// Half a second.
     case short
-    /// All that it takes to send what is under way, and half a second.
+    /// All that it takes until the peer's system has what is under way, and half a second.
     case patient
   }
 
@@ -225,13 +229,34 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.isClosing = true
       self.writeOutput(context: context)
       let promise = self.eventLoop.makePromise(of: Void.self)
-      promise.futureResult.assumeIsolated().whenComplete { _ in self.closeAfterLinger() }
+      promise.futureResult.assumeIsolated().whenComplete { _ in
+        self.isPatient ? self.closeOnceReceived() : self.closeAfterLinger()
+      }
+      self.isPatient = farewell == .patient
       context.close(mode: .output, promise: promise)
     }
     switch farewell {
     case .none: self.cut(context: context)
     case .short: self.closeAfterLinger()
     case .patient: break
+    }
+  }
+
+  /// Closes the socket after what the peer's system has not acknowledged: the kernel may hold megabytes of an
+  /// answer, and would drop them for the first frame that the peer sends to a closed socket. Who never reads
+  /// is ended by keepalive, by the grace, or with the server.
+  private func closeOnceReceived() {
+    guard let channel = self.context?.channel as? any SocketOptionProvider else {
+      return self.closeAfterLinger()
+    }
+    channel.getTCPInfo().hop(to: self.eventLoop).assumeIsolated().whenComplete { state in
+      // Sockets that are not TCP's have no such thing.
+      guard case .success(let info) = state, info.tcpi_state == Self.unacknowledged else {
+        return self.closeAfterLinger()
+      }
+      self.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(500)) {
+        if self.context != nil { self.closeOnceReceived() }
+      }
     }
   }
 
@@ -466,10 +491,12 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.scheduleTimer()
   }
 
-  /// Ends every call with `status` and closes the connection.
-  package func cancel(_ status: Status) {
-    for stream in self.openStreams { stream.receiver?.cancelled(status) }
-    self.closeSoon(.none)
+  /// Ends every call with `status` and cuts the connection.
+  package func cancel(_ status: Status) { self.cancel(status, .none) }
+
+  private func cancel(_ status: Status, _ farewell: Farewell) {
+    for stream in Array(self.openStreams) { stream.receiver?.cancelled(status) }
+    self.closeSoon(farewell)
   }
 
   private func perform(_ action: ConnectionLifecycle.Action) {
@@ -481,12 +508,14 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.http2.sendPing(Self.drainPing)
     case .finishDrain(let closing):
       self.http2.sendGoAway(.noError)
-      if closing { self.closeSoon() }
+      if closing { self.closeSoon(.patient) }
     case .sendKeepalivePing:
       self.http2.sendPing(Self.keepalivePing)
     case .refusePings: self.fail(HTTP2ConnectionError(.enhanceYourCalm, "too_many_pings"))
     case .close:
       self.closeSoon()
+    case .cutCalls:
+      self.cancel(Status(code: .unavailable, details: "max connection age"), .short)
     case .closeWhenWritten:
       self.closeSoon(.patient)
     }

@@ -6,19 +6,23 @@ package import NIOCore
 /// tests need no clock.
 ///
 /// States: *open* → *draining* (first GOAWAY sent, its ping not yet answered) → *drained* (last
-/// stream id announced; closes with the last stream) → *closed*. The two GOAWAYs are those of
-/// RFC 9113 section 6.8: the first warns, so that no stream in flight is lost.
+/// stream id announced) → *leaving* (the last stream has ended; what it was answered is on its way) →
+/// *closed*. The two GOAWAYs are those of RFC 9113 section 6.8: the first warns, so that no stream in
+/// flight is lost.
 package struct ConnectionLifecycle {
   package enum Action: Hashable, Sendable {
     case none
     /// GOAWAY with the greatest stream id, then a ping whose answer proves that it was read.
     case beginDrain
-    /// GOAWAY with the last accepted stream id; then close when `closing` is true.
+    /// GOAWAY with the last accepted stream id; then close, once all has been written, when `closing` is
+    /// true.
     case finishDrain(closing: Bool)
     case sendKeepalivePing
     /// GOAWAY ENHANCE_YOUR_CALM with `too_many_pings`, then close.
     case refusePings
     case close
+    /// The calls that have outlasted the grace of the age end, as at grpcio, with UNAVAILABLE; then close.
+    case cutCalls
     /// Close once the last answer has been read.
     case closeWhenWritten
   }
@@ -34,7 +38,7 @@ package struct ConnectionLifecycle {
   /// time.
   package static let welcome = TimeAmount.milliseconds(500)
 
-  private enum State { case open, draining, drained, closed }
+  private enum State { case open, draining, drained, leaving, closed }
 
   private let configuration: TransportConfiguration
   private var state = State.open
@@ -103,7 +107,7 @@ package struct ConnectionLifecycle {
     guard self.openStreams == 0 else { return .none }
     self.idleSince = now
     if self.state == .drained {
-      self.state = .closed
+      self.state = .leaving
       return .closeWhenWritten
     }
     return .none
@@ -138,7 +142,7 @@ package struct ConnectionLifecycle {
     guard self.state == .draining else { return .none }
     self.drainDeadline = nil
     if self.openStreams == 0 {
-      self.state = .closed
+      self.state = .leaving
       return .finishDrain(closing: true)
     }
     self.state = .drained
@@ -149,7 +153,9 @@ package struct ConnectionLifecycle {
   /// with nothing sent in between, are strikes.
   package mutating func receivedPing(now: NIODeadline) -> Action {
     let keepalive = self.configuration.keepalive
-    guard keepalive.maxPingStrikes > 0, self.state != .closed else { return .none }
+    guard keepalive.maxPingStrikes > 0, self.state != .closed, self.state != .leaving else {
+      return .none
+    }
     defer {
       self.lastPeerPing = now
       self.sentSinceLastPeerPing = false
@@ -203,13 +209,16 @@ package struct ConnectionLifecycle {
     switch self.state {
     case .closed:
       return .none
-    case .open, .draining, .drained:
+    case .open, .draining, .drained, .leaving:
       break
     }
     if !self.isEstablished, now >= self.handshakeDeadline { return self.close() }
     if let deadline = self.welcomeDeadline, now >= deadline { return self.drain(now: now) }
     if let deadline = self.drainDeadline, now >= deadline { return self.drainPingAnswered() }
-    if let deadline = self.graceDeadline, now >= deadline { return self.close() }
+    if let deadline = self.graceDeadline, now >= deadline {
+      self.state = .closed
+      return .cutCalls
+    }
     if self.state == .open, !self.isDrainPending {
       if let deadline = self.ageDeadline, now >= deadline {
         self.graceDeadline = self.configuration.maxConnectionAgeGrace.map { now + $0 }
@@ -223,7 +232,8 @@ package struct ConnectionLifecycle {
     }
     if let deadline = self.keepaliveDeadline, now >= deadline {
       if self.pingSent != nil { return self.close() }
-      if self.openStreams > 0 || self.configuration.keepalive.permitWithoutCalls {
+      let isAsked = self.openStreams > 0 || self.state == .leaving
+      if isAsked || self.configuration.keepalive.permitWithoutCalls {
         self.pingSent = now
         return .sendKeepalivePing
       }

@@ -251,7 +251,30 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
     #expect(lifecycle.nextDeadline == self.after(107))
     #expect(lifecycle.timerFired(now: self.after(106)) == .none)
-    #expect(lifecycle.timerFired(now: self.after(107)) == .close)
+    #expect(lifecycle.timerFired(now: self.after(107)) == .cutCalls)
+    #expect(lifecycle.nextDeadline == nil)
+  }
+
+  @Test("A last answer that nobody reads keeps the connection no longer than calls would")
+  func unreadAnswer() {
+    var lifecycle = self.make {
+      $0.maxConnectionAge = .seconds(100)
+      $0.maxConnectionAgeGrace = .seconds(7)
+    }
+    lifecycle.streamOpened()
+    #expect(lifecycle.timerFired(now: self.after(100)) == .beginDrain)
+    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.streamClosed(now: self.after(101)) == .closeWhenWritten)
+    #expect(lifecycle.nextDeadline == self.after(107))
+    #expect(lifecycle.timerFired(now: self.after(107)) == .cutCalls)
+
+    var pinging = self.make { $0.keepalive.interval = .seconds(30) }
+    pinging.streamOpened()
+    #expect(pinging.drain(now: Self.start) == .beginDrain)
+    #expect(pinging.streamClosed(now: self.after(1)) == .none)
+    #expect(pinging.drainPingAnswered() == .finishDrain(closing: true))
+    #expect(pinging.timerFired(now: self.after(30)) == .sendKeepalivePing)
+    #expect(pinging.timerFired(now: self.after(60)) == .close)
   }
 
   @Test("A drain for another reason has no grace to keep")

@@ -350,9 +350,11 @@ def test_old_connection_is_cut_after_its_grace(serve, gate):
         ],
     )
     connection = served.raw()
-    connection.open(TALK)
+    stream = connection.open(TALK)
     connection.pump_to_end()
     assert connection.closed
+    answer = connection.response(stream)
+    assert (answer.grpc_status, answer.grpc_message) == (14, "max connection age")
     called_back.pass_through()
 
 

@@ -655,6 +655,25 @@ def test_drained_connection_is_not_reset(serve, gate):
     assert not any(resets)
 
 
+def test_answer_that_is_read_slowly_is_not_cut_by_a_drain(serve):
+    """What the server's kernel holds is given time, though the client sends meanwhile."""
+    answer = bytes(1_500_000)
+    served = serve({"Much": unary_unary(lambda request, context: answer)})
+    connection = served.raw(settings={0x4: 2**31 - 1})
+    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    connection.send(WindowUpdateFrame(0, 2**30))
+    stream = connection.open(f"/{SERVICE}/Much")
+    connection.send_message(stream, b"", end_stream=True)
+    time.sleep(0.5)
+    stopped = served.server.stop(60)
+    time.sleep(6)  # longer than the server waits for what it pings for, and lingers
+    with contextlib.suppress(OSError):
+        connection.send(WindowUpdateFrame(0, 1))
+    assert connection.response(stream).messages == [answer]
+    connection.pump_to_end()
+    assert stopped.wait(PATIENCE)
+
+
 def test_stop_cuts_calls_after_the_grace(serve, gate):
     """Calls that outlast the grace are cancelled, and the client sees it."""
     methods, entered, release, _ = blocking(gate)
