@@ -8,6 +8,7 @@ import socket
 import subprocess
 import termios
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from django_grpc.management.output import replace_lost_descriptors
@@ -64,12 +65,13 @@ class WorkerProcess:
         self.ready_at = 0.0
         with contextlib.ExitStack() as on_error:
             self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._intake, intake = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            # Its end is kept too, or what a process that is killed has not taken in were lost.
+            self._intake, self._taken = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self.released = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             on_error.callback(self._close)
             inheritance = Inheritance(
                 control=control.fileno(),
-                intake=intake.fileno(),
+                intake=self._taken.fileno(),
                 released=self.released,
                 board=board.descriptor,
                 slot=slot,
@@ -78,7 +80,7 @@ class WorkerProcess:
                 is_first=is_first,
             )
             replace_lost_descriptors()
-            with control, intake:
+            with control:
                 self._process = subprocess.Popen(  # noqa: S603 - our own command line
                     origin.worker_command(),
                     env={**origin.worker_environment(), **inheritance.variables()},
@@ -128,6 +130,23 @@ class WorkerProcess:
         self.load.opened()
         if self._waits_since is None:
             self._waits_since = time.monotonic()
+
+    def untaken(self) -> Iterator[socket.socket]:
+        """Take back what it was given and has not taken in, once it has ended.
+
+        Raises:
+            OSError: No more can be opened.
+        """
+        self._taken.setblocking(False)  # of the process too, as the two have one description
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                message, descriptors, _, _ = socket.recv_fds(
+                    self._taken, 1, 1, socket.MSG_CMSG_CLOEXEC
+                )
+                if not message:
+                    return
+                for descriptor in descriptors:
+                    yield socket.socket(fileno=descriptor)
 
     def is_late(self) -> bool:
         """Whether it does not take in what it was given: it may have no descriptors for more."""
@@ -207,6 +226,7 @@ class WorkerProcess:
     def _close(self) -> None:
         self.control.close()
         self._intake.close()
+        self._taken.close()
         os.close(self.released)
 
     # Figures

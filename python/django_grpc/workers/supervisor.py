@@ -1,5 +1,6 @@
 """The parent of the worker processes."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -7,6 +8,7 @@ import selectors
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -93,7 +95,7 @@ class Supervisor:
         self._is_accepting = False
         self._accept_again_at = 0.0
         self._complained_at = -_PERIOD  # about connections that can't be accepted
-        self._waiting: socket.socket | None = None  # a connection that no worker took yet
+        self._waiting: deque[socket.socket] = deque()  # connections that no worker took yet
         self._sampled_at = time.monotonic()
         self._has_dead = False
 
@@ -138,7 +140,7 @@ class Supervisor:
         if deadline is not None:
             moments.append(deadline)
         are_listening = any(it.state is State.LISTENING for it in self._fleet.members)
-        if self._waiting is not None or self._accept_again_at > now or are_listening:
+        if self._waiting or self._accept_again_at > now or are_listening:
             moments.append(now + _BACKOFF)
         return max(0.0, min(moments) - now)
 
@@ -195,6 +197,8 @@ class Supervisor:
             status = worker.poll()
             if status is not None:
                 del self._workers[worker.key]
+                with contextlib.suppress(OSError):  # no more descriptors: some are lost
+                    self._waiting.extend(worker.untaken())
                 self._forget(worker)
                 self._fleet.ended(worker.key, status, now)
         self._orphans.reap({it.pid for it in self._workers.values()})
@@ -321,7 +325,7 @@ class Supervisor:
         """Accept only what somebody can take at once: the rest waits in the kernel."""
         may_accept = (
             not self._fleet.is_draining
-            and self._waiting is None
+            and not self._waiting
             and now >= self._accept_again_at
             and bool(self._fleet.serving)
             and not self._is_full
@@ -340,9 +344,9 @@ class Supervisor:
     def _accept(self, listening: ListeningSocket, most: int = _BATCH) -> None:
         try:
             for connection in accept(listening.socket, most):
-                self._waiting = connection
+                self._waiting.append(connection)
                 self._give_waiting()
-                if self._is_full or self._waiting is not None:
+                if self._is_full or self._waiting:
                     return
         except OSError as error:  # no more descriptors, mostly
             now = time.monotonic()
@@ -352,8 +356,14 @@ class Supervisor:
                 logger.log(logging.WARNING, why_not_accepted(error))
 
     def _give_waiting(self) -> None:
-        if self._waiting is not None and self._balancer.give(self._waiting, self._serving):
-            self._waiting = None
+        while self._waiting and self._balancer.give(self._waiting[0], self._serving):
+            self._waiting.popleft()
+        if self._fleet.is_draining:  # nobody takes them any more
+            self._close_waiting()
+
+    def _close_waiting(self) -> None:
+        while self._waiting:
+            self._waiting.popleft().close()
 
     # The end
 
@@ -368,9 +378,7 @@ class Supervisor:
         for listening in self._metrics:
             listening.close()
         self._is_accepting = False
-        if self._waiting is not None:
-            self._waiting.close()
-            self._waiting = None
+        self._close_waiting()
 
     def _end_at_once(self, number: int) -> None:
         for worker in self._workers.values():

@@ -1,6 +1,8 @@
 """Which worker gets a connection, and how many there may be."""
 
 import contextlib
+import os
+import signal
 import socket
 from collections import Counter
 
@@ -20,6 +22,24 @@ def test_connections_are_spread_evenly(clients, serve):
         counts = Counter(ask(channel)[0] for channel in channels)
         assert set(counts) == set(server.pids)
         assert max(counts.values()) - min(counts.values()) <= 2, counts
+
+
+def test_connections_that_a_killed_worker_has_not_taken_go_to_others(serve):
+    server = serve(workers=2)
+    host, port = server.wait_up().split(":")
+    stopped = server.pids[0]
+    os.kill(stopped, signal.SIGSTOP)
+    with contextlib.ExitStack() as at_end:
+        # Faster than it can be seen that one takes none.
+        connections = [
+            at_end.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+            for _ in range(20)
+        ]
+        os.kill(stopped, signal.SIGKILL)
+        for connection in connections:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert all(connection.recv(1) for connection in connections)
+    assert server.stop() == 0
 
 
 # Lets a worker, which has some descriptors by now, open a few more.
