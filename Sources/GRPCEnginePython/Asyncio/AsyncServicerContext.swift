@@ -237,6 +237,13 @@ final class AsyncServicerContext: ServicerContext {
   /// - Returns: whether the next one may follow at once; `nil` with an exception set.
   func send(_ response: PythonPointer) -> Bool? {
     guard self.mayGoOn() else { return nil }
+    if let kind = self.method?.kind, kind == .unaryUnary || kind == .streamUnary {
+      // grpcio's clients would wait for ever: they take a second message for none.
+      PythonError.raiseTypeError(
+        "a method that answers with one message returns it; it can't write or yield any"
+      )
+      return nil
+    }
     guard let bytes = self.serialized(response),
       let message = PythonBytes.contents(bytes.pointer)
     else { return nil }

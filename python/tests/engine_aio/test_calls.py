@@ -63,6 +63,25 @@ def test_streamed_answer(serve, behavior):
     assert served.messages("unary_stream", "Count", b"1000") == MANY
 
 
+async def write_one(request, context):
+    await context.write(b"written")
+    return b"returned"
+
+
+async def yield_one(request, context):
+    yield b"yielded"
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "stream_unary"])
+@pytest.mark.parametrize("behavior", [write_one, yield_one])
+def test_only_answer_is_returned(serve, behavior, kind):
+    """A client would take a second message for none, and wait for the first one."""
+    served = serve({"One": handler(kind, behavior)})
+    with pytest.raises(grpc.RpcError) as caught:
+        served.messages(kind, "One", b"1")
+    assert caught.value.code() is grpc.StatusCode.UNKNOWN
+
+
 @pytest.mark.parametrize("behavior", [total, read_total])
 def test_streamed_requests(serve, behavior):
     served = serve({"Total": handler("stream_unary", behavior)})
