@@ -13,7 +13,7 @@ import grpc
 import pytest
 from harness import PATIENCE, say_hello
 
-KINDS = ["dead pipe", "closed", "full disk"]
+KINDS = ["dead pipe", "unread pipe", "closed", "full disk"]
 
 
 class Silent:
@@ -26,15 +26,25 @@ class Silent:
         # What the project prints at import raises on a lost output, too.
         (folder / "printing.py").write_text(
             "from sampleapp.servicer import grpc_hook\n"
-            + ("" if kind == "full disk" else "print('imported', flush=True)\n")
+            # To print to a pipe that is full is to wait for its reader.
+            + ("" if kind in ("full disk", "unread pipe") else "print('imported', flush=True)\n")
         )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         descriptors = []
+        self.reading: int | None = None
         if kind == "dead pipe":
             reading, writing = os.pipe()
             os.close(reading)
+            descriptors = [writing]
+        elif kind == "unread pipe":
+            self.reading, writing = os.pipe()
+            os.set_blocking(writing, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(writing, b"unread\n")
+            os.set_blocking(writing, True)
             descriptors = [writing]
         elif kind == "full disk":
             descriptors = [os.open("/dev/full", os.O_WRONLY)]
@@ -69,6 +79,8 @@ class Silent:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        if self.reading is not None:
+            os.close(self.reading)
 
 
 @pytest.fixture

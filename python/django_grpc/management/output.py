@@ -14,6 +14,8 @@ from typing import TextIO, cast
 from django.core.management.base import BaseCommand, OutputWrapper
 
 _STANDARD = (0, 1, 2)
+#: Seconds that a write waits for somebody to read what fills a pipe; then it is lost.
+_PATIENCE = 1.0
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 # What a write to a stream raises: the system's error, or Python's own of one that is closed.
@@ -21,11 +23,12 @@ _ERRORS = (OSError, ValueError)
 
 
 class TolerantOutput(OutputWrapper):
-    """A command's `stdout` or `stderr` whose writes never raise."""
+    """A command's `stdout` or `stderr` whose writes never raise, nor wait for a reader for long."""
 
     def __init__(self, output: OutputWrapper) -> None:
         """Write to what the command had."""
         super().__init__(cast(TextIO, output))
+        self._patience = _PATIENCE
 
     def write(  # type: ignore[override]
         self,
@@ -35,16 +38,34 @@ class TolerantOutput(OutputWrapper):
     ) -> None:
         """Write, or lose it."""
         try:
-            super().write(msg, style_func, ending)
+            if self._has_room():
+                super().write(msg, style_func, ending)
         except _ERRORS:
             replace_lost_descriptors()
 
     def flush(self) -> None:
         """Flush, or lose it."""
         try:
-            super().flush()
+            if self._has_room():
+                super().flush()
         except _ERRORS:
             replace_lost_descriptors()
+
+    def _has_room(self) -> bool:
+        """Whether a write of some lines will not block: a pipe that nobody reads may be full."""
+        try:
+            descriptor = self.fileno()
+        except _ERRORS:  # no file
+            return True
+        has_room = _has_room(descriptor, self._patience)
+        self._patience = _PATIENCE if has_room else 0.0  # the next lines need not wait as well
+        return has_room
+
+
+def _has_room(descriptor: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(seconds * 1000))
 
 
 def make_output_tolerant(command: BaseCommand) -> None:
@@ -90,6 +111,8 @@ def flush_or_lose() -> None:
         if stream is None:
             continue
         try:
+            if not _has_room(descriptor, _PATIENCE):
+                raise BlockingIOError
             stream.flush()
         except _ERRORS:
             with contextlib.suppress(OSError):
