@@ -74,6 +74,7 @@ def test_path_that_fails_is_reported(key, path, check_id):
         ("import not_there", "No module named 'not_there'"),
         ("from os import not_there", "cannot import name 'not_there'"),
         ("raise ValueError('no such table: x')", "ValueError: no such table: x"),
+        ("import os; os.nothing", "AttributeError: module 'os' has no attribute 'nothing'"),
         ("import sys; sys.exit(3)", "its module calls sys.exit(3)"),
     ],
 )

@@ -244,7 +244,7 @@ def test_credentials_with_client_certificates(tmp_path):
             "['methods']['/a.B/C']['concurrency'] must be a whole number above 0 or None, not 0.",
         ),
         ({"methods": {"*": {"queue": 3}}}, "E026", "['*'] has 'queue' without 'concurrency'."),
-        ({"opentelemetry": 1}, "E027", "['opentelemetry'] must be True or False, not 1."),
+        ({"opentelemetry": 1}, "E027", "['opentelemetry'] must be True, False or None, not 1."),
     ],
 )
 def test_mistake_is_one_sentence_that_names_it_and_a_hint(setting, code, text):
@@ -381,7 +381,7 @@ def test_configured_path_is_imported():
     ("path", "complaint"),
     [
         ("sampleapp.nowhere.grpc_hook", "No module named 'sampleapp.nowhere'"),
-        ("sampleapp.servicer.nothing", '"nothing" attribute'),
+        ("sampleapp.servicer.nothing", "has no 'nothing'"),
         ("sampleapp.servicer.not_callable", "is of type str, which can't be called"),
     ],
 )

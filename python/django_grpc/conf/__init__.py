@@ -5,6 +5,7 @@ The settings are read when `load()` is called and never at import, so that Djang
 """
 
 import difflib
+import importlib
 import inspect
 import os
 import re
@@ -15,7 +16,6 @@ from typing import Any, NamedTuple
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.utils.module_loading import import_string
 
 from django_grpc.addresses import is_url
 from django_grpc.conf.config import (
@@ -188,7 +188,7 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
     """
     place = _place(key)
     try:
-        found = import_string(path)
+        found = _import(path)
     except ImportError as error:
         code, hint = "E013", "Give the dotted path of a module that exists and of a name in it."
         if (culprit := _culprit(path, error)) is not None:
@@ -220,6 +220,19 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
     return result
 
 
+def _import(path: str) -> Any:
+    """Do what Django's `import_string` does, but for an AttributeError of the module's own code.
+
+    That would be told as a name that the module lacks.
+    """
+    name, _, attribute = path.rpartition(".")
+    module = importlib.import_module(name)
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise ImportError(f"the module '{name}' has no '{attribute}'") from error
+
+
 def _culprit(path: str, error: ImportError) -> str | None:
     """Return the line of the project's code that can't import something, as `file:line`.
 
@@ -229,9 +242,8 @@ def _culprit(path: str, error: ImportError) -> str | None:
     if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
         return None
     frames = traceback.extract_tb(error.__traceback__)
-    ours = (inspect.getfile(import_string), __file__)
     for frame in reversed(frames):
-        if not frame.filename.startswith("<frozen ") and frame.filename not in ours:
+        if not frame.filename.startswith("<frozen ") and frame.filename != __file__:
             # importlib.import_module, by which the first module is imported, is in a file.
             return None if "importlib" in frame.filename else f"{frame.filename}:{frame.lineno}"
     return None

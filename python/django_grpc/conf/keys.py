@@ -60,8 +60,8 @@ KEYS: dict[str, Key] = {
     "watchdog": Key("E025", "watchdog", values.parse_duration, values.read_number),
     "methods": Key("E026", "methods", values.parse_methods),
     "opentelemetry": Key("E027", "opentelemetry", values.parse_opentelemetry, values.read_bool),
-    "worker_timeout": Key("E028", "worker_timeout", values.parse_duration, values.read_seconds),
+    "worker_timeout": Key("E028", "worker_timeout", values.parse_duration, values.read_number),
     "worker_start_timeout": Key(
-        "E029", "worker_start_timeout", values.parse_duration, values.read_seconds
+        "E029", "worker_start_timeout", values.parse_duration, values.read_number
     ),
 }

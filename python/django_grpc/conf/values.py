@@ -152,8 +152,9 @@ def parse_options(value: Any) -> tuple[tuple[str, Any], ...]:
 def parse_seconds(value: Any) -> float:
     """Take a number of seconds, 0 or more."""
     if not _is_duration(value):
-        raise Invalid(f" must be a number of seconds, 0 or more, not {value!r}.", "Write 30.")
-    return _in_a_century(value, "Write 30.")
+        hint = "Write for example 2.5."
+        raise Invalid(f" must be a number of seconds, 0 or more, not {value!r}.", hint)
+    return _in_a_century(value, "Write for example 2.5.")
 
 
 def _is_duration(value: Any) -> bool:
@@ -336,7 +337,9 @@ def parse_metrics(value: Any) -> str | None:
 
 def parse_opentelemetry(value: Any) -> bool | None:
     """Take a bool, or None for what is installed."""
-    return None if value is None else parse_bool(value)
+    if value is not None and not isinstance(value, bool):
+        raise Invalid(f" must be True, False or None, not {value!r}.", "Write True or False.")
+    return value
 
 
 def parse_health(value: Any) -> Health | None:
@@ -449,18 +452,15 @@ _METHOD_KEYS: dict[str, Callable[[Any], Any]] = {
 
 
 def read_number(text: str) -> Any:
-    """Read a number; what is none is left for the parser to refuse."""
+    """Read a number, or ``none`` for None; what is neither is left for the parser to refuse."""
+    if text.lower() == "none":
+        return None
     for number in (int, float):
         try:
             return number(text)
         except ValueError:
             continue
     return text
-
-
-def read_seconds(text: str) -> Any:
-    """Read a number of seconds, or ``none`` for no limit."""
-    return None if text.lower() == "none" else read_number(text)
 
 
 def read_bool(text: str) -> Any:

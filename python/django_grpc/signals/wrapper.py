@@ -176,6 +176,8 @@ def wrap_method_handler(
     Returns:
         A new handler; its method has the given one as ``__wrapped__``.
     """
+    if not hasattr(handler, "request_streaming"):
+        return handler  # the server says what is wrong with it
     streams = bool(handler.request_streaming), bool(handler.response_streaming)
     field, make_handler = _KINDS[streams]
     behavior: Behavior = getattr(handler, field)
