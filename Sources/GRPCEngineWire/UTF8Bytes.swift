@@ -9,6 +9,11 @@ extension String {
 
   /// The string, or the beginning of one with more than so many bytes.
   public func cut(toBytes count: Int) -> String {
-    self.utf8.count <= count ? self : String(decoding: self.utf8.prefix(count), as: UTF8.self)
+    let bytes = self.utf8
+    guard bytes.count > count else { return self }
+    var end = bytes.index(bytes.startIndex, offsetBy: count)
+    // Not in the middle of a character's bytes.
+    while end > bytes.startIndex, bytes[end] & 0xC0 == 0x80 { end = bytes.index(before: end) }
+    return String(decoding: bytes[..<end], as: UTF8.self)
   }
 }

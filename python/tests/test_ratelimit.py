@@ -331,6 +331,20 @@ class TestRecordCall:
         assert record_call(Servicer.Foo, None, context, time_period=10) == (2, 5)
         assert record_call(Servicer.Baz, None, context, 10, group="Servicer.Foo") == (3, 5)
 
+    @pytest.mark.parametrize(
+        ("numbers", "name"),
+        [
+            (("x", 10), "max_calls"),
+            ((-1, 10), "max_calls"),
+            ((True, 10), "max_calls"),
+            ((1, 0), "time_period"),
+            ((1, 0.5), "time_period"),
+        ],
+    )
+    def test_numbers_are_looked_at_when_a_method_is_limited(self, numbers: Any, name: str) -> None:
+        with pytest.raises(ImproperlyConfigured, match=f"^ratelimit's {name} must be a whole"):
+            ratelimit(*numbers)
+
     def test_a_period_of_nothing_is_an_error(self) -> None:
         with pytest.raises(ImproperlyConfigured, match="greater than 0"):
             record_call(Servicer.Foo, None, FakeServicerContext(), time_period=0)

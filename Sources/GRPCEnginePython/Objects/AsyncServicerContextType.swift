@@ -97,9 +97,11 @@ enum AsyncServicerContextType {
         "Set how the responses are compressed."
       ) { object, arguments, keywords in
         guard let context = Self.context(object),
-          let value = PythonArguments(arguments, keywords, "compression")[0],
-          let algorithm = CompressionAlgorithm(python: value)
+          let value = PythonArguments(arguments, keywords, "compression")[0]
         else { return nil }
+        // As grpcio: the server's own.
+        if Python.isNone(value) { return Python.newNone() }
+        guard let algorithm = CompressionAlgorithm(python: value) else { return nil }
         guard !context.call.areHeadersDecided else {
           PythonError.raiseRuntimeError(
             "Compression setting must be specified before sending initial metadata"

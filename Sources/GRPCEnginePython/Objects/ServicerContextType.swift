@@ -117,6 +117,8 @@ enum ServicerContextType {
         guard let context = Self.context(object),
           let value = PythonArguments(arguments, keywords, "compression")[0]
         else { return nil }
+        // As grpcio: the server's own.
+        if Python.isNone(value) { return Python.newNone() }
         guard let algorithm = CompressionAlgorithm(python: value) else { return nil }
         context.call.setEncoding(algorithm)
         return Python.newNone()

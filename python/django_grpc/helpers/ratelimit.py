@@ -235,6 +235,13 @@ def _time_window(time_period: int) -> int:
     return get_current_time_window(time_period)
 
 
+def _check_number(name: str, number: Any, *, least: int) -> None:
+    if not isinstance(number, int) or isinstance(number, bool) or number < least:
+        raise ImproperlyConfigured(
+            f"ratelimit's {name} must be a whole number, {least} or more, not {number!r}"
+        )
+
+
 def _group(rpc: Callable[..., Any], group: str | None) -> str:
     return rpc.__qualname__ if group is None else group
 
@@ -258,8 +265,11 @@ def ratelimit(
         keys: See `record_call`.
 
     Raises:
-        ImproperlyConfigured: A key is unknown, or can't be the name of a field or of metadata.
+        ImproperlyConfigured: A key is unknown, or can't be the name of a field or of metadata; or a
+            number is none, or too small.
     """
+    _check_number("max_calls", max_calls, least=0)
+    _check_number("time_period", time_period, least=1)
     for key in keys or ():
         if not callable(key):
             _check_key(key)

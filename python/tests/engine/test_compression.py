@@ -136,6 +136,15 @@ def test_compression_of_one_call_comes_with_its_initial_metadata(serve):
     assert messages(raw.data)[0][0] == 1
 
 
+def test_compression_of_none_is_the_servers(serve):
+    def answer(request, context):
+        context.set_compression(None)
+        return request
+
+    served = serve({"Echo": unary_unary(answer)}, compression=grpc.Compression.Gzip)
+    assert messages(ask(served, message(PAYLOAD), [ACCEPTS_ALL]).data)[0][0] == 1
+
+
 @ours_only("grpcio passes over NoCompression, whose value is 0")
 def test_one_call_may_do_without_the_compression_of_the_server(serve):
     """`set_compression(NoCompression)` turns the server's compression off for its call."""
