@@ -6,9 +6,8 @@ import pytest
 from harness import PATIENCE
 from log_handlers import odd_handler
 
-from django_grpc import logs
-from django_grpc.engine import log_lines
-from django_grpc.engine.log_lines import LogLineThread
+from django_grpc import log_lines, logs
+from django_grpc.log_lines import LogLineThread
 from django_grpc.logs import GuardedLogger
 
 NAME = "django_grpc.tested"

@@ -50,7 +50,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private var hasFailed = false
   private var isClosing = false
   private var isLingering = false
-  private var isPatient = false
+  private var isOutputClosed = false
   package private(set) lazy var peer: Peer = self.makePeer()
   /// Whatever the acceptor keeps for a connection; the transport does not look at it.
   package var attachment: AnyObject?
@@ -58,6 +58,9 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private static let drainPing: UInt64 = 0x6472_6169_6e00_0001
   /// FIN_WAIT1 (RFC 9293 section 3.3.2): the peer has yet to acknowledge the end of what was sent.
   private static let unacknowledged: UInt8 = 4
+  /// Milliseconds without any sign of the peer's system after which it is owed nothing; gRPC's C core waits
+  /// as long for the answer to its last ping.
+  private static let longestSilence: UInt32 = 20_000
   private static let keepalivePing: UInt64 = 0x6b65_6570_616c_6976
   /// Places that are kept for streams to come.
   private static let placesKept = 64
@@ -173,7 +176,9 @@ package final class ConnectionHandler: ChannelInboundHandler {
     while let progress = self.http2.nextProgress() {
       switch progress {
       case .messagesLeft(let key):
-        if let stream = self.stream(key) { self.written(stream) }
+        guard let stream = self.stream(key) else { continue }
+        // Messages may follow headers at once: it is not to be told of those later.
+        if stream.isWriting { self.written(stream) } else { stream.headersLeft() }
       case .endLeft(let key):
         guard let stream = self.stream(key) else { continue }
         stream.endLeft()
@@ -230,34 +235,41 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.writeOutput(context: context)
       let promise = self.eventLoop.makePromise(of: Void.self)
       promise.futureResult.assumeIsolated().whenComplete { _ in
-        self.isPatient ? self.closeOnceReceived() : self.closeAfterLinger()
+        self.isOutputClosed = true
+        if farewell != .patient { self.closeAfterLinger() }
       }
-      self.isPatient = farewell == .patient
       context.close(mode: .output, promise: promise)
     }
     switch farewell {
     case .none: self.cut(context: context)
     case .short: self.closeAfterLinger()
-    case .patient: break
+    case .patient: self.closeOnceReceived()
     }
   }
 
-  /// Closes the socket after what the peer's system has not acknowledged: the kernel may hold megabytes of an
+  /// Closes the socket after all that was sent has been acknowledged: the kernel may hold megabytes of an
   /// answer, and would drop them for the first frame that the peer sends to a closed socket. Who never reads
   /// is ended by keepalive, by the grace, or with the server.
   private func closeOnceReceived() {
-    guard let channel = self.context?.channel as? any SocketOptionProvider else {
-      return self.closeAfterLinger()
-    }
-    channel.getTCPInfo().hop(to: self.eventLoop).assumeIsolated().whenComplete { state in
-      // Sockets that are not TCP's have no such thing.
-      guard case .success(let info) = state, info.tcpi_state == Self.unacknowledged else {
-        return self.closeAfterLinger()
+    self.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(500)) {
+      guard let channel = self.context?.channel, !self.isLingering else { return }
+      guard let options = channel as? any SocketOptionProvider else {
+        return self.closeUnlessOwed(nil)
       }
-      self.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(500)) {
-        if self.context != nil { self.closeOnceReceived() }
+      options.getTCPInfo().hop(to: self.eventLoop).assumeIsolated().whenComplete {
+        self.closeUnlessOwed(try? $0.get())  // sockets that are not TCP's have none
       }
     }
+  }
+
+  private func closeUnlessOwed(_ info: tcp_info?) {
+    var isOwed = !self.isOutputClosed
+    if let info {
+      isOwed = isOwed || info.tcpi_state == Self.unacknowledged
+      // A peer that has vanished; one that does not read says so, whenever the kernel asks it.
+      isOwed = isOwed && info.tcpi_last_ack_recv < Self.longestSilence
+    }
+    if isOwed { self.closeOnceReceived() } else { self.closeAfterLinger() }
   }
 
   /// Closes the socket itself: TLS would wait for the peer's farewell.
@@ -270,7 +282,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     guard !self.isLingering else { return }
     self.isLingering = true
     self.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(500)) {
-      self.context?.close(promise: nil)
+      if let context = self.context { self.cut(context: context) }
     }
   }
 

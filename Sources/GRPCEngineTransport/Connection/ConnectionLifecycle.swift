@@ -188,14 +188,26 @@ package struct ConnectionLifecycle {
     consider(self.drainDeadline)
     consider(self.welcomeDeadline)
     consider(self.graceDeadline)
+    consider(self.pendingAge)
     if self.state == .open, !self.isDrainPending {
-      consider(self.ageDeadline)
       if self.openStreams == 0 {
         consider(self.configuration.maxConnectionIdle.map { self.idleSince + $0 })
       }
     }
     consider(self.keepaliveDeadline)
     return next
+  }
+
+  /// The age at which something is still to begin: the drain, or where that has begun for another reason,
+  /// the grace.
+  private var pendingAge: NIODeadline? {
+    guard !self.isDrainPending, self.graceDeadline == nil else { return nil }
+    switch self.state {
+    case .open: return self.ageDeadline
+    case .draining, .drained:
+      return self.configuration.maxConnectionAgeGrace == nil ? nil : self.ageDeadline
+    case .leaving, .closed: return nil
+    }
   }
 
   private var keepaliveDeadline: NIODeadline? {
@@ -219,11 +231,11 @@ package struct ConnectionLifecycle {
       self.state = .closed
       return .cutCalls
     }
+    if let deadline = self.pendingAge, now >= deadline {
+      self.graceDeadline = self.configuration.maxConnectionAgeGrace.map { now + $0 }
+      return self.drain(now: now)
+    }
     if self.state == .open, !self.isDrainPending {
-      if let deadline = self.ageDeadline, now >= deadline {
-        self.graceDeadline = self.configuration.maxConnectionAgeGrace.map { now + $0 }
-        return self.drain(now: now)
-      }
       if self.openStreams == 0, let idle = self.configuration.maxConnectionIdle,
         now >= self.idleSince + idle
       {

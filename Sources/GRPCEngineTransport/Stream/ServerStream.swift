@@ -228,6 +228,12 @@ package final class ServerStream {
     self.chargeWaiting((messages?.readableBytes ?? 0) + trailers.size)
   }
 
+  /// Headers that had to wait have left, and nothing waits behind them.
+  func headersLeft() {
+    self.unsent = 0
+    self.charge()
+  }
+
   /// The end of the answer has left before that of its request has come.
   func endLeft() { self.state.endLeft() }
 

@@ -349,7 +349,7 @@ final class ConnectionHandlerTests {
     connection.advance(by: .seconds(60))
     #expect(connection.isOpen)
     unwritten.succeed()
-    connection.advance(by: .milliseconds(499))
+    connection.advance(by: .milliseconds(999))
     #expect(connection.isOpen, "the peer hangs up first, if it can")
     connection.advance(by: .milliseconds(1))
     #expect(!connection.isOpen)

@@ -255,6 +255,22 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.nextDeadline == nil)
   }
 
+  @Test("A connection that was idle has its age and grace too, if a call came before it knew")
+  func ageAfterIdle() {
+    var lifecycle = self.make {
+      $0.maxConnectionIdle = .seconds(10)
+      $0.maxConnectionAge = .seconds(100)
+      $0.maxConnectionAgeGrace = .seconds(7)
+    }
+    #expect(lifecycle.timerFired(now: self.after(10)) == .beginDrain)
+    lifecycle.streamOpened()
+    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.nextDeadline == self.after(100))
+    #expect(lifecycle.timerFired(now: self.after(100)) == .none)
+    #expect(lifecycle.nextDeadline == self.after(107))
+    #expect(lifecycle.timerFired(now: self.after(107)) == .cutCalls)
+  }
+
   @Test("A last answer that nobody reads keeps the connection no longer than calls would")
   func unreadAnswer() {
     var lifecycle = self.make {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import functools
 import itertools
 import logging
 import os
@@ -21,9 +22,10 @@ from django_grpc.engine.call_log import CallLogThread, CallRecord
 from django_grpc.engine.credentials import ServerCredentials
 from django_grpc.engine.handlers import HandlerTable
 from django_grpc.engine.health import Health
-from django_grpc.engine.log_lines import LogLineThread
+from django_grpc.engine.surroundings import inside
 from django_grpc.engine.watchdog import Watchdog
 from django_grpc.greenlets import refuse_patched_threads
+from django_grpc.log_lines import LogLineThread
 from django_grpc.logs import relieve_this_thread
 
 if TYPE_CHECKING:
@@ -273,8 +275,9 @@ class Server(grpc.Server):
         and in the task of a call on a loop. Around what is logged of calls and of the server's
         health on threads of the server's own, too. A second call replaces what the first one gave.
         """
-        for place in (self._handlers, self._threads.lines, *self._observers):
+        for place in (self._handlers, *self._observers):
             place.surroundings = surroundings
+        self._threads.lines.around = functools.partial(inside, surroundings)
         self.native.surround_calls(surroundings)
 
     def watch_calls(self, seconds: float) -> None:

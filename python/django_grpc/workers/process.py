@@ -8,7 +8,6 @@ import socket
 import subprocess
 import termios
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from django_grpc.management.output import replace_lost_descriptors
@@ -68,6 +67,7 @@ class WorkerProcess:
             # Its end is kept too, or what a process that is killed has not taken in were lost.
             self._intake, self._taken = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self.released = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            on_error.callback(self._taken.close)
             on_error.callback(self._close)
             inheritance = Inheritance(
                 control=control.fileno(),
@@ -131,22 +131,27 @@ class WorkerProcess:
         if self._waits_since is None:
             self._waits_since = time.monotonic()
 
-    def untaken(self) -> Iterator[socket.socket]:
-        """Take back what it was given and has not taken in, once it has ended.
+    def take_back(self) -> socket.socket | None:
+        """Take back one connection that it was given and had not taken in when it ended.
+
+        To be called after `release`, until there is none: None.
 
         Raises:
-            OSError: No more can be opened.
+            OSError: No more can be opened; it stays where it is.
         """
+        # The kernel drops a descriptor for which there is no room.
+        os.close(os.dup(self._taken.fileno()))
         self._taken.setblocking(False)  # of the process too, as the two have one description
         with contextlib.suppress(BlockingIOError):
-            while True:
-                message, descriptors, _, _ = socket.recv_fds(
-                    self._taken, 1, 1, socket.MSG_CMSG_CLOEXEC
-                )
-                if not message:
-                    return
-                for descriptor in descriptors:
-                    yield socket.socket(fileno=descriptor)
+            message, descriptors, _, _ = socket.recv_fds(self._taken, 1, 1, socket.MSG_CMSG_CLOEXEC)
+            if message and descriptors:
+                return socket.socket(fileno=descriptors[0])
+        self.forsake()
+        return None
+
+    def forsake(self) -> None:
+        """Hang up on the connections that it had not taken in, if there still are any."""
+        self._taken.close()
 
     def is_late(self) -> bool:
         """Whether it does not take in what it was given: it may have no descriptors for more."""
@@ -219,14 +224,13 @@ class WorkerProcess:
         self._process.kill()
 
     def release(self) -> None:
-        """Let go of what the parent keeps for a process that has ended."""
+        """Let go of what the parent keeps for a process that has ended, but for `take_back`."""
         self._close()
         self.open = 0
 
     def _close(self) -> None:
         self.control.close()
         self._intake.close()
-        self._taken.close()
         os.close(self.released)
 
     # Figures

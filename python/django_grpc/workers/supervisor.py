@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from django_grpc.logs import GuardedLogger
+from django_grpc.log_lines import LogLineThread
+from django_grpc.logs import GuardedLogger, relieve_this_thread
 from django_grpc.management.output import write_last_words
 from django_grpc.workers import fleet, messages, systemd
 from django_grpc.workers.balance import Balancer, accept
@@ -35,6 +36,8 @@ logger = GuardedLogger("django_grpc.workers")
 _STOP: Final = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS: Final = (*_STOP, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCHLD)
 
+#: Seconds that the last log lines get to be written.
+_LINE_TIMEOUT: Final = 1.0
 #: Seconds between two looks at the workers' figures.
 _PERIOD: Final = 1.0
 #: Connections that are accepted before anything else is looked at.
@@ -95,7 +98,8 @@ class Supervisor:
         self._is_accepting = False
         self._accept_again_at = 0.0
         self._complained_at = -_PERIOD  # about connections that can't be accepted
-        self._waiting: deque[socket.socket] = deque()  # connections that no worker took yet
+        self._waiting: socket.socket | None = None  # a connection that no worker took yet
+        self._ended: deque[WorkerProcess] = deque()  # they may have left some behind
         self._sampled_at = time.monotonic()
         self._has_dead = False
 
@@ -109,6 +113,8 @@ class Supervisor:
         Raises:
             SupervisionError: They can't be kept up; those that were left have drained.
         """
+        lines = LogLineThread()
+        relieve_this_thread(lines.take)
         with self._signals:
             self._selector.register(self._signals, selectors.EVENT_READ, lambda: None)
             try:
@@ -122,6 +128,8 @@ class Supervisor:
                     self._look_around()
             finally:
                 self._close()
+                lines.close()
+                lines.join(_LINE_TIMEOUT)
         if self._fleet.failure is not None:
             raise SupervisionError(*self._fleet.failure)
 
@@ -140,7 +148,7 @@ class Supervisor:
         if deadline is not None:
             moments.append(deadline)
         are_listening = any(it.state is State.LISTENING for it in self._fleet.members)
-        if self._waiting or self._accept_again_at > now or are_listening:
+        if self._has_waiting or self._accept_again_at > now or are_listening:
             moments.append(now + _BACKOFF)
         return max(0.0, min(moments) - now)
 
@@ -197,9 +205,8 @@ class Supervisor:
             status = worker.poll()
             if status is not None:
                 del self._workers[worker.key]
-                with contextlib.suppress(OSError):  # no more descriptors: some are lost
-                    self._waiting.extend(worker.untaken())
                 self._forget(worker)
+                self._ended.append(worker)
                 self._fleet.ended(worker.key, status, now)
         self._orphans.reap({it.pid for it in self._workers.values()})
 
@@ -288,6 +295,7 @@ class Supervisor:
             worker.kill()
             worker.wait()
             self._forget(worker)
+            worker.forsake()
             self._fleet.cannot_start(key, str(error), now)
             return
         self._workers[key] = worker
@@ -325,7 +333,7 @@ class Supervisor:
         """Accept only what somebody can take at once: the rest waits in the kernel."""
         may_accept = (
             not self._fleet.is_draining
-            and not self._waiting
+            and not self._has_waiting
             and now >= self._accept_again_at
             and bool(self._fleet.serving)
             and not self._is_full
@@ -344,9 +352,9 @@ class Supervisor:
     def _accept(self, listening: ListeningSocket, most: int = _BATCH) -> None:
         try:
             for connection in accept(listening.socket, most):
-                self._waiting.append(connection)
+                self._waiting = connection
                 self._give_waiting()
-                if self._is_full or self._waiting:
+                if self._is_full or self._has_waiting:
                     return
         except OSError as error:  # no more descriptors, mostly
             now = time.monotonic()
@@ -356,14 +364,32 @@ class Supervisor:
                 logger.log(logging.WARNING, why_not_accepted(error))
 
     def _give_waiting(self) -> None:
-        while self._waiting and self._balancer.give(self._waiting[0], self._serving):
-            self._waiting.popleft()
         if self._fleet.is_draining:  # nobody takes them any more
-            self._close_waiting()
+            return self._close_waiting()
+        while self._waiting is not None or self._take_back():
+            if self._waiting is None or not self._balancer.give(self._waiting, self._serving):
+                return
+            self._waiting = None
+
+    def _take_back(self) -> bool:
+        """Have a connection wait that a worker had not taken in when it ended."""
+        with contextlib.suppress(OSError):  # no more descriptors; they are tried again
+            while self._ended and self._waiting is None:
+                self._waiting = self._ended[0].take_back()
+                if self._waiting is None:
+                    self._ended.popleft()
+        return self._waiting is not None
+
+    @property
+    def _has_waiting(self) -> bool:
+        return self._waiting is not None or bool(self._ended)
 
     def _close_waiting(self) -> None:
-        while self._waiting:
-            self._waiting.popleft().close()
+        if self._waiting is not None:
+            self._waiting.close()
+            self._waiting = None
+        while self._ended:
+            self._ended.popleft().forsake()
 
     # The end
 

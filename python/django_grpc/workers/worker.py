@@ -9,7 +9,7 @@ import time
 from typing import Any, Final
 
 from django_grpc import conf, engine
-from django_grpc.engine.log_lines import LogLineThread
+from django_grpc.log_lines import LogLineThread
 from django_grpc.logs import GuardedLogger, relieve_this_thread
 from django_grpc.management import threads
 from django_grpc.management.serving import STOPPED, Place, announce_shutdown

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from django_grpc.engine.surroundings import inside
 from django_grpc.logs import GuardedLogger, guarded
 
 if TYPE_CHECKING:
     import logging
-
-    from django_grpc.engine.types import Surroundings
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 logger = GuardedLogger("django_grpc")
 
@@ -24,13 +24,14 @@ class LogLineThread:
     """A daemon thread that handles records, from the first of them on.
 
     Attributes:
-        surroundings: What is put around each line.
+        around: Makes what is entered around each line.
     """
 
-    surroundings: Surroundings | None = None
+    around: Callable[[], AbstractContextManager[None]]
 
     def __init__(self) -> None:
         """Start no thread yet."""
+        self.around = contextlib.nullcontext
         # Reentrant: what the garbage collector runs may log in the middle of `take`.
         self._changed = threading.Condition(threading.RLock())
         self._lines: deque[tuple[logging.Logger, logging.LogRecord]] = deque()
@@ -74,7 +75,7 @@ class LogLineThread:
 
     def _run(self) -> None:
         while self._wait_for_line():
-            with inside(self.surroundings):
+            with self.around():
                 self._write()
 
     def _wait_for_line(self) -> bool:
