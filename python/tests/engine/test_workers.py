@@ -641,8 +641,9 @@ def test_a_held_worker_has_no_descriptor(serve):
         assert eventually(lambda: served.server.statistics()["workers_held"] == streams)
         return len(os.listdir("/proc/self/fd"))
 
-    counts = {descriptors_with(streams) for streams in range(1, 21)}
-    assert len(counts) == 1
+    counts = [descriptors_with(streams) for streams in range(1, 21)]
+    # Sockets of tests before this one may still be closing.
+    assert counts[-1] <= counts[0]
 
 
 @ours_only("counts threads of our engine")
