@@ -240,8 +240,8 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.timerFired(now: self.after(100_000)) == .none, "calls may run for ever")
   }
 
-  @Test("Calls that outlast the grace after the age are cut off")
-  func ageGrace() {
+  /// A connection with one call that has been drained for its age of 100 s, with a grace of 7 s.
+  private func makeAged() -> ConnectionLifecycle {
     var lifecycle = self.make {
       $0.maxConnectionAge = .seconds(100)
       $0.maxConnectionAgeGrace = .seconds(7)
@@ -249,6 +249,12 @@ struct ConnectionLifecycleTests {
     lifecycle.streamOpened()
     #expect(lifecycle.timerFired(now: self.after(100)) == .beginDrain)
     #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    return lifecycle
+  }
+
+  @Test("Calls that outlast the grace after the age are cut off")
+  func ageGrace() {
+    var lifecycle = self.makeAged()
     #expect(lifecycle.nextDeadline == self.after(107))
     #expect(lifecycle.timerFired(now: self.after(106)) == .none)
     #expect(lifecycle.timerFired(now: self.after(107)) == .cutCalls)
@@ -273,13 +279,7 @@ struct ConnectionLifecycleTests {
 
   @Test("A last answer that nobody reads keeps the connection no longer than calls would")
   func unreadAnswer() {
-    var lifecycle = self.make {
-      $0.maxConnectionAge = .seconds(100)
-      $0.maxConnectionAgeGrace = .seconds(7)
-    }
-    lifecycle.streamOpened()
-    #expect(lifecycle.timerFired(now: self.after(100)) == .beginDrain)
-    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    var lifecycle = self.makeAged()
     #expect(lifecycle.streamClosed(now: self.after(101)) == .closeWhenWritten)
     #expect(lifecycle.nextDeadline == self.after(107))
     #expect(lifecycle.timerFired(now: self.after(107)) == .cutCalls)
