@@ -7,17 +7,19 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from django_grpc.logs import GuardedLogger, guarded
+from django_grpc.logs import GuardedLogger, guarded, relieve_this_thread
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
 logger = GuardedLogger("django_grpc")
 
 #: Lines that may wait. Those beyond are dropped, and counted.
 _MOST: Final = 1000
+#: Seconds that the last lines of a thread get to be written.
+_TIMEOUT: Final = 1.0
 
 
 class LogLineThread:
@@ -92,3 +94,15 @@ class LogLineThread:
             to.handle(record)
         if dropped:
             logger.warning("%d log lines were lost: the log could not keep up", dropped)
+
+
+@contextlib.contextmanager
+def relieved_of_lines() -> Iterator[None]:
+    """Have another thread write what this one logs; wait for it at the end, a second at most."""
+    lines = LogLineThread()
+    relieve_this_thread(lines.take)
+    try:
+        yield
+    finally:
+        lines.close()
+        lines.join(_TIMEOUT)

@@ -246,6 +246,7 @@ class Fleet:
         self._has_said_full = False
         self._stopped_at: float | None = None
         self._drain_at = 0.0
+        self._has_closed_address = False
         self._is_draining = False
         self._actions: list[Action] = []
 
@@ -263,7 +264,7 @@ class Fleet:
 
     @property
     def is_draining(self) -> bool:
-        """Whether the address has been given back."""
+        """Whether the address has been given back, and nobody serves any more."""
         return self._is_draining
 
     @property
@@ -688,8 +689,12 @@ class Fleet:
             self._drain(member, now)
         if self._is_draining or now < self._drain_at:
             return
+        if not self._has_closed_address:
+            # In a decision of its own: who has connected by now is given to those that still serve.
+            self._has_closed_address = True
+            self._actions.append(CloseAddress())
+            return
         self._is_draining = True
-        self._actions.append(CloseAddress())
         for member in self._in(State.LISTENING, State.SERVING):
             self._drain(member, now)
 

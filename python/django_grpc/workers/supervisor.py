@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from django_grpc.log_lines import LogLineThread
-from django_grpc.logs import GuardedLogger, relieve_this_thread
+from django_grpc.log_lines import relieved_of_lines
+from django_grpc.logs import GuardedLogger
 from django_grpc.management.output import write_last_words
 from django_grpc.workers import fleet, messages, systemd
 from django_grpc.workers.balance import Balancer, accept
@@ -36,8 +36,6 @@ logger = GuardedLogger("django_grpc.workers")
 _STOP: Final = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS: Final = (*_STOP, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCHLD)
 
-#: Seconds that the last log lines get to be written.
-_LINE_TIMEOUT: Final = 1.0
 #: Seconds between two looks at the workers' figures.
 _PERIOD: Final = 1.0
 #: Connections that are accepted before anything else is looked at.
@@ -113,9 +111,7 @@ class Supervisor:
         Raises:
             SupervisionError: They can't be kept up; those that were left have drained.
         """
-        lines = LogLineThread()
-        relieve_this_thread(lines.take)
-        with self._signals:
+        with relieved_of_lines(), self._signals:
             self._selector.register(self._signals, selectors.EVENT_READ, lambda: None)
             try:
                 on_signals_taken()
@@ -128,8 +124,6 @@ class Supervisor:
                     self._look_around()
             finally:
                 self._close()
-                lines.close()
-                lines.join(_LINE_TIMEOUT)
         if self._fleet.failure is not None:
             raise SupervisionError(*self._fleet.failure)
 
@@ -395,16 +389,17 @@ class Supervisor:
 
     def _close_address(self) -> None:
         # Who has connected by now is still served; for the others the address is gone.
+        self._give_waiting()
         for listening in self._listeners:
             if self._is_accepting:
-                self._accept(listening, BACKLOG)
                 self._selector.unregister(listening.socket)
+            if not self._has_waiting and not self._is_full:
+                self._accept(listening, BACKLOG)
             listening.close()
         # Those of the metrics too, as a successor needs them: the workers let go of theirs.
         for listening in self._metrics:
             listening.close()
         self._is_accepting = False
-        self._close_waiting()
 
     def _end_at_once(self, number: int) -> None:
         for worker in self._workers.values():

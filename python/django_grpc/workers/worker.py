@@ -9,8 +9,8 @@ import time
 from typing import Any, Final
 
 from django_grpc import conf, engine
-from django_grpc.log_lines import LogLineThread
-from django_grpc.logs import GuardedLogger, relieve_this_thread
+from django_grpc.log_lines import relieved_of_lines
+from django_grpc.logs import GuardedLogger
 from django_grpc.management import threads
 from django_grpc.management.serving import STOPPED, Place, announce_shutdown
 from django_grpc.management.shutdown import ShutdownRequest, end_process
@@ -27,9 +27,6 @@ _ORPHANED = "the supervisor has ended"
 
 #: Seconds between two heartbeats.
 _BEAT: Final = 0.5
-
-#: Seconds that a worker without a parent waits until it has said so.
-_LINE_TIMEOUT: Final = 1.0
 
 
 class WorkerPlace(Place):
@@ -128,8 +125,5 @@ class WorkerPlace(Place):
 def _say_orphaned() -> None:
     # In time for the log of a process that ends at once; a log handler may also wait for ever, for
     # what has gone with the parent.
-    lines = LogLineThread()
-    relieve_this_thread(lines.take)
-    logger.warning("The parent of this worker process has ended: it drains, and ends too.")
-    lines.close()
-    lines.join(_LINE_TIMEOUT)
+    with relieved_of_lines():
+        logger.warning("The parent of this worker process has ended: it drains, and ends too.")

@@ -42,6 +42,24 @@ def test_connections_that_a_killed_worker_has_not_taken_go_to_others(serve):
     assert server.stop() == 0
 
 
+def test_who_has_connected_when_the_server_stops_is_served(serve):
+    server = serve(workers=2)
+    host, port = server.wait_up().split(":")
+    server.process.send(signal.SIGSTOP)
+    with contextlib.ExitStack() as at_end:
+        # More than it takes before it looks at its signals.
+        connections = [
+            at_end.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+            for _ in range(100)
+        ]
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            server.process.send(number)
+        for connection in connections:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert all(connection.recv(1) for connection in connections)
+    assert server.process.wait() == 0
+
+
 # Lets a worker, which has some descriptors by now, open a few more.
 _SCARCE = (
     HOOK

@@ -116,6 +116,7 @@ class World:
         elif isinstance(action, fleet.Order):
             self.obey(action.task, action.worker)
         elif isinstance(action, fleet.CloseAddress):
+            assert not self.has_closed
             self.has_closed = True
 
     def obey(self, task: Task, key: int) -> None:
@@ -509,9 +510,19 @@ def test_stop_announces_waits_and_drains():
     assert orders(world.run(2.5), Task.DRAIN) == []
     actions = world.run(1)
     assert len(orders(actions, Task.DRAIN)) == 2
-    assert world.has_closed
     world.run(1)
     assert world.fleet.is_over
+
+
+def test_address_is_closed_while_there_is_who_serves_those_that_have_connected():
+    world = World(plan()).up()
+    world.fleet.stop(signal.SIGTERM, world.now)
+    while not any(isinstance(it, fleet.CloseAddress) for it in world.actions[-1:]):
+        for action in world.fleet.decide(world.now, world.figures()):
+            world.do(action)
+            world.actions.append(action)
+    assert len(world.serving) == 2
+    assert len(orders(world.turn(), Task.DRAIN)) == 2
 
 
 @pytest.mark.parametrize("after", [0.0, TOGETHER - 0.01])

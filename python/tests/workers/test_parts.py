@@ -18,7 +18,7 @@ import pytest
 from harness import PATIENCE
 from log_handlers import odd_handler
 
-from django_grpc import conf
+from django_grpc import conf, log_lines
 from django_grpc.workers import listeners, messages, systemd, worker
 from django_grpc.workers.board import Board, Pulse
 from django_grpc.workers.crashes import FORGOTTEN_AFTER, LIMIT, Failures
@@ -462,7 +462,7 @@ def test_notification_goes_before_what_log_handlers_raise(monkeypatch, tmp_path)
 def test_orphan_drains_whatever_log_handlers_do(monkeypatch, failure):
     """Either they raise, or they wait for what has gone with the parent."""
     requested, ended = [], []
-    monkeypatch.setattr(worker, "_LINE_TIMEOUT", 0.05)
+    monkeypatch.setattr(log_lines, "_TIMEOUT", 0.05)
     monkeypatch.setattr(worker, "end_process", lambda *arguments: ended.append(arguments))
     place = object.__new__(worker.WorkerPlace)
     place._config = None
