@@ -48,7 +48,9 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private var sentFrames = 0
   /// The connection has been ended with GOAWAY, for what the peer did.
   private var hasFailed = false
-  private var isClosing = false
+  /// Since when nothing more is served or sent.
+  private var closingSince: NIODeadline?
+  private var isClosing: Bool { self.closingSince != nil }
   private var isLingering = false
   private var isOutputClosed = false
   package private(set) lazy var peer: Peer = self.makePeer()
@@ -58,9 +60,6 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private static let drainPing: UInt64 = 0x6472_6169_6e00_0001
   /// FIN_WAIT1 (RFC 9293 section 3.3.2): the peer has yet to acknowledge the end of what was sent.
   private static let unacknowledged: UInt8 = 4
-  /// Milliseconds without any sign of the peer's system after which it is owed nothing; gRPC's C core waits
-  /// as long for the answer to its last ping.
-  private static let longestSilence: UInt32 = 20_000
   private static let keepalivePing: UInt64 = 0x6b65_6570_616c_6976
   /// Places that are kept for streams to come.
   private static let placesKept = 64
@@ -175,7 +174,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private func followProgress() {
     while let progress = self.http2.nextProgress() {
       switch progress {
-      case .messagesLeft(let key):
+      case .outputLeft(let key):
         guard let stream = self.stream(key) else { continue }
         // Messages may follow headers at once: it is not to be told of those later.
         if stream.isWriting { self.written(stream) } else { stream.headersLeft() }
@@ -231,7 +230,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private func close(context: ChannelHandlerContext, _ farewell: Farewell) {
     guard context.channel.isActive else { return }
     if !self.isClosing {
-      self.isClosing = true
+      self.closingSince = self.eventLoop.now
       self.writeOutput(context: context)
       let promise = self.eventLoop.makePromise(of: Void.self)
       promise.futureResult.assumeIsolated().whenComplete { _ in
@@ -247,9 +246,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     }
   }
 
-  /// Closes the socket after all that was sent has been acknowledged: the kernel may hold megabytes of an
-  /// answer, and would drop them for the first frame that the peer sends to a closed socket. Who never reads
-  /// is ended by keepalive, by the grace, or with the server.
+  /// Closes the socket when the peer is owed nothing any more.
   private func closeOnceReceived() {
     self.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(500)) {
       guard let channel = self.context?.channel, !self.isLingering else { return }
@@ -263,13 +260,19 @@ package final class ConnectionHandler: ChannelInboundHandler {
   }
 
   private func closeUnlessOwed(_ info: tcp_info?) {
-    var isOwed = !self.isOutputClosed
+    var delivery = ConnectionLifecycle.Delivery(isOutputClosed: self.isOutputClosed)
     if let info {
-      isOwed = isOwed || info.tcpi_state == Self.unacknowledged
-      // A peer that has vanished; one that does not read says so, whenever the kernel asks it.
-      isOwed = isOwed && info.tcpi_last_ack_recv < Self.longestSilence
+      delivery.isAcknowledged = info.tcpi_state != Self.unacknowledged
+      delivery.unanswered = Int(max(info.tcpi_retransmits, info.tcpi_probes))
+      // It may have been silent for long before there was anything to say.
+      let closing = self.closingSince.map { self.eventLoop.now - $0 } ?? .zero
+      delivery.silence = min(closing, .milliseconds(Int64(info.tcpi_last_ack_recv)))
     }
-    if isOwed { self.closeOnceReceived() } else { self.closeAfterLinger() }
+    if ConnectionLifecycle.isOwed(delivery) {
+      self.closeOnceReceived()
+    } else {
+      self.closeAfterLinger()
+    }
   }
 
   /// Closes the socket itself: TLS would wait for the peer's farewell.

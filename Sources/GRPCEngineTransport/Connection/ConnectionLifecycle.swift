@@ -38,6 +38,45 @@ package struct ConnectionLifecycle {
   /// time.
   package static let welcome = TimeAmount.milliseconds(500)
 
+  /// How long the peer's system may leave unanswered what it was sent before it is owed nothing: it has
+  /// vanished. gRPC's C core waits as long for the answer to its last ping.
+  private static let longestSilence = TimeAmount.seconds(20)
+  /// How many segments it may leave unanswered meanwhile: the last one's answer may just be on its way. To a
+  /// peer that is there and does not read, the kernel sends one every two minutes.
+  private static let mostUnanswered = 1
+
+  /// What is known of the last bytes that were sent to a peer.
+  package struct Delivery {
+    /// The socket has taken them all.
+    package var isOutputClosed: Bool
+    /// The peer's system has acknowledged them all; `nil` where the socket can't tell.
+    package var isAcknowledged: Bool?
+    /// How many segments in a row the peer's system has left unanswered.
+    package var unanswered: Int
+    /// For how long it has given no sign, since it is owed something.
+    package var silence: TimeAmount
+
+    package init(
+      isOutputClosed: Bool,
+      isAcknowledged: Bool? = nil,
+      unanswered: Int = 0,
+      silence: TimeAmount = .zero
+    ) {
+      self.isOutputClosed = isOutputClosed
+      self.isAcknowledged = isAcknowledged
+      self.unanswered = unanswered
+      self.silence = silence
+    }
+  }
+
+  /// Whether the socket of a connection that is *leaving* has to stay open for what was sent: the kernel may
+  /// hold megabytes of an answer, and would drop them for the first frame that the peer sends to a closed
+  /// socket. Who never reads is ended by keepalive, by the grace, or with the server.
+  package static func isOwed(_ delivery: Delivery) -> Bool {
+    if delivery.isOutputClosed, delivery.isAcknowledged ?? true { return false }
+    return delivery.unanswered <= Self.mostUnanswered || delivery.silence < Self.longestSilence
+  }
+
   private enum State { case open, draining, drained, leaving, closed }
 
   private let configuration: TransportConfiguration
@@ -204,9 +243,9 @@ package struct ConnectionLifecycle {
     guard !self.isDrainPending, self.graceDeadline == nil else { return nil }
     switch self.state {
     case .open: return self.ageDeadline
-    case .draining, .drained:
+    case .draining, .drained, .leaving:
       return self.configuration.maxConnectionAgeGrace == nil ? nil : self.ageDeadline
-    case .leaving, .closed: return nil
+    case .closed: return nil
     }
   }
 

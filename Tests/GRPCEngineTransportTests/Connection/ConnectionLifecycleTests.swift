@@ -62,6 +62,39 @@ struct ConnectionLifecycleTests {
     for _ in 0..<3 { #expect(lifecycle.receivedPing(now: Self.start) == .none) }
   }
 
+  // MARK: Farewell
+
+  typealias Delivery = ConnectionLifecycle.Delivery
+
+  @Test("A peer is owed its socket until all is taken, by its system where that can be told")
+  func owed() {
+    for (isOutputClosed, isAcknowledged, isOwed) in [
+      (false, Bool?.none, true), (true, nil, false), (true, true, false), (true, false, true),
+      (false, true, true),
+    ] {
+      let delivery = Delivery(isOutputClosed: isOutputClosed, isAcknowledged: isAcknowledged)
+      #expect(ConnectionLifecycle.isOwed(delivery) == isOwed)
+    }
+  }
+
+  @Test(
+    "A peer that has vanished is owed nothing, one that does not read is",
+    arguments: [
+      (9, TimeAmount.milliseconds(19_999), true), (1, .seconds(90), true),
+      (2, .seconds(20), false), (9, .seconds(90), false),
+    ],
+    [false, true]
+  )
+  func vanished(_ case: (unanswered: Int, silence: TimeAmount, isOwed: Bool), isClosed: Bool) {
+    let delivery = Delivery(
+      isOutputClosed: isClosed,
+      isAcknowledged: false,
+      unanswered: `case`.unanswered,
+      silence: `case`.silence
+    )
+    #expect(ConnectionLifecycle.isOwed(delivery) == `case`.isOwed)
+  }
+
   // MARK: Drain
 
   @Test("A drain warns, waits for the ping's answer, names the last stream and closes with it")
@@ -283,6 +316,18 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.streamClosed(now: self.after(101)) == .closeWhenWritten)
     #expect(lifecycle.nextDeadline == self.after(107))
     #expect(lifecycle.timerFired(now: self.after(107)) == .cutCalls)
+
+    // Nor does the answer of one that was drained for another reason, before it was of age.
+    var idle = self.make {
+      $0.maxConnectionIdle = .seconds(10)
+      $0.maxConnectionAge = .seconds(100)
+      $0.maxConnectionAgeGrace = .seconds(7)
+    }
+    #expect(idle.timerFired(now: self.after(10)) == .beginDrain)
+    #expect(idle.drainPingAnswered() == .finishDrain(closing: true))
+    #expect(idle.nextDeadline == self.after(100))
+    #expect(idle.timerFired(now: self.after(100)) == .none)
+    #expect(idle.timerFired(now: self.after(107)) == .cutCalls)
 
     var pinging = self.make { $0.keepalive.interval = .seconds(30) }
     pinging.streamOpened()

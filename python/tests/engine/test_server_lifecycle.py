@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import pathlib
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,9 @@ from .support import (
     service,
     unary_unary,
 )
+
+# socket(7): what Python's `socket` has no names for.
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 
 
 def echo_handlers():
@@ -669,6 +674,42 @@ def test_answer_that_is_read_slowly_is_not_cut_by_a_drain(serve):
     time.sleep(6)  # longer than the server waits for what it pings for, and lingers
     with contextlib.suppress(OSError):
         connection.send(WindowUpdateFrame(0, 1))
+    assert connection.response(stream).messages == [answer]
+    connection.pump_to_end()
+    assert stopped.wait(PATIENCE)
+
+
+@pytest.mark.slow
+def test_answer_after_a_long_silence_is_not_cut_by_a_drain(serve):
+    """A peer that was silent while it was owed nothing has not vanished."""
+    answer = bytes(1_500_000)
+    entered, release = threading.Event(), threading.Event()
+
+    def much(request, context):
+        entered.set()
+        release.wait(60)
+        return answer
+
+    served = serve({"Much": unary_unary(much)})
+    connection = served.raw(settings={0x4: 2**31 - 1})
+    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    connection.send(WindowUpdateFrame(0, 2**30))
+    stream = connection.open(f"/{SERVICE}/Much")
+    connection.send_message(stream, b"", end_stream=True)
+    assert entered.wait(PATIENCE)
+    stopped = served.server.stop(60)
+    connection.pump(lambda: connection.goaway is not None)
+    connection.pump(lambda: connection.goaway.last_stream_id == stream)
+    time.sleep(21)
+    # The link stands still as the answer leaves.
+    nothing = struct.pack("HBBI", 6, 0, 0, 0)  # BPF: return 0 bytes of each packet
+    program = ctypes.create_string_buffer(nothing)
+    filters = struct.pack("HL", 1, ctypes.addressof(program))
+    connection.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filters)
+    release.set()
+    time.sleep(2.5)
+    connection.socket.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+    connection.send_while_open(WindowUpdateFrame(0, 1))
     assert connection.response(stream).messages == [answer]
     connection.pump_to_end()
     assert stopped.wait(PATIENCE)
