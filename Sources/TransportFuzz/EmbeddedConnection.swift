@@ -57,6 +57,13 @@ package final class EmbeddedConnection: ByteConnection {
     self.channel.embeddedEventLoop.advanceTime(by: amount)
   }
 
+  /// The socket has room for more, or has none.
+  package func setWritable(_ isWritable: Bool) {
+    self.channel.isWritable = isWritable
+    self.channel.pipeline.fireChannelWritabilityChanged()
+    self.channel.embeddedEventLoop.run()
+  }
+
   /// The peer goes away.
   package func close() {
     if self.isOpen { self.channel.close(promise: nil) }

@@ -16,7 +16,7 @@ extension HTTP2Connection {
     self.send(.headers(list, isEnd: false), on: key)
   }
 
-  /// Sends DATA. `Progress.messagesLeft` follows when all of the stream's has left.
+  /// Sends DATA. `Progress.outputLeft` follows when all of the stream's has left.
   package mutating func sendData(_ bytes: ByteBuffer, on key: StreamKey) {
     self.send(.data(bytes), on: key)
   }
@@ -136,7 +136,7 @@ extension HTTP2Connection {
   /// All that a stream had to send has left.
   private mutating func written(_ key: StreamKey, isTold: Bool) {
     if !self.streams[key.place].isLocalEnded {
-      if isTold { self.progress.append(.messagesLeft(key)) }
+      if isTold { self.progress.append(.outputLeft(key)) }
     } else if self.streams[key.place].isRemoteEnded {
       self.close(key.place)
     } else {

@@ -43,8 +43,8 @@ package struct HTTP2Connection: ~Copyable {
 
   /// What has become of something that was to be sent.
   package enum Progress: Equatable {
-    /// All messages of a stream have left, or whatever of it had to wait.
-    case messagesLeft(StreamKey)
+    /// What was given to a stream has left: messages, or headers that had to wait.
+    case outputLeft(StreamKey)
     /// The end of an answer has left, before that of its request has come.
     case endLeft(StreamKey)
     /// Both sides of a stream have ended: it is gone.

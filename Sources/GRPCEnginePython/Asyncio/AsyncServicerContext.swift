@@ -237,7 +237,7 @@ final class AsyncServicerContext: ServicerContext {
   /// - Returns: whether the next one may follow at once; `nil` with an exception set.
   func send(_ response: PythonPointer) -> Bool? {
     guard self.mayGoOn() else { return nil }
-    if let kind = self.method?.kind, kind == .unaryUnary || kind == .streamUnary {
+    if let kind = self.method?.kind, !kind.isResponseStreaming {
       // grpcio's clients would wait for ever: they take a second message for none.
       PythonError.raiseTypeError(
         "a method that answers with one message returns it; it can't write or yield any"

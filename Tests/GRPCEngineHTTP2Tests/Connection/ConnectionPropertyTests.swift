@@ -360,7 +360,7 @@ private struct Script: ~Copyable {
   private mutating func progress() throws {
     for progress in self.connection.takeProgress() {
       switch progress {
-      case .messagesLeft(let key):
+      case .outputLeft(let key):
         guard let stream = self.streams[key.id] else { continue }
         try check(stream.key == key && stream.hasUntoldMessages, "messages that left twice")
         try check(self.connection.streams[key.place].queue.isEmpty, "messages that have not left")

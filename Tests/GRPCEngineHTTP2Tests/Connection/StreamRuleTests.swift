@@ -305,7 +305,7 @@ struct StreamRuleTests {
       }
     }
     #expect(told == [" false", "abc false", "0 true"], "and nothing leaves behind it")
-    #expect(peer.connection.takeProgress() == [.messagesLeft(key), .closed(key)])
+    #expect(peer.connection.takeProgress() == [.outputLeft(key), .closed(key)])
   }
 
   // MARK: Section 8.1.1

@@ -145,7 +145,7 @@ struct WindowTests {
     }
     #expect(peer.frames.count == 3)
     #expect(
-      peer.connection.takeProgress() == [.messagesLeft(key), .messagesLeft(key), .endLeft(key)]
+      peer.connection.takeProgress() == [.outputLeft(key), .outputLeft(key), .endLeft(key)]
     )
   }
 

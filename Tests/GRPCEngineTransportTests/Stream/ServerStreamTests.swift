@@ -77,6 +77,26 @@ final class ServerStreamTests {
     try client.waitForClose()
   }
 
+  @Test("Headers that the socket has no room for count as held until they leave")
+  func headersThatWait() throws {
+    let size = 32_000
+    let (client, connection) = try self.recorder.connect()
+    _ = client.open("/a/b")
+    try client.barrier()
+    let before = connection.registry.memory.held
+    connection.setWritable(false)
+    client.writer.ping(1)  // what is read has the connection see that
+    connection.write(client.writer.take())
+    var headers = Recorder.headers
+    headers.append("x", String(repeating: "y", count: size))
+    try self.receiver().stream.sendHeaders(headers)
+    #expect(connection.registry.memory.held - before >= size)
+    connection.setWritable(true)
+    try client.wait("headers") { client.answers[1]?.headers != nil }
+    #expect(connection.registry.memory.held - before < size)
+    #expect(!(try self.receiver().events.contains(.writable)), "no message has been sent")
+  }
+
   @Test("A prefix with an unknown flag ends the call", arguments: [UInt8(2), 0x80, 0xFF])
   func badFlag(flag: UInt8) throws {
     let (client, _) = try self.recorder.connect()

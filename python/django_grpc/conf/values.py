@@ -115,7 +115,7 @@ def _is_whole(value: Any) -> bool:
 
 def parse_limit(value: Any) -> int | None:
     """Take a whole number above 0, or None for no limit."""
-    hint = "Write None for no limit."
+    hint = "In the settings, None is no limit."
     if value is None:
         return None
     if not _is_whole(value) or value == 0:
@@ -312,7 +312,7 @@ def parse_jitter(value: Any) -> int | None:
 
 def parse_duration(value: Any) -> float | None:
     """Take a number of seconds above 0, or None for no limit."""
-    hint = "Write None for no limit."
+    hint = "In the settings, None is no limit."
     if value is None:
         return None
     if not _is_duration(value) or value == 0:
