@@ -106,7 +106,12 @@ struct CallRunner {
     // grpcio takes an iterator only; a list, say, is a mistake.
     guard PyIter_Check(responses) != 0 else {
       PythonError.raiseTypeError("'\(Python.typeName(responses))' object is not an iterator")
-      return self.failed("Exception iterating responses")
+      // There is no line of the project's to trace it to.
+      return self.failed(
+        "Exception iterating responses",
+        logged:
+          " Servicer method [\(self.context.call.head.path)] has to yield, or return an iterator."
+      )
     }
     while let response = PythonReference(owning: PyIter_Next(responses)) {
       // grpcio ends the stream where a servicer yields None.
@@ -132,7 +137,9 @@ struct CallRunner {
   }
 
   /// Ends the call after the behaviour raised.
-  private func failed(_ what: String) {
+  ///
+  /// - Parameter hint: what to add for the log.
+  private func failed(_ what: String, logged hint: String = "") {
     guard let error = PythonError.fetch() else { return }
     let call = self.context.call
     if self.context.isAborted {
@@ -151,7 +158,7 @@ struct CallRunner {
     } else {
       PyErr_Clear()
     }
-    self.context.bindings.log(details, error)
+    self.context.bindings.log(hint.isEmpty ? details : "\(details).\(hint)", error)
     self.context.finish(Status(code: .unknown, details: details))
   }
 

@@ -140,10 +140,14 @@ class ServicerContext {
     }
     guard let serialized = bytes.take(), py_is_bytes(serialized.pointer) != 0 else {
       let message = "Failed to serialize response!"
+      // The serializer is not the project's: what it raises leads to no line of theirs.
+      let type = Python.typeName(response)
+      let line =
+        "\(message) Servicer method [\(self.call.head.path)] gave an object of type '\(type)'."
       if let error = PythonError.fetch() {
-        self.bindings.log(message, error)
+        self.bindings.log(line, error)
       } else {
-        self.bindings.log("\(message) The serializer gave no bytes.")
+        self.bindings.log("\(line) The serializer gave no bytes.")
       }
       self.finish(Status(code: .internalError, details: message))
       return nil

@@ -358,6 +358,10 @@ def test_file_in_the_place_of_a_socket_is_one_sentence(refuses, tmp_path):
     refuses(f"unix:{tmp_path}/file", texts=["a file of this name that is no socket"])
 
 
+def test_socket_in_a_folder_that_is_not_there_is_one_sentence(refuses, tmp_path):
+    refuses(f"unix:{tmp_path}/run/socket", texts=[f"there is no folder {tmp_path}/run. Create it"])
+
+
 def test_variable_that_means_nothing_is_one_sentence(start):
     process = start("--port", "0", environment={"GRPCSERVER_GRCE": "60"})
     assert_refuses(process, "GRPCSERVER_GRCE means nothing. Did you mean GRPCSERVER_GRACE?")
@@ -537,6 +541,9 @@ def idle_hook(server):
 def hook_without_server():
     pass
 
+def check_of_something(something):
+    pass
+
 def function_interceptor(continuation, details):
     return continuation(details)
 
@@ -582,6 +589,15 @@ class Misspelt(grpc.ServerInterceptor):
             "'mistaken.function_interceptor' can't be called as it has to be. Give a class with",
         ),
         (
+            {"health": {"checks": ["mistaken.check_of_something"]}},
+            "'mistaken.check_of_something' can't be called as it has to be. Give a function",
+        ),
+        (
+            {"servicers": ["hooks.grpc"]},
+            "'hooks.grpc' is of type module, which can't be called. Give the dotted path of a "
+            "function or a class in it.",
+        ),
+        (
             {"interceptors": ["mistaken.Misspelt"]},
             "'mistaken.Misspelt' is an abstract class: it has no intercept_service.",
         ),
@@ -615,6 +631,8 @@ def test_mistake_in_what_the_settings_name_is_one_sentence(
 ):
     (tmp_path / "mistaken.py").write_text(MISTAKEN)
     (tmp_path / "leaving.py").write_text("import sys\nsys.exit('no licence')\n")
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "grpc.py").touch()
     (tmp_path / "importing.py").write_text("import importing_too\n")
     (tmp_path / "importing_too.py").write_text("def load():\n    import not_there\nload()\n")
     refuses("--port", "0", texts=[text], **{**setting, "async": is_async})

@@ -419,14 +419,23 @@ def test_keys_of_production():
 
 
 def test_the_later_place_wins():
-    setting = {"workers": 2, "access_log": False, "health": True}
+    setting = {
+        "workers": 2,
+        "access_log": False,
+        "health": True,
+        "metrics": "127.0.0.1:9090",
+        "opentelemetry": False,
+        "watchdog": 3,
+    }
     environment = {
         "WEB_CONCURRENCY": "5",
         "GRPCSERVER_ACCESS_LOG": "json",
         "GRPCSERVER_HEALTH": "off",
         "GRPCSERVER_GRACE": "2.5",
         "GRPCSERVER_HOST": "127.0.0.1",
-        "GRPCSERVER_METRICS": "",
+        "GRPCSERVER_METRICS": "none",
+        "GRPCSERVER_OPENTELEMETRY": "None",
+        "GRPCSERVER_WATCHDOG": "",
     }
     config, problems = conf.parse(setting, environment, {"host": "::1", "grace": None})
     assert problems == []
@@ -436,6 +445,8 @@ def test_the_later_place_wins():
     assert config.grace == 2.5
     assert config.host == "::1"
     assert config.metrics is None
+    assert config.opentelemetry is None
+    assert config.watchdog == 3
     assert conf.parse({}, environment)[0].workers == 5
     assert conf.parse(setting, {**environment, "GRPCSERVER_WORKERS": "3"})[0].workers == 3
 

@@ -13,13 +13,15 @@ package enum ListenAddress: Hashable, Sendable {
 
   package init(_ text: String) throws(Malformed) {
     if text.hasPrefix("unix-abstract:") {
-      self = .abstractUnix(name: String(text.dropFirst("unix-abstract:".count)))
+      let name = text.dropFirst("unix-abstract:".count)
+      guard !name.isEmpty else { throw Malformed(message: "'\(text)' names no socket") }
+      self = .abstractUnix(name: String(name))
       return
     }
     if text.hasPrefix("unix:") {
       var path = text.dropFirst("unix:".count)
       if path.hasPrefix("//") { path = path.dropFirst(2) }
-      guard !path.isEmpty else { throw Malformed(message: "'\(text)' names no socket path") }
+      guard !path.isEmpty else { throw Malformed(message: "'\(text)' names no socket") }
       self = .unix(path: String(path))
       return
     }

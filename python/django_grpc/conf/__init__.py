@@ -6,6 +6,7 @@ The settings are read when `load()` is called and never at import, so that Djang
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -204,7 +205,8 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
             Problem(
                 "E014",
                 f"{place}: '{path}' is of type {type(found).__name__}, which can't be called.",
-                "Give the dotted path of a function or a class.",
+                "Give the dotted path of a function or a class"
+                + (" in it." if inspect.ismodule(found) else "."),
             )
         )
     if (kind := _deferred_kind(found)) is not None:
@@ -216,6 +218,8 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
                 "one.",
             )
         )
+    if key == "health.checks":
+        _refuse_misfit(key, path, found, ())
     result: Callable[..., Any] = found
     return result
 
@@ -230,6 +234,8 @@ def _import(path: str) -> Any:
     try:
         return getattr(module, attribute)
     except AttributeError as error:
+        if hasattr(module, "__path__") and importlib.util.find_spec(path) is not None:
+            return importlib.import_module(path)  # which is told for what it is
         raise ImportError(f"the module '{name}' has no '{attribute}'") from error
 
 
@@ -276,9 +282,7 @@ def call_configured(key: str, path: str, *arguments: Any) -> Any:
         InvalidSetting: As `import_configured`. Whatever else it raises propagates.
     """
     function = import_configured(key, path)
-    if (hint := _misfit(key, function, arguments)) is not None:
-        message = f"{_place(key)}: '{path}' can't be called as it has to be."
-        raise InvalidSetting(Problem("E014", message, hint))
+    _refuse_misfit(key, path, function, arguments)
     try:
         return function(*arguments)
     except SystemExit as leaving:
@@ -290,18 +294,21 @@ _HINTS = {
     "grpc_hook(server): add_MyServiceServicer_to_server(MyService(), server).",
     "interceptors": "Give a class with the method intercept_service that can be made without "
     "arguments, or the path of a function that makes one.",
+    "health.checks": "Give a function without arguments.",
 }
 
 
-def _misfit(key: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> str | None:
-    """Return what to give instead where a function does not take such arguments."""
+def _refuse_misfit(
+    key: str, path: str, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    """Say what to give instead where a function does not take such arguments."""
     try:
         inspect.signature(function).bind(*arguments)
-    except TypeError:
-        return _HINTS.get(key, f"It is called with {len(arguments)} arguments.")
+    except TypeError as error:
+        message = f"{_place(key)}: '{path}' can't be called as it has to be."
+        raise InvalidSetting(Problem("E014", message, _HINTS[key])) from error
     except ValueError:  # one of C, which tells nothing
         pass
-    return None
 
 
 def _place(key: str) -> str:

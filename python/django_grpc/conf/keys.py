@@ -55,7 +55,7 @@ KEYS: dict[str, Key] = {
     "worker_max_age": Key("E020", "worker_max_age", values.parse_duration, values.read_number),
     "worker_max_memory": Key("E021", "worker_max_memory", values.parse_limit, values.read_number),
     "health": Key("E022", "health", values.parse_health, values.read_bool),
-    "metrics": Key("E023", "metrics", values.parse_metrics, values.read_text),
+    "metrics": Key("E023", "metrics", values.parse_metrics, values.read_text_or_none),
     "access_log": Key("E024", "access_log", values.parse_access_log, values.read_bool),
     "watchdog": Key("E025", "watchdog", values.parse_duration, values.read_number),
     "methods": Key("E026", "methods", values.parse_methods),

@@ -464,8 +464,13 @@ def read_number(text: str) -> Any:
 
 
 def read_bool(text: str) -> Any:
-    """Read a bool; what is none is left for the parser, which may take it."""
+    """Read a bool, or ``none`` for None; what is neither is left for the parser."""
     return _BOOLS.get(text.lower(), text)
+
+
+def read_text_or_none(text: str) -> Any:
+    """Read a text, or ``none`` for None."""
+    return None if text.lower() == "none" else text
 
 
 def read_text(text: str) -> Any:
@@ -476,4 +481,5 @@ def read_text(text: str) -> Any:
 _BOOLS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
+    "none": None,
 }

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from django.core.management.base import CommandError
 
 from django_grpc import conf
-from django_grpc.addresses import is_unix
 
 _REASONS = {
     errno.EACCES: "this user has no permission for it",
@@ -21,16 +20,25 @@ _REASONS = {
 def about_address(address: str, error: OSError | RuntimeError) -> str:
     """Say why calls can't be served on an address."""
     reason = _reason(error)
-    if is_unix(address) and _is_other_file(address.partition(":")[2]):
-        reason = "there is a file of this name that is no socket. Remove it, or choose another path"
+    if address.startswith("unix:"):
+        reason = _why_no_socket(address.partition(":")[2].removeprefix("//")) or reason
     return f"The server can't listen on {address}: {reason}."
 
 
-def _is_other_file(path: str) -> bool:
+def _why_no_socket(path: str) -> str | None:
+    """Say what is in the way of a socket's file, if it is that."""
     try:
-        return not stat.S_ISSOCK(os.lstat(path).st_mode)
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return (
+                "there is a file of this name that is no socket. Remove it, or choose another path"
+            )
+    except FileNotFoundError:
+        folder = os.path.dirname(os.path.abspath(path))
+        if not os.path.exists(folder):
+            return f"there is no folder {folder}. Create it, or choose another path"
     except (OSError, ValueError):
-        return False
+        pass
+    return None
 
 
 def about_metrics(address: str | None, error: OSError | RuntimeError) -> str:

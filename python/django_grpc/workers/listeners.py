@@ -206,8 +206,9 @@ def _bind_unix(address: str) -> ListeningSocket:
     is_abstract = scheme == "unix-abstract"
     if not is_abstract:
         name = name.removeprefix("//")
-        if not name:  # the system would make one up
-            raise OSError(errno.EINVAL, f"'{address}' names no socket path")
+    if not name:  # the system would make one up
+        raise OSError(errno.EINVAL, f"'{address}' names no socket")
+    if not is_abstract:
         _remove_stale(name)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -2,6 +2,7 @@
 
 import random
 
+from django_grpc.conf import ServerConfig
 from django_grpc.workers.messages import Plan
 from django_grpc.workers.process import WorkerProcess
 
@@ -17,6 +18,12 @@ def draw_max_calls(plan: Plan) -> int | None:
     if jitter is None:
         jitter = plan.worker_max_calls // 10
     return plan.worker_max_calls + random.randint(0, jitter)  # noqa: S311 - nothing is secret
+
+
+def unheeded_limits(config: ServerConfig) -> list[str]:
+    """The keys of the settings that would have a worker process replaced, where there is none."""
+    names = ("worker_max_calls", "worker_max_age", "worker_max_memory")
+    return [it for it in names if getattr(config, it) is not None]
 
 
 def why_to_replace(worker: WorkerProcess, plan: Plan, now: float) -> str | None:

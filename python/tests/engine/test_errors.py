@@ -11,7 +11,9 @@ from google.protobuf import wrappers_pb2
 from .support import (
     KINDS,
     LOGGER_NAME,
+    OURS,
     PATIENCE,
+    SERVICE,
     echo,
     eventually,
     failure,
@@ -270,8 +272,11 @@ def test_answer_that_cannot_be_serialized(serve, kind, serializer):
     )
 
 
-def test_answer_of_the_wrong_type(serve):
-    """A servicer that returns None for a message fails the call with INTERNAL."""
+def test_answer_of_the_wrong_type(serve, caplog):
+    """A servicer that returns None for a message fails the call with INTERNAL.
+
+    What the serializer raises has no line of the servicer's, so the log names the method.
+    """
     served = serve(
         {
             "Call": unary_unary(
@@ -280,11 +285,16 @@ def test_answer_of_the_wrong_type(serve):
             )
         }
     )
-    error = failure(lambda: served.run("unary_unary", "Call"))
+    with caplog.at_level(logging.ERROR, LOGGER_NAME):
+        error = failure(lambda: served.run("unary_unary", "Call"))
+        assert eventually(lambda: len(caplog.records) >= 1)
     assert (error.code(), error.details()) == (
         grpc.StatusCode.INTERNAL,
         "Failed to serialize response!",
     )
+    if OURS:
+        named = f"Servicer method [/{SERVICE}/Call] gave an object of type 'NoneType'."
+        assert named in caplog.records[0].getMessage()
 
 
 def test_answer_of_none_without_a_serializer(serve):
@@ -335,14 +345,18 @@ def test_stream_that_fails_in_serialization_closes_its_generator(serve, gate):
 @pytest.mark.parametrize(
     ("answer", "type_name"), [([b"1"], "list"), (None, "NoneType"), (b"1", "bytes")]
 )
-def test_streaming_method_that_returns_no_iterator(serve, answer, type_name):
+def test_streaming_method_that_returns_no_iterator(serve, caplog, answer, type_name):
     """A streaming method must return an iterator; what is only iterable will not do."""
     served = serve({"Call": unary_stream(lambda _r, _c: answer)})
-    error = failure(lambda: served.run("unary_stream", "Call"))
+    with caplog.at_level(logging.ERROR, LOGGER_NAME):
+        error = failure(lambda: served.run("unary_stream", "Call"))
+        assert eventually(lambda: len(caplog.records) >= 1)
     assert (error.code(), error.details()) == (
         grpc.StatusCode.UNKNOWN,
         f"Exception iterating responses: '{type_name}' object is not an iterator",
     )
+    if OURS:
+        assert f"Servicer method [/{SERVICE}/Call] has to yield" in caplog.records[0].getMessage()
 
 
 def test_stream_that_yields_none_ends_there(serve):

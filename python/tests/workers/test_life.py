@@ -201,6 +201,14 @@ def test_one_worker_is_one_process(serve):
     assert "threads. Quit" in server.process.wait_for("Address").string
 
 
+def test_one_process_says_which_limits_do_not_count(serve):
+    server = serve("--worker-max-calls", "10", workers=1, worker_max_age=60)
+    for name in ("worker_max_calls", "worker_max_age"):
+        server.process.wait_for(f"is not replaced: '{name}' counts with more 'workers'.")
+    server.process.wait_for(LISTENING)
+    assert "worker_max_memory" not in server.process.output
+
+
 def test_with_autoreload_there_are_no_workers(serve):
     server = serve("--autoreload")
     server.process.wait_for("With --autoreload there is one process: 'workers' does not count.")

@@ -58,7 +58,7 @@ def test_unix_socket_is_served_and_its_file_goes_with_the_server(serve, tmp_path
     [
         (["--host", "a..b"], "The server can't listen on a..b:0: "),
         (["--host", "[::1"], "needs brackets around its IPv6 address"),
-        (["unix:"], "The server can't listen on unix:: 'unix:' names no socket path."),
+        (["unix:"], "The server can't listen on unix:: 'unix:' names no socket."),
         (["--metrics", "a..b:90"], "Metrics can't be served on a..b:90: "),
     ],
 )
@@ -282,7 +282,7 @@ def test_sockets_for_another_process_are_not_taken(workers, serve):
         (["--port", "70000"], {}, ["--port must be a port number, 0 to 65535, not 70000."]),
         ([], {"host": "192.0.2.1"}, ["192.0.2.1:0", "it is not an address of this machine."]),
         ([], {"host": "no-such-host.invalid"}, ["no-such-host.invalid", "can't listen on"]),
-        (["unix:/no/such/folder/it.sock"], {}, ["/no/such/folder/it.sock: No such file"]),
+        (["unix:/no/such/folder/it.sock"], {}, ["there is no folder /no/such/folder. Create it"]),
         ([f"unix:/tmp/{'a' * 200}"], {}, ["path is too long"]),
         (
             [],

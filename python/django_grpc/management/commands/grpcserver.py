@@ -28,6 +28,7 @@ from django_grpc.management.shutdown import (
 from django_grpc.signals import grpc_shutdown
 from django_grpc.workers import listeners, systemd
 from django_grpc.workers.messages import Inheritance, Plan
+from django_grpc.workers.recycling import unheeded_limits
 from django_grpc.workers.supervisor import SupervisionError, Supervisor
 
 # What needs the engine is imported where this process serves: the parent of workers does not.
@@ -233,6 +234,8 @@ class Command(BaseCommand):
                 self._supervise(config, shutdown, **options)
             else:
                 shutdown.wake_for_signals()
+                for name in unheeded_limits(config):
+                    self.say(f"One process is not replaced: '{name}' counts with more 'workers'.")
                 self._serve_alone(shutdown, **options)
 
     def _serve_reloaded(self, shutdown: ShutdownRequest, **options: Any) -> None:
