@@ -1,6 +1,7 @@
 #pragma once
 
 #include <errno.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -9,6 +10,25 @@
 #include <sys/timerfd.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+
+/// What TCP_INFO tells of a socket, as far as it is asked for (tcp(7), linux/tcp.h, whose name for it is also that
+/// of the C library's shorter one). A kernel that knows less leaves the end as it is, which is zero.
+struct grpc_engine_tcp_info {
+  uint8_t state;
+  uint8_t congestion_state;
+  /// How often what is next to be acknowledged has been sent again, in a row.
+  uint8_t retransmits;
+  /// How many probes of a shut window have been left unanswered, in a row.
+  uint8_t probes;
+  uint8_t unused[4];
+  uint32_t unused_figures[12];
+  /// Milliseconds since the last acknowledgement came.
+  uint32_t last_ack_recv;
+  uint32_t more_unused_figures[11];
+  uint64_t unused_rates[2];
+  /// Bytes that the peer's system has acknowledged.
+  uint64_t bytes_acked;
+};
 
 // Descriptors in messages (unix(7), SCM_RIGHTS): the macros of cmsg(3) do not reach Swift.
 

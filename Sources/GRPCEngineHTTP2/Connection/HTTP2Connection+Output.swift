@@ -239,6 +239,8 @@ extension HTTP2Connection {
 
   // MARK: Bytes out
 
+  /// Bytes that are to be written.
+  package var outputCount: Int { self.output.count }
   package var hasOutput: Bool { self.output.count > 0 }
 
   /// Gives the bytes that are to be written: large pieces, then the last one.

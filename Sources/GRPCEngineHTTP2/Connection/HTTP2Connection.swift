@@ -128,6 +128,12 @@ package struct HTTP2Connection: ~Copyable {
     }
   }
 
+  /// Bytes that are held for no stream: what has come of a frame or of a header block, and what the socket does
+  /// not take.
+  package var overhead: Int {
+    self.output.count + self.reader.count + (self.block?.bytes.readableBytes ?? 0)
+  }
+
   package var openStreams: Int { self.streams.count }
 
   /// The stream with a number; `nil` when it is not open.

@@ -44,6 +44,9 @@ package struct FrameReader {
     self.maximumBlock = maximumBlock
   }
 
+  /// Bytes that have been read and are not part of a whole frame.
+  var count: Int { self.buffer.readableBytes }
+
   /// Adds what has been read. `next` is to be called until it returns `nil`.
   package mutating func append(_ bytes: ByteBuffer) {
     if self.buffer.readableBytes == 0 {

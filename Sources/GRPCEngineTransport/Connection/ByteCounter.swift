@@ -8,6 +8,9 @@ final class ByteCounter: ChannelDuplexHandler {
 
   private let statistics: StatisticsSlot
 
+  /// Bytes given to the socket.
+  private(set) var sent = 0
+
   init(_ statistics: StatisticsSlot) { self.statistics = statistics }
 
   func channelRead(context: ChannelHandlerContext, data: NIOAny) {
@@ -16,7 +19,9 @@ final class ByteCounter: ChannelDuplexHandler {
   }
 
   func write(context: ChannelHandlerContext, data: NIOAny, promise: EventLoopPromise<Void>?) {
-    self.statistics[.bytesSent].add(self.unwrapOutboundIn(data).readableBytes)
+    let count = self.unwrapOutboundIn(data).readableBytes
+    self.sent += count
+    self.statistics[.bytesSent].add(count)
     context.write(data, promise: promise)
   }
 }

@@ -1,3 +1,4 @@
+internal import GRPCEngineHTTP2
 internal import GRPCEngineStatistics
 internal import GRPCEngineWire
 internal import NIOCore
@@ -17,6 +18,21 @@ extension ConnectionHandler {
     self.unreported += change
     if abs(self.unreported) > Self.unreportedMemory { self.reportMemory() }
     if change < 0, self.memory.isTight { self.reviewMemorySoon() }
+  }
+
+  /// Counts what the peer makes the protocol itself hold.
+  func chargeOverhead() {
+    let overhead = self.http2.overhead
+    guard overhead != self.overhead else { return }
+    self.unreported += overhead - self.overhead
+    self.overhead = overhead
+    if abs(self.unreported) > Self.unreportedMemory { self.reportMemory() }
+  }
+
+  func forgetOverhead() {
+    self.unreported -= self.overhead
+    self.overhead = 0
+    self.reportMemory()
   }
 
   /// Whether others hold nothing: a single message may always come.
@@ -81,6 +97,11 @@ extension ConnectionHandler {
     let shares = self.openStreams.lazy.map(\.share)
     let streams = self.memory.newestHalf(shares, isOnlyHolder: self.isOnlyHolder)
     self.abandon(streams)
+    if streams.isEmpty, self.overhead > 0, !self.isOnlyHolder {
+      self.fail(
+        HTTP2ConnectionError(.enhanceYourCalm, "The client makes the server hold too much memory")
+      )
+    }
     self.flush()
     if !streams.isEmpty, self.registry.memory.isFull { self.registry.relieve() }
   }

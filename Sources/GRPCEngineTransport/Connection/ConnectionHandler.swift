@@ -1,7 +1,6 @@
 internal import GRPCEngineHTTP2
 internal import GRPCEngineStatistics
 package import GRPCEngineWire
-internal import Glibc
 package import NIOCore
 internal import NIOSSL
 internal import NIOTLS
@@ -33,6 +32,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
   let holding = MemoryPool.Holding()
   /// How much that differs from what it does hold.
   var unreported = 0
+  /// What of that is the protocol's own.
+  var overhead = 0
   var isMemoryReviewDue = false
   var isMemoryReviewScheduled = false
   private var lifecycle: ConnectionLifecycle
@@ -44,6 +45,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private var isFlushScheduled = false
   /// Streams with a write that has left for the socket, which have not been told.
   private var writtenStreams: [ServerStream] = []
+  private var isDrainPingAnswered = false
   /// How many frames had been sent when the peer pinged last.
   private var sentFrames = 0
   /// The connection has been ended with GOAWAY, for what the peer did.
@@ -58,8 +60,6 @@ package final class ConnectionHandler: ChannelInboundHandler {
   package var attachment: AnyObject?
 
   private static let drainPing: UInt64 = 0x6472_6169_6e00_0001
-  /// FIN_WAIT1 (RFC 9293 section 3.3.2): the peer has yet to acknowledge the end of what was sent.
-  private static let unacknowledged: UInt8 = 4
   private static let keepalivePing: UInt64 = 0x6b65_6570_616c_6976
   /// Places that are kept for streams to come.
   private static let placesKept = 64
@@ -123,7 +123,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.statistics[.streams].subtract()
       stream.connectionLost()
     }
-    self.reportMemory()
+    self.forgetOverhead()
     context.fireChannelInactive()
     self.context = nil
   }
@@ -166,7 +166,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.sentFrames = self.http2.sentFrames
       self.perform(self.lifecycle.receivedPing(now: self.eventLoop.now))
     case .pingAnswer(let data):
-      if data == Self.drainPing { self.perform(self.lifecycle.drainPingAnswered()) }
+      // Once all has been read that came with it: a client may have opened streams in the same breath.
+      if data == Self.drainPing { self.isDrainPingAnswered = true }
     }
   }
 
@@ -191,6 +192,10 @@ package final class ConnectionHandler: ChannelInboundHandler {
   package func channelReadComplete(context: ChannelHandlerContext) {
     self.isReading = false
     self.lifecycle.read(now: self.eventLoop.now)
+    if self.isDrainPingAnswered {
+      self.isDrainPingAnswered = false
+      self.perform(self.lifecycle.drainPingAnswered())
+    }
     self.flush()
     context.fireChannelReadComplete()
   }
@@ -250,24 +255,16 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private func closeOnceReceived() {
     self.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(500)) {
       guard let channel = self.context?.channel, !self.isLingering else { return }
-      guard let options = channel as? any SocketOptionProvider else {
-        return self.closeUnlessOwed(nil)
-      }
-      options.getTCPInfo().hop(to: self.eventLoop).assumeIsolated().whenComplete {
-        self.closeUnlessOwed(try? $0.get())  // sockets that are not TCP's have none
-      }
+      Delivery.ask(channel) { self.closeUnlessOwed($0) }
     }
   }
 
-  private func closeUnlessOwed(_ info: tcp_info?) {
-    var delivery = ConnectionLifecycle.Delivery(isOutputClosed: self.isOutputClosed)
-    if let info {
-      delivery.isAcknowledged = info.tcpi_state != Self.unacknowledged
-      delivery.unanswered = Int(max(info.tcpi_retransmits, info.tcpi_probes))
-      // It may have been silent for long before there was anything to say.
-      let closing = self.closingSince.map { self.eventLoop.now - $0 } ?? .zero
-      delivery.silence = min(closing, .milliseconds(Int64(info.tcpi_last_ack_recv)))
-    }
+  private func closeUnlessOwed(_ delivery: Delivery) {
+    var delivery = delivery
+    delivery.isOutputClosed = self.isOutputClosed
+    // The peer may have been silent for long before there was anything to say.
+    let closing = self.closingSince.map { self.eventLoop.now - $0 } ?? .zero
+    delivery.silence = min(delivery.silence, closing)
     if ConnectionLifecycle.isOwed(delivery) {
       self.closeOnceReceived()
     } else {
@@ -400,7 +397,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   }
 
   /// Ends the connection for what its peer does.
-  private func fail(_ error: HTTP2ConnectionError) {
+  func fail(_ error: HTTP2ConnectionError) {
     guard !self.hasFailed else { return }
     self.hasFailed = true
     self.statistics[.connectionsFailed].add()
@@ -442,7 +439,10 @@ package final class ConnectionHandler: ChannelInboundHandler {
   package func flush() {
     guard !self.isReading, !self.isFlushing, let context = self.context else { return }
     self.isFlushing = true
-    defer { self.isFlushing = false }
+    defer {
+      self.isFlushing = false
+      self.chargeOverhead()
+    }
     for _ in 0..<Self.mostFillings {
       self.http2.isWritable = context.channel.isWritable
       self.http2.sendWaiting()
@@ -525,7 +525,15 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.http2.sendGoAway(.noError)
       if closing { self.closeSoon(.patient) }
     case .sendKeepalivePing:
+      self.askReceived { sent, received in
+        self.lifecycle.keepalivePingWaits(behind: sent, received: received)
+      }
       self.http2.sendPing(Self.keepalivePing)
+    case .askDelivery:
+      self.askReceived { _, received in
+        let now = self.eventLoop.now
+        self.perform(self.lifecycle.keepaliveTimedOut(received: received, now: now))
+      }
     case .refusePings: self.fail(HTTP2ConnectionError(.enhanceYourCalm, "too_many_pings"))
     case .close:
       self.closeSoon()
@@ -535,6 +543,14 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.closeSoon(.patient)
     }
     if !self.isReading { self.flush() }
+  }
+
+  /// Asks how many bytes have been sent, and how many of them the peer's system has received.
+  private func askReceived(_ body: @escaping (_ sent: Int, _ received: Int?) -> Void) {
+    guard let context = self.context else { return }
+    let counter = try? context.pipeline.syncOperations.handler(type: ByteCounter.self)
+    let sent = (counter?.sent ?? 0) + self.http2.outputCount
+    Delivery.ask(context.channel) { body(sent, $0.received) }
   }
 
   /// Closes once what this turn of the event loop writes has been flushed.

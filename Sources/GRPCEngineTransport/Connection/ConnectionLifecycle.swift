@@ -17,7 +17,10 @@ package struct ConnectionLifecycle {
     /// GOAWAY with the last accepted stream id; then close, once all has been written, when `closing` is
     /// true.
     case finishDrain(closing: Bool)
+    /// Ping, and say `keepalivePingWaits`.
     case sendKeepalivePing
+    /// Ask how far what was sent has come, and say `keepaliveTimedOut`.
+    case askDelivery
     /// GOAWAY ENHANCE_YOUR_CALM with `too_many_pings`, then close.
     case refusePings
     case close
@@ -45,36 +48,21 @@ package struct ConnectionLifecycle {
   /// peer that is there and does not read, the kernel sends one every two minutes.
   private static let mostUnanswered = 1
 
-  /// What is known of the last bytes that were sent to a peer.
-  package struct Delivery {
-    /// The socket has taken them all.
-    package var isOutputClosed: Bool
-    /// The peer's system has acknowledged them all; `nil` where the socket can't tell.
-    package var isAcknowledged: Bool?
-    /// How many segments in a row the peer's system has left unanswered.
-    package var unanswered: Int
-    /// For how long it has given no sign, since it is owed something.
-    package var silence: TimeAmount
-
-    package init(
-      isOutputClosed: Bool,
-      isAcknowledged: Bool? = nil,
-      unanswered: Int = 0,
-      silence: TimeAmount = .zero
-    ) {
-      self.isOutputClosed = isOutputClosed
-      self.isAcknowledged = isAcknowledged
-      self.unanswered = unanswered
-      self.silence = silence
-    }
-  }
-
   /// Whether the socket of a connection that is *leaving* has to stay open for what was sent: the kernel may
   /// hold megabytes of an answer, and would drop them for the first frame that the peer sends to a closed
   /// socket. Who never reads is ended by keepalive, by the grace, or with the server.
   package static func isOwed(_ delivery: Delivery) -> Bool {
     if delivery.isOutputClosed, delivery.isAcknowledged ?? true { return false }
     return delivery.unanswered <= Self.mostUnanswered || delivery.silence < Self.longestSilence
+  }
+
+  /// A keepalive ping that has not been answered.
+  private struct KeepalivePing {
+    var waitsSince: NIODeadline
+    /// Bytes sent on the connection before it.
+    var sentBefore = 0
+    /// How many of them the peer's system had received when that was last looked at.
+    var received = 0
   }
 
   private enum State { case open, draining, drained, leaving, closed }
@@ -95,7 +83,7 @@ package struct ConnectionLifecycle {
   private var welcomeDeadline: NIODeadline?
   private var idleSince: NIODeadline
   private var lastRead: NIODeadline
-  private var pingSent: NIODeadline?
+  private var keepalivePing: KeepalivePing?
 
   private var lastPeerPing: NIODeadline?
   private var sentSinceLastPeerPing = false
@@ -128,7 +116,7 @@ package struct ConnectionLifecycle {
 
   package mutating func read(now: NIODeadline) {
     self.lastRead = now
-    self.pingSent = nil
+    self.keepalivePing = nil
   }
 
   /// DATA, HEADERS or WINDOW_UPDATE leaves; a peer may ping once more after that without a strike.
@@ -252,7 +240,7 @@ package struct ConnectionLifecycle {
   private var keepaliveDeadline: NIODeadline? {
     let keepalive = self.configuration.keepalive
     guard self.isEstablished, let interval = keepalive.interval else { return nil }
-    if let pingSent = self.pingSent { return pingSent + keepalive.timeout }
+    if let ping = self.keepalivePing { return ping.waitsSince + keepalive.timeout }
     return self.lastRead + interval
   }
 
@@ -282,14 +270,41 @@ package struct ConnectionLifecycle {
       }
     }
     if let deadline = self.keepaliveDeadline, now >= deadline {
-      if self.pingSent != nil { return self.close() }
+      if self.keepalivePing != nil { return .askDelivery }
       let isAsked = self.openStreams > 0 || self.state == .leaving
       if isAsked || self.configuration.keepalive.permitWithoutCalls {
-        self.pingSent = now
+        self.keepalivePing = KeepalivePing(waitsSince: now)
         return .sendKeepalivePing
       }
       self.lastRead = now
     }
+    return .none
+  }
+
+  // MARK: Keepalive
+
+  /// The ping is sent behind what the peer has not received yet.
+  ///
+  /// - Parameters:
+  ///   - sent: bytes sent on the connection before it.
+  ///   - received: how many of them the peer's system has; `nil` if that can't be told.
+  package mutating func keepalivePingWaits(behind sent: Int, received: Int?) {
+    guard let received else { return }
+    self.keepalivePing?.sentBefore = sent
+    self.keepalivePing?.received = received
+  }
+
+  /// There is no answer to the ping in time. A peer on a slow line has perhaps not received it yet: as long as
+  /// it takes in what was sent before, it is alive. What it says itself is told by `read`.
+  ///
+  /// - Parameter received: as for `keepalivePingWaits`.
+  package mutating func keepaliveTimedOut(received: Int?, now: NIODeadline) -> Action {
+    guard self.state != .closed, let ping = self.keepalivePing else { return .none }
+    guard let received, ping.received < ping.sentBefore, received > ping.received else {
+      return self.close()
+    }
+    self.keepalivePing?.received = received
+    self.keepalivePing?.waitsSince = now
     return .none
   }
 

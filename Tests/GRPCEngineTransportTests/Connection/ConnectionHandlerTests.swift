@@ -291,6 +291,45 @@ final class ConnectionHandlerTests {
     try client.waitForClose()
   }
 
+  @Test("A stream that comes with the answer to a drain's ping is served")
+  func streamBehindPingAnswer() throws {
+    let (client, connection) = try self.recorder.connect()
+    let first = client.open("/a/b", isEnd: true)
+    _ = try client.answer(on: first)
+    client.answersPings = false
+    connection.registry.drain {}
+    connection.advance(by: .zero)
+    try client.wait("a ping") { client.pings.count == 1 }
+    client.writer.ping(client.pings[0], isAck: true)
+    let second = client.open("/a/b", isEnd: true)
+    #expect(try client.answer(on: second).code == .ok)
+    try client.waitForClose()
+    #expect(client.goAways.map(\.last) == [Self.maxStreamID, second])
+  }
+
+  @Test("What is held for no stream counts: half a header block, answers that nobody reads")
+  func overhead() throws {
+    let (client, connection) = try self.recorder.connect()
+    let memory = connection.registry.memory
+    let before = memory.held
+    let block = ByteBuffer(repeating: 0, count: 8000)
+    client.send { $0.frame(RawFrame(type: FrameType.headers, stream: 1, payload: block)) }
+    #expect(memory.held - before >= 8000)
+    connection.close()
+    #expect(memory.held == 0)
+
+    let (flooding, other) = try self.recorder.connect()
+    other.setWritable(false)
+    flooding.send { $0.ping() }  // what is read has the connection see that
+    flooding.send { writer in
+      for _ in 0..<900 { writer.settings() }
+    }
+    #expect(other.registry.memory.held >= 8000)
+    other.setWritable(true)
+    try flooding.barrier()
+    #expect(other.registry.memory.held < 4096)
+  }
+
   @Test("A registry is empty when the last connection has gone, and takes none while it drains")
   func registry() throws {
     let registry = ConnectionRegistry()

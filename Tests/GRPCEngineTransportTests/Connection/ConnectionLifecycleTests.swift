@@ -64,8 +64,6 @@ struct ConnectionLifecycleTests {
 
   // MARK: Farewell
 
-  typealias Delivery = ConnectionLifecycle.Delivery
-
   @Test("A peer is owed its socket until all is taken, by its system where that can be told")
   func owed() {
     for (isOutputClosed, isAcknowledged, isOwed) in [
@@ -335,7 +333,7 @@ struct ConnectionLifecycleTests {
     #expect(pinging.streamClosed(now: self.after(1)) == .none)
     #expect(pinging.drainPingAnswered() == .finishDrain(closing: true))
     #expect(pinging.timerFired(now: self.after(30)) == .sendKeepalivePing)
-    #expect(pinging.timerFired(now: self.after(60)) == .close)
+    #expect(pinging.timerFired(now: self.after(60)) == .askDelivery)
   }
 
   @Test("A drain for another reason has no grace to keep")
@@ -380,7 +378,50 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.timerFired(now: self.after(10)) == .sendKeepalivePing)
     #expect(lifecycle.nextDeadline == self.after(13))
     #expect(lifecycle.timerFired(now: self.after(12)) == .none)
-    #expect(lifecycle.timerFired(now: self.after(13)) == .close)
+    #expect(lifecycle.timerFired(now: self.after(13)) == .askDelivery)
+    #expect(lifecycle.keepaliveTimedOut(received: nil, now: self.after(13)) == .close)
+    #expect(lifecycle.keepaliveTimedOut(received: nil, now: self.after(13)) == .none)
+  }
+
+  /// A connection whose ping waits behind `sent` bytes, of which the peer's system has 1000.
+  private func pinged(behind sent: Int) -> ConnectionLifecycle {
+    var lifecycle = self.keepalive()
+    lifecycle.streamOpened()
+    #expect(lifecycle.timerFired(now: self.after(10)) == .sendKeepalivePing)
+    lifecycle.keepalivePingWaits(behind: sent, received: 1000)
+    return lifecycle
+  }
+
+  @Test("A peer that takes in what was sent before a ping has time until it has taken in that")
+  func keepaliveBehindAnswer() {
+    var lifecycle = self.pinged(behind: 5000)
+    for (index, received) in [3000, 3001, 6000].enumerated() {
+      let now = self.after(13 + 3 * Int64(index))
+      #expect(lifecycle.timerFired(now: now) == .askDelivery)
+      #expect(lifecycle.keepaliveTimedOut(received: received, now: now) == .none)
+      #expect(lifecycle.nextDeadline == now + .seconds(3))
+    }
+    #expect(lifecycle.timerFired(now: self.after(22)) == .askDelivery)
+    #expect(lifecycle.keepaliveTimedOut(received: 9000, now: self.after(22)) == .close)
+  }
+
+  @Test(
+    "A peer that takes in nothing, or has had the ping, is closed",
+    arguments: [(5000, 1000), (1000, 1017), (1000, 2000)]
+  )
+  func keepaliveOfOneThatHangs(sent: Int, received: Int) {
+    var lifecycle = self.pinged(behind: sent)
+    #expect(lifecycle.timerFired(now: self.after(13)) == .askDelivery)
+    #expect(lifecycle.keepaliveTimedOut(received: received, now: self.after(13)) == .close)
+  }
+
+  @Test("A peer that answers while it is looked at is not closed")
+  func keepaliveAnsweredMeanwhile() {
+    var lifecycle = self.pinged(behind: 5000)
+    #expect(lifecycle.timerFired(now: self.after(13)) == .askDelivery)
+    lifecycle.read(now: self.after(13))
+    #expect(lifecycle.keepaliveTimedOut(received: 1000, now: self.after(13)) == .none)
+    #expect(lifecycle.nextDeadline == self.after(23))
   }
 
   @Test("Whatever a peer sends answers the keepalive ping")
@@ -418,7 +459,7 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.drain(now: Self.start) == .beginDrain)
     #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
     #expect(lifecycle.timerFired(now: self.after(10)) == .sendKeepalivePing)
-    #expect(lifecycle.timerFired(now: self.after(13)) == .close)
+    #expect(lifecycle.timerFired(now: self.after(13)) == .askDelivery)
   }
 
   @Test("Nobody is pinged before the handshake")

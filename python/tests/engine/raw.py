@@ -368,6 +368,10 @@ class RawConnection:
         while not self.closed and self._receive(0.0):
             pass
 
+    def sip(self) -> None:
+        """Take in a part of what has come already: what one read gives."""
+        self._receive(0.0)
+
     def pump_to_end(self) -> None:
         """Take frames in until the server closes the connection."""
         self.pump(lambda: False)

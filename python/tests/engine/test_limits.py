@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
+import time
 
 import grpc
 import pytest
@@ -411,6 +413,34 @@ def test_keepalive_cuts_a_dead_peer(serve, gate):
     connection.pump_to_end()
     called_back.pass_through()
     served.assert_healthy()
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_keepalive_behind_an_answer_that_is_read_slowly(serve, reads):
+    """A ping may reach a peer late, behind what it has not read; one that reads is not dead."""
+    answer = bytes(6_000_000)
+    served = serve(
+        {"Much": unary_unary(lambda request, context: answer)},
+        options=[
+            ("grpc.keepalive_time_ms", 500),
+            ("grpc.keepalive_timeout_ms", 500),
+            ("grpc.http2.ping_timeout_ms", 500),
+        ],
+    )
+    connection = served.raw(settings={0x4: 2**31 - 1}, opens_windows=False)
+    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    connection.send(WindowUpdateFrame(0, 2**30))
+    stream = connection.open(f"/{SERVICE}/Much")
+    connection.send_message(stream, b"", end_stream=True)
+    if not reads:
+        time.sleep(3)
+        connection.pump_to_end()
+        assert not connection.streams[stream].ended
+        return
+    while not connection.streams[stream].ended and not connection.closed:
+        time.sleep(0.1)
+        connection.sip()
+    assert connection.response(stream).messages == [answer]
 
 
 def test_too_many_pings_end_the_connection(serve):
