@@ -65,6 +65,10 @@ package enum EngineModule {
         _,
         isUnix in isUnix.flatMap { CredentialsBox.makeLocal($0) }
       },
+      PythonMethod.oneArgument(
+        "certificate_validity",
+        "Tell from when to when the first certificate of PEM bytes is valid, in seconds since 1970."
+      ) { _, chain in chain.flatMap { CredentialsBox.validity($0) } },
       PythonMethod.keywords(
         "make_row_encoder",
         "Make an encoder of rows by a plan."

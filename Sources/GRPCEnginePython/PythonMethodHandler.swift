@@ -32,6 +32,14 @@ final class BoundMethod: Sendable {
   /// - Returns: `nil` with an exception set when `handler` is no method handler.
   init?(_ handler: PythonPointer, isRegistered: Bool = false) {
     guard let bindings = Bindings.current else { return nil }
+    guard PyObject_HasAttrString(handler, "request_streaming") != 0 else {
+      let type = Python.typeName(handler)
+      let hint = type == "coroutine" ? "; was it awaited?" : ""
+      PythonError.raiseTypeError(
+        "a method handler is needed where an interceptor or a servicer gave an object of type '\(type)'\(hint)"
+      )
+      return nil
+    }
     guard
       let requestStreaming = PythonReference(
         owning: Python.attribute(handler, "request_streaming")

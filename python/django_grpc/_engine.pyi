@@ -71,6 +71,14 @@ def make_local_credentials(is_unix: bool, /) -> ServerCredentials:
         is_unix: Whether they come over a Unix socket; otherwise from the loopback addresses.
     """
 
+def certificate_validity(chain: bytes, /) -> tuple[int, int]:
+    """Tell from when to when the first certificate of PEM bytes is valid, in seconds since 1970.
+
+    Raises:
+        TypeError: They are no bytes.
+        ValueError: There is no certificate.
+    """
+
 def make_row_encoder(
     message_class: Any, plan: tuple[Any, ...], epoch: datetime.datetime
 ) -> RowEncoder:

@@ -18,6 +18,7 @@ from django_grpc import access_log, conf, engine, queries, tracing
 from django_grpc.addresses import format_address
 from django_grpc.descriptions import describe
 from django_grpc.engine import aio, loops
+from django_grpc.engine.credentials import refused_because
 from django_grpc.engine.health import SERVICE_NAME
 from django_grpc.health import enabling
 from django_grpc.signals.shapes import Instrument
@@ -220,13 +221,15 @@ def load_credentials(credentials: conf.Credentials) -> engine.ServerCredentials:
     """
     pairs, roots, require_client_auth = _read_credentials(credentials)
     with _naming_credentials(credentials, pairs):
-        return engine.ssl_server_credentials(
+        loaded = engine.ssl_server_credentials(
             pairs,
             roots,
             require_client_auth,
             minimum_tls_version=credentials.minimum_tls_version,
             cipher_suites=credentials.cipher_suites,
         )
+    _warn_of_dates(credentials, pairs)
+    return loaded
 
 
 def renew_credentials(credentials: conf.Credentials, loaded: engine.ServerCredentials) -> None:
@@ -238,6 +241,16 @@ def renew_credentials(credentials: conf.Credentials, loaded: engine.ServerCreden
     pairs, roots, require_client_auth = _read_credentials(credentials)
     with _naming_credentials(credentials, pairs):
         loaded.renew(pairs, roots, require_client_auth)
+    _warn_of_dates(credentials, pairs)
+
+
+def _warn_of_dates(credentials: conf.Credentials, pairs: list[tuple[bytes, bytes]]) -> None:
+    """Say what nobody else does: the handshake fails at the client."""
+    for paths, (_, chain) in zip(credentials.key_pairs, pairs, strict=True):
+        if (reason := refused_because(chain)) is not None:
+            logger.warning(
+                "Clients refuse the certificate in '%s': %s.", paths.certificate_chain, reason
+            )
 
 
 @contextlib.contextmanager

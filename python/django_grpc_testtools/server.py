@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 from django.db import reset_queries
@@ -19,6 +19,7 @@ from .own_connections import OwnConnections
 from .sharing import PATIENCE, SharedConnections, connections_to_share
 
 Hook = str | Callable[[Any], Any]
+Stub = TypeVar("Stub")
 
 
 class InProcessServer:
@@ -97,7 +98,7 @@ class InProcessServer:
             self._channel = self.open_channel()
         return self._channel
 
-    def stub(self, stub_class: Callable[[grpc.Channel], Any]) -> Any:
+    def stub(self, stub_class: Callable[[grpc.Channel], Stub]) -> Stub:
         """Return a stub of a generated class, on `channel`."""
         return stub_class(self.channel)
 
@@ -172,6 +173,6 @@ def _hooks(servicers: Iterable[Hook]) -> Iterator[Callable[[Any], Any]]:
     if isinstance(servicers, str) or not isinstance(servicers, Iterable):
         raise TypeError(f"servicers must be a list, not {servicers!r}.")
     for hook in servicers:
-        if not isinstance(hook, str) and not callable(hook):
+        if not isinstance(hook, str) and (isinstance(hook, type) or not callable(hook)):
             raise TypeError(f"servicers holds {hook!r}, which is no dotted path and no function.")
         yield conf.import_configured("servicers", hook) if isinstance(hook, str) else hook

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import grpc
 from django.test import TestCase
 
-from .server import Hook, InProcessServer
+from .server import Hook, InProcessServer, Stub
 
 
 class GRPCTestCase(TestCase):
@@ -61,6 +61,6 @@ class GRPCTestCase(TestCase):
         """A channel to the server."""
         return self.grpc_server.channel
 
-    def stub(self, stub_class: Callable[[grpc.Channel], Any]) -> Any:
+    def stub(self, stub_class: Callable[[grpc.Channel], Stub]) -> Stub:
         """Return a stub of a generated class."""
         return self.grpc_server.stub(stub_class)

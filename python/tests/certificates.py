@@ -21,11 +21,16 @@ class Certified:
     certificate_file: Path
 
 
-def make_certificate(folder: Path, name: str, signed_by: Certified | None = None) -> Certified:
-    """Make an authority, or a certificate for localhost that an authority signed."""
+def make_certificate(
+    folder: Path, name: str, signed_by: Certified | None = None, *, shift: float = 0
+) -> Certified:
+    """Make an authority, or a certificate for localhost that an authority signed.
+
+    It is valid from an hour ago to an hour from now, `shift` hours later.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=shift)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)

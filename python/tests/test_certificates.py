@@ -157,6 +157,29 @@ def test_log_handler_that_raises_does_not_end_the_watcher(tmp_path, watch):
         assert lines.texts[0] == "The renewed certificates are not in use yet: not yet"
 
 
+@pytest.mark.parametrize(
+    ("shift", "reason"),
+    [(-5, "it has expired on "), (5, "it is not valid before "), (0, None)],
+)
+def test_certificate_that_clients_refuse_for_its_dates_is_warned_of(
+    shift, reason, tmp_path, caplog
+):
+    made = make_certificate(tmp_path, "server", shift=shift)
+    key, chain = str(made.key_file), str(made.certificate_file)
+    settings = conf.Credentials(key_pairs=(conf.KeyPair(private_key=key, certificate_chain=chain),))
+    loaded = utils.load_credentials(settings)
+    utils.renew_credentials(settings, loaded)
+    said = [it.getMessage() for it in caplog.records]
+    expected = f"Clients refuse the certificate in '{chain}': {reason}"
+    assert len(said) == (2 if reason else 0)
+    assert all(it.startswith(expected) for it in said)
+
+
+def test_key_pair_of_text_is_refused():
+    with pytest.raises(TypeError, match="content of PEM files, as bytes"):
+        engine.ssl_server_credentials([("server.key", "server.pem")])
+
+
 @pytest.mark.parametrize("place", ["first", "second", "roots"])
 def test_file_that_can_not_be_used_is_named(place, tmp_path):
     good = make_certificate(tmp_path, "good")

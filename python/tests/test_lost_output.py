@@ -2,16 +2,20 @@
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import grpc
 import pytest
 from harness import PATIENCE, say_hello
+
+from django_grpc.management import output
 
 KINDS = ["dead pipe", "unread pipe", "closed", "full disk"]
 
@@ -156,3 +160,42 @@ def test_autoreload_goes_on(kind, silent, tmp_path):
 def test_mistake_has_its_status(kind, silent):
     server = silent(kind, servicers=["nowhere.grpc_hook"])
     assert server.process.wait(PATIENCE) == 1
+
+
+def fill(descriptor: int) -> None:
+    os.set_blocking(descriptor, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(descriptor, bytes(4096))
+
+
+def test_pipe_that_nobody_reads_is_waited_for_once(monkeypatch):
+    """Standard output and error are one pipe, mostly, and at the end several lines go there."""
+    waits = []
+
+    class Poll:
+        def __init__(self):
+            self.poll_object = select.poll()
+            self.register = self.poll_object.register
+
+        def poll(self, milliseconds):
+            waits.append(milliseconds > 0)
+            return self.poll_object.poll(0)
+
+    monkeypatch.setattr(output, "select", types.SimpleNamespace(poll=Poll, POLLOUT=select.POLLOUT))
+    reading, writing = os.pipe()
+    other = os.dup(writing)
+    try:
+        fill(writing)
+        assert [output._has_room(it) for it in (writing, other, writing)] == [False] * 3
+        assert waits == [True, False, False]
+        os.read(reading, 1 << 20)
+        assert output._has_room(other)
+        fill(writing)
+        assert not output._has_room(other)
+        assert waits[3:] == [False, True]
+        os.read(reading, 1 << 20)
+        assert output._has_room(other)
+    finally:
+        for descriptor in (reading, writing, other):
+            os.close(descriptor)

@@ -164,6 +164,7 @@ class TestInProcessServer:
         ("servicers", "text"),
         [
             ([5], "servicers holds 5, which is no dotted path and no function."),
+            ([Names], "servicers holds <class "),
             (grpc_hook, "servicers must be a list, not <function"),
             ("catalog.servicers.grpc_hook", "servicers must be a list, not 'catalog"),
         ],

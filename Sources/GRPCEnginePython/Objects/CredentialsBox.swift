@@ -78,6 +78,19 @@ final class CredentialsBox {
     return EngineTypes.current?.credentials.make(CredentialsBox(ServerCredentials(local: local)))
   }
 
+  /// `certificate_validity(chain)`.
+  static func validity(_ chain: PythonPointer) -> PythonPointer? {
+    guard let bytes = PythonBytes.contents(chain) else {
+      PythonError.raiseTypeError("a certificate chain must be PEM bytes")
+      return nil
+    }
+    guard let validity = ServerCredentials.validity(of: Array(bytes)) else {
+      return Self.refuse(.init(message: "there is no PEM certificate in the certificate chain"))
+    }
+    let moments = [validity.begin, validity.end]
+    return PythonCollections.tuple(count: 2) { PythonNumber.make(moments[$0]) }
+  }
+
   private static func refuse(_ error: ServerCredentials.InvalidCredentials) -> PythonPointer? {
     PythonError.raiseValueError("Cannot use the server credentials: \(error.message)")
     return nil

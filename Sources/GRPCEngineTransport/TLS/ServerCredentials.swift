@@ -24,6 +24,15 @@ package final class ServerCredentials: Sendable {
   /// What PEM text could not be used, and why.
   package struct InvalidCredentials: Error {
     package let message: String
+
+    package init(message: String) { self.message = message }
+  }
+
+  /// From when to when, in seconds since 1970, the first certificate of PEM text is valid; `nil` when there is
+  /// none.
+  package static func validity(of chain: [UInt8]) -> (begin: Int, end: Int)? {
+    guard let certificate = (try? NIOSSLCertificate.fromPEMBytes(chain))?.first else { return nil }
+    return (Int(certificate.notValidBefore), Int(certificate.notValidAfter))
   }
 
   /// What connections are served with.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -70,6 +72,7 @@ def ssl_server_credentials(
             client's does. Those of TLS 1.3 are fixed.
 
     Raises:
+        TypeError: A key pair is no bytes.
         ValueError: There is no pair, the text is no key or certificate, a key does not fit its
             certificate, client certificates are required without authorities for them, or HTTP/2
             does not allow the version or a suite.
@@ -151,6 +154,20 @@ def dynamic_ssl_server_credentials(
     return credentials
 
 
+def refused_because(certificate_chain: bytes) -> str | None:
+    """Say why clients refuse a certificate for its dates; None where they don't.
+
+    Raises:
+        ValueError: There is no PEM certificate.
+    """
+    begin, end = _engine.certificate_validity(certificate_chain)
+    now = time.time()
+    if begin <= now <= end:
+        return None
+    day = datetime.datetime.fromtimestamp(end if now > end else begin, datetime.UTC).date()
+    return f"it has expired on {day}" if now > end else f"it is not valid before {day}"
+
+
 def _checked(
     key_pairs: KeyPairs, root_certificates: bytes | str | None, require_client_auth: bool
 ) -> tuple[list[tuple[bytes, bytes]], bytes | None, bool]:
@@ -160,5 +177,11 @@ def _checked(
         raise ValueError("Illegal to require client auth without providing root certificates!")
     if isinstance(root_certificates, str):  # grpcio takes it, too
         root_certificates = root_certificates.encode()
+    for pair in key_pairs:
+        if any(isinstance(it, str) for it in pair):
+            raise TypeError(
+                "A key pair must be the content of PEM files, as bytes, not text or paths: "
+                "[(Path('server.key').read_bytes(), Path('server.pem').read_bytes())]."
+            )
     pairs = [(bytes(key), bytes(chain)) for key, chain in key_pairs]
     return pairs, root_certificates, require_client_auth

@@ -212,6 +212,11 @@ class HandlerTable:
             is_async,
         )
         for path, handler in known.items():
+            if _lacks_instance(handler):
+                raise TypeError(
+                    f"{path}: its servicer is a class; add an instance of it: "
+                    "add_MyServiceServicer_to_server(MyService(), server)"
+                )
             try:
                 if self._interceptors or path in asked_first:
                     native.add_resolved_method(
@@ -221,6 +226,22 @@ class HandlerTable:
                     native.add_method(path, handler)
             except (AttributeError, TypeError) as error:
                 raise TypeError(f"{path}: {error}") from error
+
+
+def _lacks_instance(handler: Any) -> bool:
+    """Whether the behaviour of a method handler is that of a class, which needs an instance."""
+    behaviors = (
+        getattr(handler, f"{request}_{response}", None)
+        for request in ("unary", "stream")
+        for response in ("unary", "stream")
+    )
+    for behavior in behaviors:
+        behavior = inspect.unwrap(behavior) if callable(behavior) else None
+        if inspect.isfunction(behavior):
+            code = behavior.__code__
+            needed = code.co_argcount - len(behavior.__defaults__ or ())
+            return needed == 3 and code.co_varnames[0] == "self"
+    return False
 
 
 def _lacks_self(interceptor: Any) -> bool:

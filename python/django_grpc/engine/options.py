@@ -36,7 +36,7 @@ class Mapping(NamedTuple):
     least: int
     #: The greatest one.
     greatest: int = _INT_MAX
-    #: Whether -1 or the greatest value takes the limit away, by leaving the setting out.
+    #: Whether -1 or the greatest int takes the limit away, by leaving the setting out.
     is_limit: bool = False
     #: The same where a setting left out has a limit: what the engine is told instead.
     unlimited: int | None = None
@@ -172,7 +172,7 @@ def configuration(options: Iterable[ChannelArgument]) -> dict[str, int]:
             continue
         if not isinstance(value, int):
             raise ValueError(f"The server option {name!r} needs a whole number, not {value!r}.")
-        if mapping.is_limit and (value == -1 or value >= mapping.greatest):
+        if mapping.is_limit and (value == -1 or value == mapping.greatest == _INT_MAX):
             if mapping.unlimited is not None:
                 settings[mapping.setting] = mapping.unlimited
             continue

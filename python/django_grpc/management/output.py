@@ -16,6 +16,8 @@ from django.core.management.base import BaseCommand, OutputWrapper
 _STANDARD = (0, 1, 2)
 #: Seconds that a write waits for somebody to read what fills a pipe; then it is lost.
 _PATIENCE = 1.0
+#: The pipes that nobody has read for so long, as device and inode; for them nothing waits again.
+_stuck: set[tuple[int, int]] = set()
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 # What a write to a stream raises: the system's error, or Python's own of one that is closed.
@@ -28,7 +30,6 @@ class TolerantOutput(OutputWrapper):
     def __init__(self, output: OutputWrapper) -> None:
         """Write to what the command had."""
         super().__init__(cast(TextIO, output))
-        self._patience = _PATIENCE
 
     def write(  # type: ignore[override]
         self,
@@ -57,15 +58,20 @@ class TolerantOutput(OutputWrapper):
             descriptor = self.fileno()
         except _ERRORS:  # no file
             return True
-        has_room = _has_room(descriptor, self._patience)
-        self._patience = _PATIENCE if has_room else 0.0  # the next lines need not wait as well
-        return has_room
+        return _has_room(descriptor)
 
 
-def _has_room(descriptor: int, seconds: float) -> bool:
+def _has_room(descriptor: int) -> bool:
+    """Whether a descriptor takes something at once, or soon."""
+    status = os.fstat(descriptor)
+    identity = (status.st_dev, status.st_ino)
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
-    return bool(poll.poll(seconds * 1000))
+    if poll.poll(0 if identity in _stuck else _PATIENCE * 1000):
+        _stuck.discard(identity)
+        return True
+    _stuck.add(identity)
+    return False
 
 
 def make_output_tolerant(command: BaseCommand) -> None:
@@ -111,7 +117,7 @@ def flush_or_lose() -> None:
         if stream is None:
             continue
         try:
-            if not _has_room(descriptor, _PATIENCE):
+            if not _has_room(descriptor):
                 raise BlockingIOError
             stream.flush()
         except _ERRORS:

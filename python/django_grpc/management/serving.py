@@ -19,7 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
 from django.db import DatabaseError, connections
 
-from django_grpc import conf, engine, utils
+from django_grpc import conf, engine, tracing, utils
 from django_grpc.addresses import format_address
 from django_grpc.certificates import CertificateWatcher
 from django_grpc.engine import loops
@@ -168,6 +168,8 @@ def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options
         ):
             for path in paths:
                 conf.import_configured(key, path)
+        if (problem := tracing.find_problem(config)) is not None:
+            raise conf.InvalidSetting(problem)
         if place.is_first:
             _run_checks(command, **options)
         serving = _Serving(command, place, shutdown, config, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import getattr_static
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import models
 from google.protobuf.descriptor import FieldDescriptor
@@ -15,6 +15,8 @@ from .errors import SerializationError
 from .plan import FieldPlan, plan_field
 from .schema import message_type
 
+Message = TypeVar("Message")
+
 #: Plans of pairs without a serializer of their own.
 _plans: dict[tuple[Any, type], Build] = {}
 #: Plans of pairs that a serializer class has something to say about.
@@ -23,7 +25,9 @@ _serializer_plans: dict[tuple[Any, type, type], Build] = {}
 _field_plans: dict[tuple[FieldDescriptor, type, type], FieldPlan] = {}
 
 
-def serialize_model(message_class: Any, instance: Any, serializers: Iterable[Any] = ()) -> Any:
+def serialize_model(
+    message_class: type[Message], instance: Any, serializers: Iterable[Any] = ()
+) -> Message:
     """Make a message of `message_class` from a model instance.
 
     Every field of the message is looked for on the model, as `docs/serializers.md` describes. The
@@ -43,8 +47,10 @@ def serialize_model(message_class: Any, instance: Any, serializers: Iterable[Any
     if not serializers:
         build = _plans.get((message_class, instance.__class__))
         if build is not None:
-            return build(instance, (), None)
-    return BaseModelSerializer.serialize_model(message_class, instance, serializers)
+            message: Message = build(instance, (), None)
+            return message
+    message = BaseModelSerializer.serialize_model(message_class, instance, serializers)
+    return message
 
 
 class BaseModelSerializer:

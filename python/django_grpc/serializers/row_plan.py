@@ -22,7 +22,7 @@ from .builder import BLANK
 from .columns import has_common_values
 from .errors import MISFITS, SerializationError
 from .model_fields import Kind, Source, find_source
-from .plan import FieldPlan, message_name, misfit, no_such_field, plan_field
+from .plan import FieldPlan, message_name, misfit, plan_field
 from .schema import is_repeated, message_type, oneofs
 from .values import (
     WRAPPERS,
@@ -181,7 +181,8 @@ def _plan_field(
     if source is None:
         if name not in scope.annotations:
             if getattr_static(model, name, None) is None:
-                raise no_such_field(field, model)
+                reason = f"it has no field, and the queryset no annotation, {name!r}"
+                raise refused(field, model, reason)
             raise refused(field, model, f"{model.__name__}.{name} is no column")
         source = Source(Kind.VALUE, name)
     if source.kind is Kind.MANY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import grpc
@@ -290,9 +291,26 @@ def test_method_handler_may_be_of_any_class(serve):
     assert ask(serve({"Echo": Handler()}), payload=b"x") == b"x"
 
 
+@ours_only("grpcio starts, and every call fails")
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_servicer_that_is_a_class_is_told_at_the_start(serve, is_wrapped):
+    class Servicer:
+        def method(self, request, context):
+            return request
+
+    def wrap(behavior):
+        return functools.wraps(behavior)(lambda request, context: behavior(request, context))
+
+    behavior = wrap(Servicer.method) if is_wrapped else Servicer.method
+    with pytest.raises(TypeError, match="/Call: its servicer is a class; add an instance of it"):
+        serve({"Call": unary_unary(behavior)})
+    for fitting in (Servicer().method, lambda self, context: self):
+        behavior = wrap(fitting) if is_wrapped else fitting
+        assert ask(serve({"Echo": unary_unary(behavior)}), payload=b"x") == b"x"
+
+
 def test_behavior_may_be_any_callable(serve):
     """Bound methods, partials and instances with `__call__` are behaviors."""
-    import functools
 
     class Servicer:
         def method(self, request, _context):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import logging
 import sys
 
 import grpc
@@ -13,6 +14,8 @@ from django_grpc import engine
 
 from .support import (
     KINDS,
+    LOGGER_NAME,
+    OURS,
     PATIENCE,
     SERVICE,
     echo,
@@ -213,6 +216,18 @@ def test_interceptor_that_returns_none(serve):
     """None is no handler: the call is UNIMPLEMENTED."""
     served = serve(interceptors=[Doing(lambda _c, _d: None)])
     assert failure(lambda: ask(served)).code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_interceptor_that_returns_no_handler(serve, caplog):
+    """Whatever it is, the log says what is needed."""
+    served = serve(interceptors=[Doing(lambda _c, _d: 5)])
+    with caplog.at_level(logging.ERROR, LOGGER_NAME):
+        assert failure(lambda: ask(served)).code() is grpc.StatusCode.UNKNOWN
+        assert eventually(lambda: len(caplog.records) >= 1)
+    if OURS:
+        said = caplog.records[0].getMessage()
+        assert "a method handler is needed where an interceptor or a servicer gave" in said
+        assert "an object of type 'int'" in said
 
 
 def test_interceptor_that_raises(serve, caplog):
