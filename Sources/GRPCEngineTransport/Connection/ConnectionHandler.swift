@@ -192,7 +192,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   package func channelReadComplete(context: ChannelHandlerContext) {
     self.isReading = false
     self.lifecycle.read(now: self.eventLoop.now)
-    if self.isDrainPingAnswered {
+    if self.isDrainPingAnswered, !self.isClosing, !self.hasFailed {
       self.isDrainPingAnswered = false
       self.perform(self.lifecycle.drainPingAnswered())
     }

@@ -307,6 +307,23 @@ final class ConnectionHandlerTests {
     #expect(client.goAways.map(\.last) == [Self.maxStreamID, second])
   }
 
+  @Test("An error that comes with the answer to a drain's ping is the last that is said")
+  func errorBehindPingAnswer() throws {
+    let (client, connection) = try self.recorder.connect()
+    _ = try client.answer(on: client.open("/a/b", isEnd: true))
+    client.answersPings = false
+    connection.registry.drain {}
+    connection.advance(by: .zero)
+    try client.wait("a ping") { client.pings.count == 1 }
+    let ping = client.pings[0]
+    client.send { writer in
+      writer.ping(ping, isAck: true)
+      writer.data(ByteBuffer(), on: 0)
+    }
+    try client.waitForClose()
+    #expect(client.goAways.map(\.code) == [ErrorCode.noError, ErrorCode.protocolError])
+  }
+
   @Test("What is held for no stream counts: half a header block, answers that nobody reads")
   func overhead() throws {
     let (client, connection) = try self.recorder.connect()
