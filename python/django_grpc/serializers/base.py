@@ -12,6 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from .builder import Build, make_builder
 from .errors import SerializationError
+from .messages import message_to_python as message_to_python
 from .plan import FieldPlan, plan_field
 from .schema import message_type
 

@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import importlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -441,3 +442,19 @@ def _root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def __getattr__(name: str) -> Any:
+    """Give what the module of django-grpc has from elsewhere, for who imports or patches it there.
+
+    It is not here from the start because the parent of worker processes loads no engine.
+    """
+    if name in ("create_server", "extract_handlers"):
+        from django_grpc import utils
+
+        return getattr(utils, name)
+    if name in ("asyncio", "signal", "time"):
+        return importlib.import_module(name)
+    if name == "autoreload":
+        return importlib.import_module("django.utils.autoreload")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
