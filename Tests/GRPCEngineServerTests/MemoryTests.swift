@@ -167,6 +167,31 @@ struct MemoryTests {
     }
   }
 
+  @Test("Peers that leave header blocks unfinished make room for others")
+  func unfinishedBlocks() throws {
+    try RunningServer.run(
+      ["/t/echo": TestHandler.echo()],
+      configuration: Self.configuration(pool: Self.mib)
+    ) { running in
+      let part = ByteBuffer(repeating: 0, count: 16_000)
+      let peers = try (0..<100).map { _ in
+        let peer = try running.connect()
+        peer.send { writer in
+          writer.frame(RawFrame(type: FrameType.headers, stream: 1, payload: part))
+          for _ in 0..<3 {
+            writer.frame(RawFrame(type: FrameType.continuation, stream: 1, payload: part))
+          }
+        }
+        return peer
+      }
+      try poll("relief") { self.held(running) <= Self.mib }
+      let message = [UInt8](repeating: 7, count: 50_000)
+      #expect(try running.connect().unary("/t/echo", message).payloads == [message])
+      for peer in peers { peer.connection.close() }
+      try poll("the memory's return") { self.held(running) <= 4096 }
+    }
+  }
+
   @Test("Answers that a peer does not read count, and are reset when all is too much")
   func unreadAnswers() throws {
     try RunningServer.run(

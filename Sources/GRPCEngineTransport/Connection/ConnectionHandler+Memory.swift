@@ -22,7 +22,8 @@ extension ConnectionHandler {
 
   /// Counts what the peer makes the protocol itself hold.
   func chargeOverhead() {
-    let overhead = self.http2.overhead
+    // One that has failed is rid of it in a moment, and whoever looks for memory has to look elsewhere.
+    let overhead = self.hasFailed ? 0 : self.http2.overhead
     guard overhead != self.overhead else { return }
     self.unreported += overhead - self.overhead
     self.overhead = overhead
@@ -97,13 +98,14 @@ extension ConnectionHandler {
     let shares = self.openStreams.lazy.map(\.share)
     let streams = self.memory.newestHalf(shares, isOnlyHolder: self.isOnlyHolder)
     self.abandon(streams)
-    if streams.isEmpty, self.overhead > 0, !self.isOnlyHolder {
+    let isEnding = streams.isEmpty && self.overhead > 0 && !self.isOnlyHolder
+    if isEnding {
       self.fail(
         HTTP2ConnectionError(.enhanceYourCalm, "The client makes the server hold too much memory")
       )
     }
     self.flush()
-    if !streams.isEmpty, self.registry.memory.isFull { self.registry.relieve() }
+    if isEnding || !streams.isEmpty, self.registry.memory.isFull { self.registry.relieve() }
   }
 
   private func abandon(_ streams: [Int]) {

@@ -49,7 +49,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   /// How many frames had been sent when the peer pinged last.
   private var sentFrames = 0
   /// The connection has been ended with GOAWAY, for what the peer did.
-  private var hasFailed = false
+  private(set) var hasFailed = false
   /// Since when nothing more is served or sent.
   private var closingSince: NIODeadline?
   private var isClosing: Bool { self.closingSince != nil }
@@ -402,6 +402,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.hasFailed = true
     self.statistics[.connectionsFailed].add()
     self.http2.sendGoAway(error.code, error.reason)
+    self.forgetOverhead()
     self.closeSoon()
   }
 
