@@ -22,6 +22,8 @@ final class Bindings: Sendable {
   let logError: PythonHandle
   /// `end_child()`.
   let endChild: PythonHandle
+  /// `concurrent.futures.ThreadPoolExecutor`.
+  let threadPool: PythonHandle
   let coroutines: CoroutineBindings
   let run: PythonHandle
   let close: PythonHandle
@@ -44,6 +46,7 @@ final class Bindings: Sendable {
       let abortError = value("abort_error"), let metadatum = value("metadatum"),
       let copyContext = value("copy_context"), let logException = value("log_exception"),
       let logError = value("log_error"), let endChild = value("end_child"),
+      let threadPool = value("thread_pool"),
       let functions = value("coroutines"),
       let coroutines = CoroutineBindings(functions.pointer),
       let run = PythonString.intern("run"),
@@ -59,6 +62,7 @@ final class Bindings: Sendable {
     self.logException = logException
     self.logError = logError
     self.endChild = endChild
+    self.threadPool = threadPool
     self.coroutines = coroutines
     self.run = run
     self.close = close

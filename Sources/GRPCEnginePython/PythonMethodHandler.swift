@@ -76,7 +76,11 @@ final class BoundMethod: Sendable {
     else { return nil }
     self.colour = PythonNumber.int(colour.pointer).flatMap { Colour(rawValue: $0) } ?? .plain
     self.isNonBlocking = nonBlocking.map { Python.isTrue($0.pointer) } ?? false
-    self.threadPool = Python.optionalAttribute(self.behavior.pointer, "experimental_thread_pool")
+    // Nothing else, as grpcio: a mock has every attribute.
+    let pool = Python.optionalAttribute(self.behavior.pointer, "experimental_thread_pool")
+    self.threadPool = pool.flatMap { pool in
+      PyObject_IsInstance(pool.pointer, bindings.threadPool.pointer) == 1 ? pool : nil
+    }
     self.isAlone =
       isRegistered && self.threadPool == nil && Self.isNative(self.requestDeserializer)
       && Self.isNative(self.responseSerializer)

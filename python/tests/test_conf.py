@@ -392,6 +392,20 @@ def test_configured_path_that_fails_is_named(path, complaint):
     assert complaint in str(caught.value)
 
 
+def test_decorated_function_counts_as_what_the_decorator_takes(tmp_path, monkeypatch):
+    (tmp_path / "decorated.py").write_text(
+        "import functools\n"
+        "def inner(server, given): return server, given\n"
+        "@functools.wraps(inner)\n"
+        "def hook(server): return inner(server, 5)\n"
+        "@functools.wraps(inner)\n"
+        "def check(): inner(1, 2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert conf.call_configured("servicers", "decorated.hook", "server") == ("server", 5)
+    assert conf.import_configured("health.checks", "decorated.check")() is None
+
+
 def test_fault_in_the_code_of_a_configured_module_propagates(tmp_path, monkeypatch):
     (tmp_path / "faulty_servicer.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -303,7 +303,8 @@ def _refuse_misfit(
 ) -> None:
     """Say what to give instead where a function does not take such arguments."""
     try:
-        inspect.signature(function).bind(*arguments)
+        # What a decorator takes counts, and not what it has wrapped.
+        inspect.signature(function, follow_wrapped=False).bind(*arguments)
     except TypeError as error:
         message = f"{_place(key)}: '{path}' can't be called as it has to be."
         raise InvalidSetting(Problem("E014", message, _HINTS[key])) from error

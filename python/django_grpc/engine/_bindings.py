@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import grpc
@@ -59,6 +60,7 @@ _engine.configure(
         "log_exception": _log_exception,
         "log_error": _log_error,
         "end_child": _end_child,
+        "thread_pool": ThreadPoolExecutor,
         "coroutines": coroutines.BINDINGS,
     }
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import grpc
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
         MethodHandler,
         Surroundings,
     )
+
+logger = logging.getLogger("django_grpc")
+
+#: An attribute of a behaviour that `django_grpc.signals` has wrapped: the one that it was.
+WRAPPED_BEHAVIOR = "_django_grpc_behavior"
 
 #: What generated code makes; it answers by path alone, so it can be looked through in advance.
 _DictionaryHandler = type(grpc.method_handlers_generic_handler("", {}))
@@ -211,12 +217,13 @@ class HandlerTable:
             self._must_ask or bool(self._interceptors),
             is_async,
         )
+        if without := sorted(it for it, handler in known.items() if _lacks_instance(handler)):
+            logger.warning(
+                "All calls of %s fail: a servicer class was added in the place of an instance. "
+                "Write add_MyServiceServicer_to_server(MyService(), server).",
+                ", ".join(without),
+            )
         for path, handler in known.items():
-            if _lacks_instance(handler):
-                raise TypeError(
-                    f"{path}: its servicer is a class; add an instance of it: "
-                    "add_MyServiceServicer_to_server(MyService(), server)"
-                )
             try:
                 if self._interceptors or path in asked_first:
                     native.add_resolved_method(
@@ -230,13 +237,9 @@ class HandlerTable:
 
 def _lacks_instance(handler: Any) -> bool:
     """Whether the behaviour of a method handler is that of a class, which needs an instance."""
-    behaviors = (
-        getattr(handler, f"{request}_{response}", None)
-        for request in ("unary", "stream")
-        for response in ("unary", "stream")
-    )
-    for behavior in behaviors:
-        behavior = inspect.unwrap(behavior) if callable(behavior) else None
+    for kinds in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+        behavior = getattr(handler, kinds, None)
+        behavior = getattr(behavior, WRAPPED_BEHAVIOR, behavior)
         if inspect.isfunction(behavior):
             code = behavior.__code__
             needed = code.co_argcount - len(behavior.__defaults__ or ())

@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 
 from django_grpc.engine import AbortError
+from django_grpc.engine.handlers import WRAPPED_BEHAVIOR
 from django_grpc.engine.types import (
     AsyncServicerContext,
     GenericHandler,
@@ -196,6 +197,7 @@ def wrap_method_handler(
 def _like(behavior: Behavior, wrapper: Behavior) -> Behavior:
     """Give the wrapper what a server, a reader or a tool looks for on the method."""
     functools.update_wrapper(wrapper, behavior)
+    setattr(wrapper, WRAPPED_BEHAVIOR, behavior)
     for name in ("experimental_non_blocking", "experimental_thread_pool"):
         if hasattr(behavior, name):  # on a class, where update_wrapper doesn't look
             setattr(wrapper, name, getattr(behavior, name))

@@ -263,6 +263,7 @@ class ServerFactory:
         credentials: Any = None,
         handlers: Iterable[grpc.GenericRpcHandler] = (),
         limits: Mapping[str, Mapping[str, Any]] | None = None,
+        register: Callable[[Any], object] = lambda server: None,
         **kwargs: Any,
     ) -> Served:
         """A started server of `methods` of `SERVICE` and of `handlers`, on `address`.
@@ -271,6 +272,7 @@ class ServerFactory:
             methods: by default one, Echo, that answers with its request.
             credentials: what `ssl_server_credentials` made, for a secure port.
             limits: limits of methods by pattern, which only our engine has.
+            register: adds more handlers to the server.
             kwargs: `workers`, and what `grpc.server` takes.
         """
         server: Any = self.bare(**kwargs)
@@ -278,6 +280,7 @@ class ServerFactory:
             server.set_method_limits(pattern, **values)
         methods = {"Echo": unary_unary(echo)} if methods is None else methods
         server.add_generic_rpc_handlers((service(methods), *handlers))
+        register(server)
         if credentials is None:
             port = server.add_insecure_port(address)
         else:

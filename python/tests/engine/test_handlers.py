@@ -8,6 +8,8 @@ import threading
 import grpc
 import pytest
 
+from django_grpc.signals.wrapper import SignalWrapper
+
 from .support import (
     KINDS,
     PATIENCE,
@@ -291,22 +293,48 @@ def test_method_handler_may_be_of_any_class(serve):
     assert ask(serve({"Echo": Handler()}), payload=b"x") == b"x"
 
 
-@ours_only("grpcio starts, and every call fails")
-@pytest.mark.parametrize("is_wrapped", [False, True])
-def test_servicer_that_is_a_class_is_told_at_the_start(serve, is_wrapped):
+def add_class(server):
+    """What generated code does with a class in the place of an instance."""
+
     class Servicer:
         def method(self, request, context):
             return request
 
-    def wrap(behavior):
-        return functools.wraps(behavior)(lambda request, context: behavior(request, context))
+        @staticmethod
+        def fitting(request, context):
+            return request
 
-    behavior = wrap(Servicer.method) if is_wrapped else Servicer.method
-    with pytest.raises(TypeError, match="/Call: its servicer is a class; add an instance of it"):
-        serve({"Call": unary_unary(behavior)})
-    for fitting in (Servicer().method, lambda self, context: self):
-        behavior = wrap(fitting) if is_wrapped else fitting
-        assert ask(serve({"Echo": unary_unary(behavior)}), payload=b"x") == b"x"
+    methods = {"Method": unary_unary(Servicer.method), "Fitting": unary_unary(Servicer.fitting)}
+    server.add_registered_method_handlers(SERVICE, methods)
+
+
+@ours_only("grpcio says nothing")
+@pytest.mark.parametrize("wrap", [lambda server: server, SignalWrapper])
+def test_servicer_that_is_a_class_is_warned_of(serve, caplog, wrap):
+    served = serve(register=lambda server: add_class(wrap(server)))
+    [record] = [it for it in caplog.records if it.name == "django_grpc"]
+    assert record.getMessage().startswith(f"All calls of /{SERVICE}/Method fail: a servicer class")
+    assert ask(served, "Fitting", b"x") == b"x"
+    assert failure(lambda: ask(served, "Method")).code() is grpc.StatusCode.UNKNOWN
+
+
+@pytest.mark.parametrize("is_signalling", [False, True])
+def test_behavior_that_looks_like_a_method_of_a_class(serve, caplog, is_signalling):
+    """It is wrapped by what knows the instance, as frameworks do that make one for each call."""
+
+    def method(self, request, context):
+        return request
+
+    @functools.wraps(method)
+    def wrapped(request, context):
+        return method(None, request, context)
+
+    def add(server):
+        server = SignalWrapper(server) if is_signalling else server
+        server.add_registered_method_handlers(SERVICE, {"Wrapped": unary_unary(wrapped)})
+
+    assert ask(serve(register=add), "Wrapped", b"x") == b"x"
+    assert caplog.records == []
 
 
 def test_behavior_may_be_any_callable(serve):

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections import Counter
+from unittest import mock
 
 import grpc
 import pytest
@@ -425,6 +426,14 @@ def test_behavior_may_bring_a_thread_pool_of_its_own(serve):
         served = serve({"Call": unary_unary(body)})
         served.run("unary_unary", "Call")
     assert seen[0].startswith("of-its-own")
+
+
+def test_what_is_no_thread_pool_runs_nothing(serve):
+    """A mock has every attribute, and each is a mock."""
+    behavior = mock.Mock(return_value=b"mocked")
+    served = serve({"Call": unary_unary(behavior)})
+    assert served.run("unary_unary", "Call") == [b"mocked"]
+    behavior.assert_called_once()
 
 
 @ours_only("grpcio's threads are its user's")
