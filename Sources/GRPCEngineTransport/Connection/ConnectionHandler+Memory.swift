@@ -22,6 +22,8 @@ extension ConnectionHandler {
 
   /// Counts what the peer makes the protocol itself hold.
   func chargeOverhead() {
+    // It may be gone since the write that this comes after: nobody would take the charge back.
+    guard self.context != nil else { return }
     // One that has failed is rid of it in a moment, and whoever looks for memory has to look elsewhere.
     let overhead = self.hasFailed ? 0 : self.http2.overhead
     guard overhead != self.overhead else { return }
@@ -95,6 +97,8 @@ extension ConnectionHandler {
   /// Gives back half of what the peer makes the server hold.
   func relieve() {
     self.holding.endRelief()
+    // Much may have been given back since it was asked for.
+    guard self.registry.memory.isFull else { return }
     let shares = self.openStreams.lazy.map(\.share)
     let streams = self.memory.newestHalf(shares, isOnlyHolder: self.isOnlyHolder)
     self.abandon(streams)

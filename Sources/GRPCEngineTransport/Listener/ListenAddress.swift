@@ -22,6 +22,9 @@ package enum ListenAddress: Hashable, Sendable {
       var path = text.dropFirst("unix:".count)
       if path.hasPrefix("//") { path = path.dropFirst(2) }
       guard !path.isEmpty else { throw Malformed(message: "'\(text)' names no socket") }
+      guard !path.utf8.contains(0) else {
+        throw Malformed(message: "'\(text)' has a null character, which no path can have")
+      }
       self = .unix(path: String(path))
       return
     }

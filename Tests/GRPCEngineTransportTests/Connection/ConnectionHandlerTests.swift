@@ -307,6 +307,27 @@ final class ConnectionHandlerTests {
     #expect(client.goAways.map(\.last) == [Self.maxStreamID, second])
   }
 
+  /// A socket that is found broken as it is written to.
+  private final class BrokenSocket: ChannelOutboundHandler {
+    typealias OutboundIn = IOData
+
+    func flush(context: ChannelHandlerContext) { context.close(promise: nil) }
+  }
+
+  @Test("What a connection held for no stream is given back when it ends amid a write")
+  func overheadOfBrokenConnection() throws {
+    let (client, connection) = try self.recorder.connect()
+    try connection.channel.pipeline.syncOperations.addHandler(BrokenSocket(), position: .first)
+    let block = ByteBuffer(repeating: 0, count: 8000)
+    client.send { writer in
+      writer.settings()
+      writer.frame(RawFrame(type: FrameType.headers, stream: 1, payload: block))
+    }
+    connection.advance(by: .zero)
+    #expect(!connection.isOpen)
+    #expect(connection.registry.memory.held == 0)
+  }
+
   @Test("An error that comes with the answer to a drain's ping is the last that is said")
   func errorBehindPingAnswer() throws {
     let (client, connection) = try self.recorder.connect()

@@ -31,7 +31,7 @@ struct ListenAddressTests {
     "An address that says too little or too much is refused by its text",
     arguments: [
       "", "localhost", "localhost:", "localhost:http", "localhost:65536", "localhost:-1", "::1:80",
-      "unix:", "unix://", "unix-abstract:", "[::1]",
+      "unix:", "unix://", "unix-abstract:", "unix:a\0b", "[::1]",
     ]
   )
   func malformed(text: String) {
