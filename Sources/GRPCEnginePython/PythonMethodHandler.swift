@@ -75,8 +75,8 @@ final class BoundMethod: Sendable {
       )
     else { return nil }
     self.colour = PythonNumber.int(colour.pointer).flatMap { Colour(rawValue: $0) } ?? .plain
-    self.isNonBlocking = nonBlocking.map { Python.isTrue($0.pointer) } ?? false
-    // Nothing else, as grpcio: a mock has every attribute.
+    // Nothing else of the two: a mock has every attribute.
+    self.isNonBlocking = nonBlocking?.pointer == py_true()
     let pool = Python.optionalAttribute(self.behavior.pointer, "experimental_thread_pool")
     self.threadPool = pool.flatMap { pool in
       PyObject_IsInstance(pool.pointer, bindings.threadPool.pointer) == 1 ? pool : nil

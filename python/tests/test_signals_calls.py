@@ -367,6 +367,15 @@ def test_mocks_of_send_are_called(serve):
     finished_send.assert_called_once_with(None, request=b"request", context=mock.ANY)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_mocks_answer(serve, kind):
+    """A mock has every attribute that a method may have, and each is a mock."""
+    is_stream = kind.endswith("stream")
+    behavior = mock.Mock(side_effect=lambda request, context: iter([b"a"]) if is_stream else b"a")
+    assert call(serve(kind, behavior), kind) == [b"a"]
+    behavior.assert_called_once()
+
+
 def _non_blocking(method):
     method.experimental_non_blocking = True
     return method

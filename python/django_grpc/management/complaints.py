@@ -19,10 +19,7 @@ _REASONS = {
 
 def about_address(address: str, error: OSError | RuntimeError) -> str:
     """Say why calls can't be served on an address."""
-    reason = _reason(error)
-    if address.startswith("unix:"):
-        reason = _why_no_socket(address.partition(":")[2].removeprefix("//")) or reason
-    return f"The server can't listen on {address}: {reason}."
+    return f"The server can't listen on {address}: {_reason(error, address)}."
 
 
 def _why_no_socket(path: str) -> str | None:
@@ -44,7 +41,7 @@ def _why_no_socket(path: str) -> str | None:
 def about_metrics(address: str | None, error: OSError | RuntimeError) -> str:
     """Say why metrics can't be served on an address, and what to do."""
     return (
-        f"Metrics can't be served on {address}: {_reason(error)}. Change --metrics or "
+        f"Metrics can't be served on {address}: {_reason(error, address)}. Change --metrics or "
         f"{conf.SETTING}['metrics']."
     )
 
@@ -74,7 +71,10 @@ def naming_share() -> Iterator[None]:
         raise CommandError(f"{what}: {error.strerror}.") from error
 
 
-def _reason(error: OSError | RuntimeError) -> str:
+def _reason(error: OSError | RuntimeError, address: str | None) -> str:
+    if address is not None and address.startswith("unix:"):
+        if reason := _why_no_socket(address.partition(":")[2].removeprefix("//")):
+            return reason
     # The engine raises grpcio's RuntimeError, caused by the system's own error.
     cause = error if isinstance(error, OSError) else error.__cause__
     if isinstance(cause, OSError):

@@ -44,7 +44,7 @@ _ASYNC = {
 
 def shape_of(behavior: Behavior, *, response_streaming: bool) -> Shape:
     """Say which shape a method has."""
-    if getattr(behavior, "experimental_non_blocking", False):
+    if getattr(behavior, "experimental_non_blocking", False) is True:  # as no mock's is
         return Shape.CALLBACK
     plain = Shape.ITERATOR if response_streaming else Shape.VALUE
     return _ASYNC.get(colour(behavior), plain)
