@@ -343,12 +343,14 @@ class Supervisor:
             else:
                 self._selector.unregister(listening.socket)
 
-    def _accept(self, listening: ListeningSocket, most: int = _BATCH) -> None:
+    def _accept(
+        self, listening: ListeningSocket, most: int = _BATCH, *, heeds_limit: bool = True
+    ) -> None:
         try:
             for connection in accept(listening.socket, most):
                 self._waiting = connection
                 self._give_waiting()
-                if self._is_full or self._has_waiting:
+                if self._has_waiting or (heeds_limit and self._is_full):
                     return
         except OSError as error:  # no more descriptors, mostly
             now = time.monotonic()
@@ -393,8 +395,9 @@ class Supervisor:
         for listening in self._listeners:
             if self._is_accepting:
                 self._selector.unregister(listening.socket)
-            if not self._has_waiting and not self._is_full:
-                self._accept(listening, BACKLOG)
+            if not self._has_waiting:
+                # Past the limit too: they would have had their turn as others go, as they do now.
+                self._accept(listening, BACKLOG, heeds_limit=False)
             listening.close()
         # Those of the metrics too, as a successor needs them: the workers let go of theirs.
         for listening in self._metrics:

@@ -42,8 +42,9 @@ def test_connections_that_a_killed_worker_has_not_taken_go_to_others(serve):
     assert server.stop() == 0
 
 
-def test_who_has_connected_when_the_server_stops_is_served(serve):
-    server = serve(workers=2)
+@pytest.mark.parametrize("limit", [None, 10])
+def test_who_has_connected_when_the_server_stops_is_served(limit, serve):
+    server = serve(workers=2, max_connections=limit)
     host, port = server.wait_up().split(":")
     server.process.send(signal.SIGSTOP)
     with contextlib.ExitStack() as at_end:
