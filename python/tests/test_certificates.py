@@ -159,7 +159,7 @@ def test_log_handler_that_raises_does_not_end_the_watcher(tmp_path, watch):
 
 @pytest.mark.parametrize(
     ("shift", "reason"),
-    [(-5, "it has expired on "), (5, "it is not valid before "), (0, None)],
+    [(-5, "it expired at "), (5, "it is not valid before "), (0, None)],
 )
 def test_certificate_that_clients_refuse_for_its_dates_is_warned_of(
     shift, reason, tmp_path, caplog

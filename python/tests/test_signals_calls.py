@@ -367,11 +367,26 @@ def test_mocks_of_send_are_called(serve):
     finished_send.assert_called_once_with(None, request=b"request", context=mock.ANY)
 
 
+class Specified:
+    def method(self, request, context):
+        """What mocks are made of."""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        mock.Mock,
+        mock.MagicMock,
+        lambda: mock.create_autospec(Specified, instance=True).method,
+        lambda: mock.create_autospec(Specified().method),
+    ],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_mocks_answer(serve, kind):
+def test_mocks_answer(serve, kind, make):
     """A mock has every attribute that a method may have, and each is a mock."""
     is_stream = kind.endswith("stream")
-    behavior = mock.Mock(side_effect=lambda request, context: iter([b"a"]) if is_stream else b"a")
+    behavior = make()
+    behavior.side_effect = lambda request, context: iter([b"a"]) if is_stream else b"a"
     assert call(serve(kind, behavior), kind) == [b"a"]
     behavior.assert_called_once()
 

@@ -13,6 +13,7 @@ import enum
 import functools
 import inspect
 import threading
+import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,9 @@ def colour(behavior: Any) -> Colour:
     while isinstance(behavior, functools.partial):
         behavior = behavior.func
     for candidate in (behavior, getattr(behavior, "__call__", None)):  # noqa: B004
+        # A mock's is a mock, of which `inspect` and `isinstance` believe everything.
+        if type(getattr(candidate, "__code__", None)) not in (types.CodeType, types.NoneType):
+            continue
         if iscoroutinefunction(candidate):
             return Colour.COROUTINE
         if inspect.isasyncgenfunction(candidate):

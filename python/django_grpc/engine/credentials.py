@@ -164,8 +164,8 @@ def refused_because(certificate_chain: bytes) -> str | None:
     now = time.time()
     if begin <= now <= end:
         return None
-    day = datetime.datetime.fromtimestamp(end if now > end else begin, datetime.UTC).date()
-    return f"it has expired on {day}" if now > end else f"it is not valid before {day}"
+    moment = datetime.datetime.fromtimestamp(end if now > end else begin, datetime.UTC)
+    return f"it expired at {moment}" if now > end else f"it is not valid before {moment}"
 
 
 def _checked(

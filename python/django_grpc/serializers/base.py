@@ -14,7 +14,7 @@ from .builder import Build, make_builder
 from .errors import SerializationError
 from .messages import message_to_python as message_to_python
 from .plan import FieldPlan, plan_field
-from .schema import message_type
+from .schema import message_type, require_message_class
 
 Message = TypeVar("Message")
 
@@ -46,10 +46,14 @@ def serialize_model(
         SerializationError: The model has nothing for a message field, or a value does not fit.
     """
     if not serializers:
-        build = _plans.get((message_class, instance.__class__))
+        try:
+            build = _plans.get((message_class, instance.__class__))
+        except TypeError:  # a message, which has no hash
+            build = None
         if build is not None:
             message: Message = build(instance, (), None)
             return message
+    require_message_class(message_class)
     message = BaseModelSerializer.serialize_model(message_class, instance, serializers)
     return message
 

@@ -25,7 +25,7 @@ from django_grpc._engine import RowEncoder, RowIterator, make_row_encoder
 
 from .errors import SerializationError
 from .row_plan import Columns, Scope, plan_message
-from .schema import is_map, is_repeated, message_type
+from .schema import is_map, is_repeated, message_type, require_message_class
 from .values import EPOCH
 
 
@@ -101,6 +101,7 @@ def serialize_queryset(
         SerializationError: The model has nothing for a message field, or rows don't hold it, or
             (from the iterator: when it comes to it) a value does not fit.
     """
+    require_message_class(message_class)
     if isinstance(queryset, Manager):
         queryset = queryset.all()
     if not isinstance(queryset, QuerySet) or not issubclass(

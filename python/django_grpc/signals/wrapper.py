@@ -1,5 +1,6 @@
 """Servicers' methods, with the signals of a call's life sent around them."""
 
+import contextlib
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -196,7 +197,8 @@ def wrap_method_handler(
 
 def _like(behavior: Behavior, wrapper: Behavior) -> Behavior:
     """Give the wrapper what a server, a reader or a tool looks for on the method."""
-    functools.update_wrapper(wrapper, behavior)
+    with contextlib.suppress(TypeError):  # a mock's name may be a mock
+        functools.update_wrapper(wrapper, behavior)
     setattr(wrapper, WRAPPED_BEHAVIOR, behavior)
     for name in ("experimental_non_blocking", "experimental_thread_pool"):
         if hasattr(behavior, name):  # on a class, where update_wrapper doesn't look

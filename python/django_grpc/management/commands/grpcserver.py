@@ -235,15 +235,17 @@ class Command(BaseCommand):
                 self._supervise(config, shutdown, **options)
             else:
                 shutdown.wake_for_signals()
-                for name in unheeded_limits(config):
-                    self.say(f"One process is not replaced: '{name}' counts with more 'workers'.")
+                self._say_unheeded(config)
                 self._serve_alone(shutdown, **options)
 
     def _serve_reloaded(self, shutdown: ShutdownRequest, **options: Any) -> None:
         try:
             self._say_starting()
-            if self.get_config(**options).worker_count > 1:
+            config = self.get_config(**options)
+            if config.worker_count > 1:
                 self.say("With --autoreload there is one process: 'workers' does not count.")
+            else:
+                self._say_unheeded(config)
             self._serve_alone(shutdown, **options)
         except StoppedAtStart as stopped:  # by the other thread, which waits for this one
             self._say_stopped_at_start(stopped, **options)
@@ -255,6 +257,10 @@ class Command(BaseCommand):
                 end_process_soon(reloading.HOPELESS_STATUS, seconds=0)
             elif isinstance(cause := _root_cause(error), ImportError | SystemExit):
                 raise cause from None  # what its traceback names is watched
+
+    def _say_unheeded(self, config: conf.ServerConfig) -> None:
+        for name in unheeded_limits(config):
+            self.say(f"One process is not replaced: '{name}' counts with more 'workers'.")
 
     def _say_stopped_at_start(self, stopped: StoppedAtStart, **options: Any) -> None:
         self.say_stopping(stopped.reason, self.get_config(**options).grace)
