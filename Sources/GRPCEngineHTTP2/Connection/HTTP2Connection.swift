@@ -95,6 +95,8 @@ package struct HTTP2Connection: ~Copyable {
   var ready = StreamQueue()
   /// Streams that have something to send, and wait for the connection's window.
   var starved = StreamQueue()
+  /// How many frames have been read.
+  private var frames = 0
   /// How many frames of HEADERS, DATA and WINDOW_UPDATE have left.
   package internal(set) var sentFrames = 0
 
@@ -134,6 +136,13 @@ package struct HTTP2Connection: ~Copyable {
     self.output.count + self.reader.count + (self.block?.bytes.readableBytes ?? 0)
   }
 
+  /// Which frame or header block has come in part, as a number that others do not have; `nil` for none. DATA is told
+  /// as it comes, and does not count.
+  package var unfinished: Int? {
+    if let block = self.block { return -block.header.stream }
+    return self.reader.count > 0 ? self.frames : nil
+  }
+
   package var openStreams: Int { self.streams.count }
 
   /// The stream with a number; `nil` when it is not open.
@@ -163,11 +172,15 @@ package struct HTTP2Connection: ~Copyable {
   ) throws(HTTP2ConnectionError) -> Event? {
     switch piece {
     case .data(let header, let content, let windowLength, let isFirst, let isLast):
-      if isFirst { try self.check(header) }
+      if isFirst {
+        self.frames &+= 1
+        try self.check(header)
+      }
       let isEnd = isLast && header.has(FrameFlag.endStream)
       if isFirst, isLast, !isEnd, content.readableBytes == 0 { try self.countEmptyData(now) }
       return try self.data(header.stream, content, windowLength, isEnd: isEnd, now)
     case .frame(let header, let content):
+      self.frames &+= 1
       try self.check(header)
       return try self.event(of: header, content, now)
     }

@@ -16,8 +16,14 @@ extension ConnectionHandler {
   func charge(_ share: inout MemoryAccount.Share, held: Int, unsent: Int, isComplete: Bool) {
     let change = self.memory.charge(&share, held: held, unsent: unsent, isComplete: isComplete)
     self.unreported += change
-    if abs(self.unreported) > Self.unreportedMemory { self.reportMemory() }
+    if abs(self.unreported) > Self.unreportedMemory || self.isReportedTwice { self.reportMemory() }
     if change < 0, self.memory.isTight { self.reviewMemorySoon() }
+  }
+
+  /// Whether the pool knows of twice as much as is held: many connections that have held something once would
+  /// fill it with nothing.
+  private var isReportedTwice: Bool {
+    self.unreported < 0 && self.holding.value < -2 * self.unreported
   }
 
   /// Counts what the peer makes the protocol itself hold.
@@ -94,11 +100,11 @@ extension ConnectionHandler {
     }
   }
 
-  /// Gives back half of what the peer makes the server hold.
-  func relieve() {
-    self.holding.endRelief()
-    // Much may have been given back since it was asked for.
-    guard self.registry.memory.isFull else { return }
+  /// Gives back half of what the peer makes the server hold, unless that is less than `least` by now.
+  ///
+  /// - Returns: whether something is given.
+  func relieve(_ least: Int) -> Bool {
+    guard self.context != nil, self.holding.value >= least else { return false }
     let shares = self.openStreams.lazy.map(\.share)
     let streams = self.memory.newestHalf(shares, isOnlyHolder: self.isOnlyHolder)
     self.abandon(streams)
@@ -109,7 +115,8 @@ extension ConnectionHandler {
       )
     }
     self.flush()
-    if isEnding || !streams.isEmpty, self.registry.memory.isFull { self.registry.relieve() }
+    self.reportMemory()
+    return isEnding || !streams.isEmpty
   }
 
   private func abandon(_ streams: [Int]) {

@@ -191,7 +191,9 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   package func channelReadComplete(context: ChannelHandlerContext) {
     self.isReading = false
-    self.lifecycle.read(now: self.eventLoop.now)
+    if self.lifecycle.read(now: self.eventLoop.now, unfinished: self.http2.unfinished) {
+      self.scheduleTimer()
+    }
     if self.isDrainPingAnswered, !self.isClosing, !self.hasFailed {
       self.isDrainPingAnswered = false
       self.perform(self.lifecycle.drainPingAnswered())
@@ -536,6 +538,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
         self.perform(self.lifecycle.keepaliveTimedOut(received: received, now: now))
       }
     case .refusePings: self.fail(HTTP2ConnectionError(.enhanceYourCalm, "too_many_pings"))
+    case .refuseUnfinished:
+      self.fail(HTTP2ConnectionError(.enhanceYourCalm, "A frame or header block is not finished"))
     case .close:
       self.closeSoon()
     case .cutCalls:

@@ -23,6 +23,8 @@ package struct ConnectionLifecycle {
     case askDelivery
     /// GOAWAY ENHANCE_YOUR_CALM with `too_many_pings`, then close.
     case refusePings
+    /// The same for a frame or a header block that does not come whole.
+    case refuseUnfinished
     case close
     /// The calls that have outlasted the grace of the age end, as at grpcio, with UNAVAILABLE; then close.
     case cutCalls
@@ -40,6 +42,10 @@ package struct ConnectionLifecycle {
   /// (1.85) tries those again, on a connection that it takes for a good one, until they run out of
   /// time.
   package static let welcome = TimeAmount.milliseconds(500)
+
+  /// How long a frame, or a header block, may take to come whole: until it does, the connection is of no use, and
+  /// what has come of it is held. nginx waits as long for headers.
+  private static let unfinishedTimeout = TimeAmount.seconds(60)
 
   /// How long the peer's system may leave unanswered what it was sent before it is owed nothing: it has
   /// vanished. gRPC's C core waits as long for the answer to its last ping.
@@ -84,6 +90,8 @@ package struct ConnectionLifecycle {
   private var idleSince: NIODeadline
   private var lastRead: NIODeadline
   private var keepalivePing: KeepalivePing?
+  /// What has come in part, and since when.
+  private var unfinished: (which: Int, since: NIODeadline)?
 
   private var lastPeerPing: NIODeadline?
   private var sentSinceLastPeerPing = false
@@ -114,9 +122,16 @@ package struct ConnectionLifecycle {
     return true
   }
 
-  package mutating func read(now: NIODeadline) {
+  /// Something has been read.
+  ///
+  /// - Parameter unfinished: which frame or header block has come in part; `nil` for none.
+  /// - Returns: whether `nextDeadline` may be sooner than before.
+  package mutating func read(now: NIODeadline, unfinished: Int? = nil) -> Bool {
     self.lastRead = now
     self.keepalivePing = nil
+    guard unfinished != self.unfinished?.which else { return false }
+    self.unfinished = unfinished.map { ($0, now) }
+    return unfinished != nil
   }
 
   /// DATA, HEADERS or WINDOW_UPDATE leaves; a peer may ping once more after that without a strike.
@@ -216,6 +231,7 @@ package struct ConnectionLifecycle {
     consider(self.welcomeDeadline)
     consider(self.graceDeadline)
     consider(self.pendingAge)
+    consider(self.unfinished.map { $0.since + Self.unfinishedTimeout })
     if self.state == .open, !self.isDrainPending {
       if self.openStreams == 0 {
         consider(self.configuration.maxConnectionIdle.map { self.idleSince + $0 })
@@ -252,6 +268,10 @@ package struct ConnectionLifecycle {
       break
     }
     if !self.isEstablished, now >= self.handshakeDeadline { return self.close() }
+    if let unfinished = self.unfinished, now >= unfinished.since + Self.unfinishedTimeout {
+      self.state = .closed
+      return .refuseUnfinished
+    }
     if let deadline = self.welcomeDeadline, now >= deadline { return self.drain(now: now) }
     if let deadline = self.drainDeadline, now >= deadline { return self.drainPingAnswered() }
     if let deadline = self.graceDeadline, now >= deadline {

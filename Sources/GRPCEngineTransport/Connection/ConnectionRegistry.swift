@@ -38,6 +38,8 @@ package final class ConnectionRegistry: Sendable {
   /// What their peers make the server hold.
   package let memory: MemoryPool
   private let state = Locked(State())
+  /// Calls that were ended give back what they held after a moment.
+  private static let reliefPause = TimeAmount.milliseconds(5)
 
   /// - Parameter memory: bytes that all connections may hold together.
   package init(
@@ -127,13 +129,38 @@ package final class ConnectionRegistry: Sendable {
     for entry in entries { entry.eventLoop.execute { entry.connection.drain() } }
   }
 
-  /// Has the connection that holds the most memory give back half of it. May be called from any thread.
+  /// Has connections give back half of the memory that they hold, until some is free. May be called from any
+  /// thread.
+  ///
+  /// Those that hold as much as the average are asked, the one with the most first; and again, when there has
+  /// been time for calls to end, as long as somebody gives.
   func relieve() {
-    let entry = self.state.withLock { state in
-      state.connections.values.max { $0.connection.holding.value < $1.connection.holding.value }
+    guard self.memory.beginRelief() else { return }
+    self.askForRelief()
+  }
+
+  private func askForRelief() {
+    let entries = self.state.withLock { Array($0.connections.values) }
+    let least = max(1, self.memory.held / max(1, entries.count))
+    let amounts = entries.map { (entry: $0, amount: $0.connection.holding.value) }
+    let holders = amounts.filter { $0.amount >= least }.sorted { $0.amount < $1.amount }
+    self.ask(holders.map(\.entry), least, hasGiven: false)
+  }
+
+  /// - Parameter entries: who is to be asked, the last one first.
+  private func ask(_ entries: [Entry], _ least: Int, hasGiven: Bool) {
+    var rest = entries
+    guard let next = rest.popLast() else { return self.memory.endRelief() }
+    next.eventLoop.execute { [rest] in
+      let hasGiven = next.connection.relieve(least) || hasGiven
+      if !self.memory.hasRoom, !rest.isEmpty { return self.ask(rest, least, hasGiven: hasGiven) }
+      next.eventLoop.assumeIsolated().scheduleTask(in: Self.reliefPause) {
+        if hasGiven, self.memory.isFull { return self.askForRelief() }
+        self.memory.endRelief()
+        // Those who asked meanwhile were not heard.
+        if hasGiven, self.memory.isFull { self.relieve() }
+      }
     }
-    guard let entry, entry.connection.holding.beginRelief() else { return }
-    entry.eventLoop.execute { entry.connection.relieve() }
   }
 
   /// Knows when the last of several has been visited.

@@ -6,12 +6,7 @@ package final class MemoryPool: Sendable {
   /// What one connection holds of it. Read by others, which look for the one that holds the most.
   package final class Holding: Sendable {
     private let bytes = Atomic<Int>(0)
-    private let isRelieved = Atomic<Bool>(false)
     package init() {}
-
-    /// Whether nobody else has asked the connection for relief that it has not yet given.
-    func beginRelief() -> Bool { !self.isRelieved.exchange(true, ordering: .relaxed) }
-    func endRelief() { self.isRelieved.store(false, ordering: .relaxed) }
 
     package var value: Int { self.bytes.load(ordering: .relaxed) }
     fileprivate func add(_ change: Int) { self.bytes.wrappingAdd(change, ordering: .relaxed) }
@@ -20,6 +15,7 @@ package final class MemoryPool: Sendable {
   private let limit: Int
   private let gauge: StatisticsCell
   private let total = Atomic<Int>(0)
+  private let isRelieved = Atomic<Bool>(false)
 
   /// - Parameter limit: bytes; `Int.max` for none.
   package init(limit: Int, gauge: StatisticsCell) {
@@ -29,6 +25,12 @@ package final class MemoryPool: Sendable {
 
   package var held: Int { self.total.load(ordering: .relaxed) }
   package var isFull: Bool { self.held > self.limit }
+  /// Whether a part is free, so that what comes next need not go at once.
+  var hasRoom: Bool { self.held <= self.limit / 8 * 7 }
+
+  /// Whether nobody else looks for memory at the moment.
+  func beginRelief() -> Bool { !self.isRelieved.exchange(true, ordering: .acquiringAndReleasing) }
+  func endRelief() { self.isRelieved.store(false, ordering: .releasing) }
 
   /// Counts what a connection holds more, or less, than before.
   ///

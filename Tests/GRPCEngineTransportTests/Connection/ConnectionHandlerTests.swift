@@ -307,6 +307,61 @@ final class ConnectionHandlerTests {
     #expect(client.goAways.map(\.last) == [Self.maxStreamID, second])
   }
 
+  @Test("A connection that gives most of it back counts as what it holds")
+  func reportedMemory() throws {
+    let (client, connection) = try self.recorder.connect()
+    let quiet = client.open("/a/b")
+    let stream = client.open("/a/b")
+    let memory = connection.registry.memory
+    let message = FrameWriter.message([UInt8](repeating: 0, count: 4100))
+    let part = try #require(message.getSlice(at: 0, length: 4104))
+    try client.data(part, on: stream)
+    #expect(memory.held > 4096)
+    try client.data(ByteBuffer(bytes: [0]), on: stream, isEnd: true)
+    _ = try client.answer(on: stream)
+    #expect(memory.held < 1024)
+    #expect(client.answers[quiet]?.isEnded == false)
+  }
+
+  @Test(
+    "Half a header block, or half a frame, ends the connection in time",
+    arguments: [true, false]
+  )
+  func unfinished(isBlock: Bool) throws {
+    let (client, connection) = try self.recorder.connect()
+    client.send { writer in
+      if isBlock {
+        writer.frame(RawFrame(type: FrameType.headers, stream: 1, payload: ByteBuffer(bytes: [0])))
+      } else {
+        writer.raw([0, 0, 5, FrameType.headers, 0x4, 0, 0, 0, 1, 0])
+      }
+    }
+    for _ in 0..<5 {
+      connection.advance(by: .seconds(11))
+      if isBlock {
+        let part = ByteBuffer(bytes: [0])
+        client.send { $0.frame(RawFrame(type: FrameType.continuation, stream: 1, payload: part)) }
+      }
+    }
+    #expect(connection.isOpen)
+    connection.advance(by: .seconds(5))
+    try client.waitForClose()
+    #expect(client.goAways.map(\.code) == [ErrorCode.enhanceYourCalm])
+  }
+
+  @Test("A busy connection whose reads end amid frames is served on")
+  func readsAmidFrames() throws {
+    let (client, connection) = try self.recorder.connect()
+    client.open("/a/b")
+    client.send { $0.raw([0, 0, 0, FrameType.settings]) }
+    for _ in 0..<20 {
+      connection.advance(by: .seconds(10))
+      client.send { $0.raw([0, 0, 0, 0, 0, 0, 0, 0, FrameType.settings]) }
+    }
+    #expect(connection.isOpen)
+    #expect(client.goAways == [])
+  }
+
   /// A socket that is found broken as it is written to.
   private final class BrokenSocket: ChannelOutboundHandler {
     typealias OutboundIn = IOData

@@ -62,6 +62,22 @@ struct ConnectionLifecycleTests {
     for _ in 0..<3 { #expect(lifecycle.receivedPing(now: Self.start) == .none) }
   }
 
+  @Test("What begins to come is to come whole in a minute, however much else is read meanwhile")
+  func unfinished() {
+    var lifecycle = self.make { $0.maxConnectionIdle = .seconds(1000) }
+    #expect(lifecycle.read(now: self.after(10), unfinished: 7) == true)
+    #expect(lifecycle.nextDeadline == self.after(70))
+    #expect(lifecycle.read(now: self.after(69), unfinished: 7) == false)
+    #expect(lifecycle.timerFired(now: self.after(69)) == .none)
+    #expect(lifecycle.read(now: self.after(69), unfinished: 8) == true, "the next has its own time")
+    #expect(lifecycle.timerFired(now: self.after(70)) == .none)
+    #expect(lifecycle.read(now: self.after(100)) == false)
+    #expect(lifecycle.nextDeadline == self.after(1000))
+    #expect(lifecycle.read(now: self.after(200), unfinished: -1) == true)
+    #expect(lifecycle.timerFired(now: self.after(260)) == .refuseUnfinished)
+    #expect(lifecycle.nextDeadline == nil)
+  }
+
   // MARK: Farewell
 
   @Test("A peer is owed its socket until all is taken, by its system where that can be told")
@@ -419,7 +435,7 @@ struct ConnectionLifecycleTests {
   func keepaliveAnsweredMeanwhile() {
     var lifecycle = self.pinged(behind: 5000)
     #expect(lifecycle.timerFired(now: self.after(13)) == .askDelivery)
-    lifecycle.read(now: self.after(13))
+    _ = lifecycle.read(now: self.after(13))
     #expect(lifecycle.keepaliveTimedOut(received: 1000, now: self.after(13)) == .none)
     #expect(lifecycle.nextDeadline == self.after(23))
   }
@@ -429,7 +445,7 @@ struct ConnectionLifecycleTests {
     var lifecycle = self.keepalive()
     lifecycle.streamOpened()
     #expect(lifecycle.timerFired(now: self.after(10)) == .sendKeepalivePing)
-    lifecycle.read(now: self.after(11))
+    _ = lifecycle.read(now: self.after(11))
     #expect(lifecycle.nextDeadline == self.after(21))
     #expect(lifecycle.timerFired(now: self.after(13)) == .none)
     #expect(lifecycle.timerFired(now: self.after(21)) == .sendKeepalivePing)
@@ -439,7 +455,7 @@ struct ConnectionLifecycleTests {
   func keepaliveWhileReading() {
     var lifecycle = self.keepalive()
     lifecycle.streamOpened()
-    lifecycle.read(now: self.after(9))
+    _ = lifecycle.read(now: self.after(9))
     #expect(lifecycle.timerFired(now: self.after(10)) == .none)
     #expect(lifecycle.nextDeadline == self.after(19))
   }
