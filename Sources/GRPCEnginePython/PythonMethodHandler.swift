@@ -79,7 +79,13 @@ final class BoundMethod: Sendable {
     self.isNonBlocking = nonBlocking?.pointer == py_true()
     let pool = Python.optionalAttribute(self.behavior.pointer, "experimental_thread_pool")
     self.threadPool = pool.flatMap { pool in
-      PyObject_IsInstance(pool.pointer, bindings.threadPool.pointer) == 1 ? pool : nil
+      switch PyObject_IsInstance(pool.pointer, bindings.threadPool.pointer) {
+      case 1: return pool
+      case 0: return nil
+      default:  // its `__class__` raises
+        PyErr_Clear()
+        return nil
+      }
     }
     self.isAlone =
       isRegistered && self.threadPool == nil && Self.isNative(self.requestDeserializer)

@@ -16,14 +16,15 @@ extension ConnectionHandler {
   func charge(_ share: inout MemoryAccount.Share, held: Int, unsent: Int, isComplete: Bool) {
     let change = self.memory.charge(&share, held: held, unsent: unsent, isComplete: isComplete)
     self.unreported += change
-    if abs(self.unreported) > Self.unreportedMemory || self.isReportedTwice { self.reportMemory() }
+    if self.isReportDue { self.reportMemory() }
     if change < 0, self.memory.isTight { self.reviewMemorySoon() }
   }
 
-  /// Whether the pool knows of twice as much as is held: many connections that have held something once would
-  /// fill it with nothing.
-  private var isReportedTwice: Bool {
-    self.unreported < 0 && self.holding.value < -2 * self.unreported
+  private var isReportDue: Bool {
+    if abs(self.unreported) > Self.unreportedMemory { return true }
+    // The pool knows of more than twice what is held: many connections that have held something once would fill
+    // it with nothing.
+    return self.unreported < 0 && self.holding.value < -2 * self.unreported
   }
 
   /// Counts what the peer makes the protocol itself hold.
@@ -35,7 +36,7 @@ extension ConnectionHandler {
     guard overhead != self.overhead else { return }
     self.unreported += overhead - self.overhead
     self.overhead = overhead
-    if abs(self.unreported) > Self.unreportedMemory { self.reportMemory() }
+    if self.isReportDue { self.reportMemory() }
   }
 
   func forgetOverhead() {

@@ -321,6 +321,15 @@ final class ConnectionHandlerTests {
     _ = try client.answer(on: stream)
     #expect(memory.held < 1024)
     #expect(client.answers[quiet]?.isEnded == false)
+    // So does one that held it for no stream: half of a long SETTINGS, and then its other half.
+    for _ in 0..<6 { client.open("/a/b") }
+    try client.barrier()
+    let settings = ByteBuffer(repeating: 0x42, count: 3894)
+    let frame = RawFrame(type: FrameType.settings, stream: 0, payload: settings)
+    client.send { $0.frame(frame, length: 3900) }
+    #expect(memory.held > 4096)
+    client.send { $0.raw([UInt8](repeating: 0x42, count: 6)) }
+    #expect(memory.held < 3000)
   }
 
   @Test(

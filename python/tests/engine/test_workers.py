@@ -16,6 +16,7 @@ import pytest
 from .support import (
     KINDS,
     LOGGER_NAME,
+    OURS,
     PATIENCE,
     SERVICE,
     echo,
@@ -434,6 +435,18 @@ def test_what_is_no_thread_pool_runs_nothing(serve):
     served = serve({"Call": unary_unary(behavior)})
     assert served.run("unary_unary", "Call") == [b"mocked"]
     behavior.assert_called_once()
+
+    class Odd:
+        @property
+        def __class__(self):
+            raise ValueError("no class")
+
+    def odd(request, context):
+        return b"odd"
+
+    odd.experimental_thread_pool = Odd()  # type: ignore[attr-defined]
+    if OURS:  # grpcio ends the call
+        assert serve({"Call": unary_unary(odd)}).run("unary_unary", "Call") == [b"odd"]
 
 
 @ours_only("grpcio's threads are its user's")
