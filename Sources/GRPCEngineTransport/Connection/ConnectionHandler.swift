@@ -32,7 +32,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   let holding = MemoryPool.Holding()
   /// How much that differs from what it does hold.
   var unreported = 0
-  /// What of that is the protocol's own.
+  /// What of that is held for no stream.
   var overhead = 0
   var isMemoryReviewDue = false
   var isMemoryReviewScheduled = false

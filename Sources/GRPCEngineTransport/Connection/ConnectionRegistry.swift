@@ -143,16 +143,18 @@ package final class ConnectionRegistry: Sendable {
     let entries = self.state.withLock { Array($0.connections.values) }
     let least = max(1, self.memory.held / max(1, entries.count))
     let amounts = entries.map { (entry: $0, amount: $0.connection.holding.value) }
-    let holders = amounts.filter { $0.amount >= least }.sorted { $0.amount < $1.amount }
-    self.ask(holders.map(\.entry), least, hasGiven: false)
+    let holders = amounts.filter { $0.amount >= least }.sorted { $0.amount > $1.amount }
+    self.ask(holders.map(\.entry)[...], least, hasGiven: false)
   }
 
-  /// - Parameter entries: who is to be asked, the last one first.
-  private func ask(_ entries: [Entry], _ least: Int, hasGiven: Bool) {
-    var rest = entries
-    guard let next = rest.popLast() else { return self.memory.endRelief() }
-    next.eventLoop.execute { [rest] in
-      let hasGiven = next.connection.relieve(least) || hasGiven
+  /// - Parameter entries: who is to be asked, the first one now.
+  private func ask(_ entries: ArraySlice<Entry>, _ least: Int, hasGiven: Bool) {
+    guard let next = entries.first else { return self.memory.endRelief() }
+    let rest = entries.dropFirst()
+    next.eventLoop.execute {
+      var hasGiven = hasGiven
+      // Much may have been given back since this was asked for.
+      if !self.memory.hasRoom, next.connection.relieve(least) { hasGiven = true }
       if !self.memory.hasRoom, !rest.isEmpty { return self.ask(rest, least, hasGiven: hasGiven) }
       next.eventLoop.assumeIsolated().scheduleTask(in: Self.reliefPause) {
         if hasGiven, self.memory.isFull { return self.askForRelief() }

@@ -371,6 +371,35 @@ final class ConnectionHandlerTests {
     #expect(client.goAways == [])
   }
 
+  /// Connections that hold so much of unfinished header blocks, on a pool that the last of them overflows.
+  private func overflow(limit: Int, _ amounts: [Int]) throws -> [EmbeddedConnection] {
+    let registry = ConnectionRegistry(memory: limit)
+    return try amounts.map { amount in
+      let connection = try EmbeddedConnection(acceptor: self.recorder, registry: registry)
+      let client = TestClient(connection)
+      try client.handshake()
+      let block = ByteBuffer(repeating: 0, count: amount)
+      client.send { $0.frame(RawFrame(type: FrameType.headers, stream: 1, payload: block)) }
+      return connection
+    }
+  }
+
+  @Test("Where one that is asked for memory has gone, the next one is asked")
+  func reliefBehindOneThatHasGone() throws {
+    let connections = try self.overflow(limit: 25_000, [16_000, 15_500, 10_000])
+    connections[0].channel.close(promise: nil)
+    for connection in connections { connection.advance(by: .seconds(1)) }
+    #expect(connections.map(\.isOpen) == [false, false, true])
+  }
+
+  @Test("Nobody is asked for memory once there is room again")
+  func lateRelief() throws {
+    let connections = try self.overflow(limit: 25_000, [5000, 16_000, 12_000])
+    connections[2].close()
+    for connection in connections { connection.advance(by: .seconds(1)) }
+    #expect(connections.map(\.isOpen) == [true, true, false])
+  }
+
   /// A socket that is found broken as it is written to.
   private final class BrokenSocket: ChannelOutboundHandler {
     typealias OutboundIn = IOData
