@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import grpc
@@ -12,6 +11,7 @@ import grpc.aio
 from asgiref.sync import iscoroutinefunction
 
 from django_grpc.engine.crossings import Crossing, CrossingThreads, Visit
+from django_grpc.logs import GuardedLogger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         Surroundings,
     )
 
-logger = logging.getLogger("django_grpc")
+logger = GuardedLogger("django_grpc")
 
 #: An attribute of a behaviour that `django_grpc.signals` has wrapped: the one that it was.
 WRAPPED_BEHAVIOR = "_django_grpc_behavior"
