@@ -55,13 +55,16 @@ class Notes:
         self.note("end")
 
     def until(self, last, times=1):
-        """All notes until one has come so many times, by their place in the order of these."""
+        """All notes until one has come so many times, by their place in the order of these.
+
+        Without the threads that only started: the pool may start one more on a busy machine.
+        """
         places = {}
         while times:
             what, place = self._notes.get(timeout=PATIENCE)
             places.setdefault(place, []).append(what)
             times -= what == last
-        return list(places.values())
+        return [made for made in places.values() if made != ["start"]]
 
 
 @pytest.fixture
@@ -210,7 +213,7 @@ def test_callback_is_inside_on_the_thread_that_calls_it(surrounded, notes):
 
     served = surrounded("", Callback=handler("unary_unary", method))
     served.unary("Callback")
-    assert sorted(notes.until("leave")) == [["enter", "callback", "leave"], ["start"]]
+    assert notes.until("leave") == [["enter", "callback", "leave"]]
 
 
 def test_surroundings_that_raise_are_logged_and_the_call_is_served(surrounded, notes, caplog):
