@@ -28,19 +28,42 @@ enum ProcessMemory {
     #endif
   }
 
-  /// Gives back what is free, of the main arena and of the calling thread's. Takes milliseconds: not
-  /// for event loops, nor with the GIL held.
+  /// Gives back what is free. Takes milliseconds, and threads for as long: not for event loops, nor
+  /// with the GIL held.
   static func giveBack() {
     #if canImport(Glibc)
       guard Self.isOurs else { return }
       mallopt(M_TRIM_THRESHOLD, 256 << 10)
-      grpc_engine_touch_arena_top(128 << 10)
+      Self.touchArenaTops(threads: Self.touchingThreads)
       malloc_trim(0)
       mallopt(M_TRIM_THRESHOLD, Self.keptTop)
     #endif
   }
 
   #if canImport(Glibc)
+    /// Twice the arenas that there may be: those of `keepFreed`, and some that were there before it.
+    private static let touchingThreads = 8
+
+    /// Touches the top of every arena. Which one a thread uses, glibc decides: a new thread gets one
+    /// that no other uses, or the next in turn. So each starts the next one while it lives itself.
+    private static func touchArenaTops(threads: Int) {
+      var thread = pthread_t()
+      let hasStarted = pthread_create(
+        &thread,
+        nil,
+        { rest in
+          grpc_engine_touch_arena_top(128 << 10)
+          let rest = Int(bitPattern: rest)
+          if rest > 0 { ProcessMemory.touchArenaTops(threads: rest) }
+          return nil
+        },
+        UnsafeMutableRawPointer(bitPattern: threads - 1)
+      )
+      // Where no thread can be had, this one's arena is better than none.
+      guard hasStarted == 0 else { return grpc_engine_touch_arena_top(128 << 10) }
+      pthread_join(thread, nil)
+    }
+
     /// Who sets glibc's own environment variables knows better.
     private static var isOurs: Bool {
       getenv("MALLOC_TRIM_THRESHOLD_") == nil && getenv("MALLOC_MMAP_THRESHOLD_") == nil

@@ -56,6 +56,80 @@ def test_threads_of_a_server_share_two_arenas(tmp_path, monkeypatch):
     assert about.read_text().count("<heap nr=") == 2
 
 
+_BUSY_THEN_IDLE = """
+import os, sys, threading, time
+import grpc
+from django_grpc import engine
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+def rest():
+    bytearray(1000)
+    steps.release()
+    threading.Event().wait()
+
+def work_for_a_while():
+    # What a thread allocates first must not lie above what it frees.
+    bytearray(1000)
+    steps.release()
+    begun.wait()
+    large = bytearray(7 << 20)
+    steps.release()
+    time.sleep(0.5)
+    del large
+    steps.release()
+    threading.Event().wait()
+
+def run(threads, body):
+    for _ in range(threads):
+        threading.Thread(target=body, daemon=True).start()
+    for _ in range(threads):
+        steps.acquire()
+
+def work(request, context):
+    run(4, work_for_a_while)
+    begun.set()
+    for _ in range(8): steps.acquire()
+    return b""
+
+steps, begun = threading.Semaphore(0), threading.Event()
+handlers = {"Work": grpc.unary_unary_rpc_method_handler(work)}
+server = engine.server(None)
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", handlers),))
+port = server.add_insecure_port("127.0.0.1:0")
+run(int(sys.argv[1]), rest)
+server.start()
+with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    fresh = resident()
+    channel.unary_unary("/a.B/Work")(b"")
+busy = resident()
+until = time.monotonic() + 10
+while resident() > fresh + 7 and time.monotonic() < until:
+    time.sleep(0.2)
+print(busy - fresh, resident() - fresh)
+server.stop(None).wait()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an allocator of another kind")
+@pytest.mark.parametrize("threads", range(3))
+def test_idle_server_gives_back_what_all_threads_freed(monkeypatch, threads):
+    """Whichever arena each of them happens to use."""
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    run = subprocess.run(
+        [sys.executable, "-c", _BUSY_THEN_IDLE, str(threads)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert run.stderr == ""
+    busy, idle = map(int, run.stdout.split())
+    assert busy > 20
+    assert idle <= 7, f"MiB, of {busy}"
+
+
 _HELD = """
 import os, socket, struct, sys, threading
 import grpc
