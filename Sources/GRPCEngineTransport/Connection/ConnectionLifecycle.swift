@@ -231,7 +231,7 @@ package struct ConnectionLifecycle {
     consider(self.welcomeDeadline)
     consider(self.graceDeadline)
     consider(self.pendingAge)
-    consider(self.unfinished.map { $0.since + Self.unfinishedTimeout })
+    consider(self.unfinishedDeadline)
     if self.state == .open, !self.isDrainPending {
       if self.openStreams == 0 {
         consider(self.configuration.maxConnectionIdle.map { self.idleSince + $0 })
@@ -253,6 +253,12 @@ package struct ConnectionLifecycle {
     }
   }
 
+  private var unfinishedDeadline: NIODeadline? {
+    // What a peer says to a connection that leaves is not read any more, the rest of a frame neither.
+    guard self.state != .leaving else { return nil }
+    return self.unfinished.map { $0.since + Self.unfinishedTimeout }
+  }
+
   private var keepaliveDeadline: NIODeadline? {
     let keepalive = self.configuration.keepalive
     guard self.isEstablished, let interval = keepalive.interval else { return nil }
@@ -268,7 +274,7 @@ package struct ConnectionLifecycle {
       break
     }
     if !self.isEstablished, now >= self.handshakeDeadline { return self.close() }
-    if let unfinished = self.unfinished, now >= unfinished.since + Self.unfinishedTimeout {
+    if let deadline = self.unfinishedDeadline, now >= deadline {
       self.state = .closed
       return .refuseUnfinished
     }

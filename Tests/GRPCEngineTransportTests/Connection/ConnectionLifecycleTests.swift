@@ -78,6 +78,18 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.nextDeadline == nil)
   }
 
+  @Test("What is not read any more need not come whole")
+  func unfinishedFarewell() {
+    var lifecycle = self.make()
+    lifecycle.streamOpened()
+    #expect(lifecycle.drain(now: self.after(1)) == .beginDrain)
+    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.read(now: self.after(2), unfinished: 7) == true)
+    #expect(lifecycle.streamClosed(now: self.after(3)) == .closeWhenWritten)
+    #expect(lifecycle.nextDeadline == nil)
+    #expect(lifecycle.timerFired(now: self.after(100)) == .none)
+  }
+
   // MARK: Farewell
 
   @Test("A peer is owed its socket until all is taken, by its system where that can be told")
