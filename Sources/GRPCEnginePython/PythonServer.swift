@@ -76,6 +76,7 @@ final class PythonServer {
       )
     }
     self.server.observeNotices { [control] in control.submit(.log($0)) }
+    self.server.observeIdleness { [control] in control.submit(.giveBackMemory) }
   }
 
   /// Binds an address for figures over HTTP.

@@ -180,6 +180,13 @@ package final class Server: Sendable {
     self.descriptors.observe(observer)
   }
 
+  /// Tells when the server has fallen idle after calls. To be set before the server starts.
+  ///
+  /// - Parameter observer: called on event loops; must not block.
+  package func observeIdleness(_ observer: @escaping @Sendable () -> Void) {
+    self.environment.idleWatch.observer = observer
+  }
+
   /// Serves the connections that another process accepts and hands over; see `ConnectionIntake`.
   /// They wait in the socket until `start`.
   ///

@@ -134,11 +134,6 @@ public struct WorkerSchedule<Job: QueuedCall>: Sendable {
     self.standings.count + (self.spawning == nil ? 0 : 1)
   }
 
-  /// Whether nothing has run or waited for so long.
-  public func isIdle(for period: TimeAmount, now: NIODeadline) -> Bool {
-    self.queue.isEmpty && self.awake.isEmpty && now - self.lastTaken > period
-  }
-
   // MARK: Calls that come
 
   /// A call waits for a worker.

@@ -29,7 +29,6 @@ final class WorkerPool: Sendable {
   private struct State {
     var schedule: Schedule
     var threads: [Schedule.WorkerID: WorkerThread] = [:]
-    var isWatchingForIdleness = false
   }
 
   /// What is to be done once the mutex is given back.
@@ -40,9 +39,6 @@ final class WorkerPool: Sendable {
     case evict(Call)
     case refuse(Call)
   }
-
-  /// How often a server that has been busy is looked at for having become idle.
-  private static let idlenessPeriod = TimeAmount.seconds(2)
 
   private let control: ControlThread
   private let backlog: Backlog
@@ -67,7 +63,6 @@ final class WorkerPool: Sendable {
   func submit(_ job: PythonJob) {
     var effect = Effect.none
     var delay: TimeAmount?
-    var shouldWatch = false
     self.state.withLock { state in
       let (action, look) = state.schedule.submitted(job)
       guard action != .refuse else {
@@ -77,28 +72,9 @@ final class WorkerPool: Sendable {
       effect = Self.effect(of: action, state)
       self.backlog.isWaiting = true
       delay = look
-      shouldWatch = !state.isWatchingForIdleness
-      state.isWatchingForIdleness = true
     }
     self.perform(effect)
     if let delay { self.scheduleLook(after: delay, on: job.call.eventLoop) }
-    if shouldWatch { self.watchForIdleness(on: job.call.eventLoop) }
-  }
-
-  /// Has memory given back once nothing has run for a while.
-  private func watchForIdleness(on eventLoop: any EventLoop) {
-    eventLoop.scheduleTask(in: Self.idlenessPeriod) {
-      let isIdle = self.state.withLock { state in
-        let isIdle = state.schedule.isIdle(for: Self.idlenessPeriod, now: .now())
-        if isIdle { state.isWatchingForIdleness = false }
-        return isIdle
-      }
-      if isIdle {
-        self.control.submit(.giveBackMemory)
-      } else {
-        self.watchForIdleness(on: eventLoop)
-      }
-    }
   }
 
   private func scheduleLook(after delay: TimeAmount, on eventLoop: any EventLoop) {

@@ -5,6 +5,7 @@ final class CallEnvironment: Sendable {
   let configuration: ServerConfiguration
   let admission: Admission
   let statistics: ServerStatistics
+  let idleWatch: IdleWatch
   /// Who hears of every call that has ended. Set before the server starts, and read after that.
   nonisolated(unsafe) var observer: (@Sendable (CallSummary) -> Void)?
 
@@ -12,5 +13,6 @@ final class CallEnvironment: Sendable {
     self.configuration = configuration
     self.admission = admission
     self.statistics = statistics
+    self.idleWatch = IdleWatch(slot: statistics.slot)
   }
 }

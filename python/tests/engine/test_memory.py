@@ -94,8 +94,12 @@ def work(request, context):
     for _ in range(8): steps.acquire()
     return b""
 
+async def work_on_loop(request, context):
+    return work(request, context)
+
 steps, begun = threading.Semaphore(0), threading.Event()
-handlers = {"Work": grpc.unary_unary_rpc_method_handler(work)}
+method = {"ordinary": work, "async": work_on_loop}[sys.argv[2]]
+handlers = {"Work": grpc.unary_unary_rpc_method_handler(method)}
 server = engine.server(None)
 server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", handlers),))
 port = server.add_insecure_port("127.0.0.1:0")
@@ -114,12 +118,13 @@ server.stop(None).wait()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an allocator of another kind")
-@pytest.mark.parametrize("threads", range(3))
-def test_idle_server_gives_back_what_all_threads_freed(monkeypatch, threads):
+@pytest.mark.parametrize("kind", ["ordinary", "async"])
+@pytest.mark.parametrize("threads", range(2))
+def test_idle_server_gives_back_what_all_threads_freed(monkeypatch, threads, kind):
     """Whichever arena each of them happens to use."""
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     run = subprocess.run(
-        [sys.executable, "-c", _BUSY_THEN_IDLE, str(threads)],
+        [sys.executable, "-c", _BUSY_THEN_IDLE, str(threads), kind],
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -1,0 +1,41 @@
+internal import GRPCEngineStatistics
+internal import NIOCore
+internal import Synchronization
+
+/// Tells when a server falls idle. Costs a call nothing but a look at a flag.
+final class IdleWatch: Sendable {
+  private let slot: StatisticsSlot
+  private let isWatching = Atomic<Bool>(false)
+  /// Set before the server starts, and read after that.
+  nonisolated(unsafe) var observer: (@Sendable () -> Void)?
+
+  init(slot: StatisticsSlot) { self.slot = slot }
+
+  private var activity: Idleness.Activity {
+    Idleness.Activity(
+      endedCalls: self.slot[.callsEnded].value,
+      openCalls: self.slot[.calls].value,
+      bytes: self.slot[.bytesReceived].value &+ self.slot[.bytesSent].value
+    )
+  }
+
+  /// A call begins. On its event loop.
+  func callBegan(on eventLoop: any EventLoop) {
+    guard !self.isWatching.load(ordering: .relaxed), self.observer != nil,
+      !self.isWatching.exchange(true, ordering: .relaxed)
+    else { return }
+    self.watch(Idleness(self.activity), on: eventLoop)
+  }
+
+  private func watch(_ idleness: Idleness, on eventLoop: any EventLoop) {
+    eventLoop.assumeIsolated().scheduleTask(in: Idleness.period) {
+      var idleness = idleness
+      let (hasBegun, looksOn) = idleness.look(self.activity)
+      if hasBegun { self.observer?() }
+      if looksOn { return self.watch(idleness, on: eventLoop) }
+      self.isWatching.store(false, ordering: .relaxed)
+      // One may have come that saw the watch.
+      if self.slot[.calls].value > 0 { self.callBegan(on: eventLoop) }
+    }
+  }
+}

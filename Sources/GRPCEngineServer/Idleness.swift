@@ -1,0 +1,40 @@
+package import NIOCore
+
+/// Whether a server has had nothing to do for a while.
+///
+/// A value without a clock: it is asked every `period`, beginning with a call.
+package struct Idleness {
+  package static let period = TimeAmount.seconds(2)
+  /// So many bytes in a period are no work: pings of some thousand connections, metrics.
+  private static let trickle: UInt64 = 64 << 10
+
+  /// What a server has done so far, and what it does.
+  package struct Activity {
+    package var endedCalls: UInt64
+    package var openCalls: UInt64
+    /// Received and sent.
+    package var bytes: UInt64
+
+    package init(endedCalls: UInt64, openCalls: UInt64, bytes: UInt64) {
+      self.endedCalls = endedCalls
+      self.openCalls = openCalls
+      self.bytes = bytes
+    }
+  }
+
+  private var last: Activity
+  private var isQuiet = false
+
+  package init(_ activity: Activity) { self.last = activity }
+
+  /// - Returns: whether the server has fallen idle in the last period; and whether to look on, since calls that
+  ///   are open may go on: a stream that begins anew tells nobody.
+  package mutating func look(_ activity: Activity) -> (hasBegun: Bool, looksOn: Bool) {
+    let wasQuiet = self.isQuiet
+    self.isQuiet =
+      activity.endedCalls == self.last.endedCalls && activity.openCalls == self.last.openCalls
+      && activity.bytes &- self.last.bytes < Self.trickle
+    self.last = activity
+    return (self.isQuiet && !wasQuiet, !self.isQuiet || activity.openCalls > 0)
+  }
+}
