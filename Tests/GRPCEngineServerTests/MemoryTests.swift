@@ -144,7 +144,7 @@ struct MemoryTests {
     }
   }
 
-  @Test("When all connections hold too much, the one that holds the most loses its newest calls")
+  @Test("When all connections hold too much, the one that costs the most loses its newest calls")
   func pool() throws {
     try RunningServer.run(
       ["/t/silent": TestHandler.silent(), "/t/echo": TestHandler.echo()],

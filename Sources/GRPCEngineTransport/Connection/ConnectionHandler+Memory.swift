@@ -14,8 +14,10 @@ extension ConnectionHandler {
   private static let unreportedMemory = 4096
 
   func charge(_ share: inout MemoryAccount.Share, held: Int, unsent: Int, isComplete: Bool) {
+    let isNowComplete = isComplete && !share.isComplete
     let change = self.memory.charge(&share, held: held, unsent: unsent, isComplete: isComplete)
     self.unreported += change
+    if change < 0 || isNowComplete, !self.isTakingMemory { self.hasGivenMemory = true }
     if self.isReportDue { self.reportMemory() }
     if change < 0, self.memory.isTight { self.reviewMemorySoon() }
   }
@@ -45,14 +47,21 @@ extension ConnectionHandler {
     self.reportMemory()
   }
 
-  /// Whether others hold nothing: a single message may always come.
-  private var isOnlyHolder: Bool { self.holding.value >= self.registry.memory.held }
+  /// Whether others hold next to nothing: a single message may always come.
+  private var isOnlyHolder: Bool { self.registry.memory.isAlone(self.holding) }
   var isPoolFull: Bool { self.registry.memory.isFull && !self.isOnlyHolder }
 
   func reportMemory() {
-    let change = self.unreported
+    let now = self.eventLoop.now
+    let isTooMuch = self.registry.memory.add(
+      self.unreported,
+      to: self.holding,
+      hasGiven: self.hasGivenMemory,
+      now: now
+    )
     self.unreported = 0
-    if self.registry.memory.add(change, to: self.holding) { self.registry.relieve() }
+    self.hasGivenMemory = false
+    if isTooMuch { self.registry.relieve(now: now) }
   }
 
   func mayGrow(_ share: inout MemoryAccount.Share, by growth: Int) -> Bool {
@@ -121,7 +130,9 @@ extension ConnectionHandler {
   }
 
   private func abandon(_ streams: [Int]) {
+    self.isTakingMemory = true
     for id in streams { self.stream(numbered: id)?.abandon(Self.outOfMemory) }
+    self.isTakingMemory = false
     if !streams.isEmpty { self.statistics[.callsShed].add(streams.count) }
   }
 }

@@ -32,6 +32,10 @@ package final class ConnectionHandler: ChannelInboundHandler {
   let holding = MemoryPool.Holding()
   /// How much that differs from what it does hold.
   var unreported = 0
+  /// Whether something was given back meanwhile.
+  var hasGivenMemory = false
+  /// What is taken from the peer, it has not given.
+  var isTakingMemory = false
   /// What of that is held for no stream.
   var overhead = 0
   var isMemoryReviewDue = false

@@ -132,35 +132,57 @@ package final class ConnectionRegistry: Sendable {
   /// Has connections give back half of the memory that they hold, until some is free. May be called from any
   /// thread.
   ///
-  /// Those that hold as much as the average are asked, the one with the most first; and again, when there has
-  /// been time for calls to end, as long as somebody gives.
-  func relieve() {
+  /// It goes by rounds: in each those are asked that have cost the most, and the next one is when there has been
+  /// time for calls to end, as long as somebody gives. So who costs little is asked once others hold little.
+  /// Nobody is who holds less than an eighth of the average: together they hold less than an eighth.
+  func relieve(now: NIODeadline) {
     guard self.memory.beginRelief() else { return }
-    self.askForRelief()
+    self.beginRound(now: now)
   }
 
-  private func askForRelief() {
+  private func beginRound(now: NIODeadline) {
     let entries = self.state.withLock { Array($0.connections.values) }
-    let least = max(1, self.memory.held / max(1, entries.count))
-    let amounts = entries.map { (entry: $0, amount: $0.connection.holding.value) }
-    let holders = amounts.filter { $0.amount >= least }.sorted { $0.amount > $1.amount }
-    self.ask(holders.map(\.entry)[...], least, hasGiven: false)
+    let least = max(1, self.memory.held / max(1, entries.count) / 8)
+    let holders = entries.filter { $0.connection.holding.value >= least }
+      .map { Holder(entry: $0, cost: $0.connection.holding.cost(now: now)) }
+      .sorted { $0.cost > $1.cost }
+    let round = Round(least: least, floor: (holders.first?.cost ?? 0) / 4)
+    self.ask(holders[...], in: round)
   }
 
-  /// - Parameter entries: who is to be asked, the first one now.
-  private func ask(_ entries: ArraySlice<Entry>, _ least: Int, hasGiven: Bool) {
-    guard let next = entries.first else { return self.memory.endRelief() }
-    let rest = entries.dropFirst()
+  private struct Holder {
+    let entry: Entry
+    let cost: Double
+  }
+
+  private struct Round {
+    /// Who holds less by now is not asked.
+    let least: Int
+    /// Who has cost less is asked only where nobody else has given.
+    let floor: Double
+    var hasGiven = false
+
+    func includes(_ holder: Holder) -> Bool { !self.hasGiven || holder.cost >= self.floor }
+  }
+
+  /// - Parameter holders: who is to be asked, the first one now.
+  private func ask(_ holders: ArraySlice<Holder>, in round: Round) {
+    guard let next = holders.first?.entry else { return self.memory.endRelief() }
+    let rest = holders.dropFirst()
     next.eventLoop.execute {
-      var hasGiven = hasGiven
+      var round = round
       // Much may have been given back since this was asked for.
-      if !self.memory.hasRoom, next.connection.relieve(least) { hasGiven = true }
-      if !self.memory.hasRoom, !rest.isEmpty { return self.ask(rest, least, hasGiven: hasGiven) }
+      if !self.memory.hasRoom, next.connection.relieve(round.least) { round.hasGiven = true }
+      if !self.memory.hasRoom, let second = rest.first, round.includes(second) {
+        return self.ask(rest, in: round)
+      }
+      let hasGiven = round.hasGiven
       next.eventLoop.assumeIsolated().scheduleTask(in: Self.reliefPause) {
-        if hasGiven, self.memory.isFull { return self.askForRelief() }
+        let now = next.eventLoop.now
+        if hasGiven, !self.memory.hasRoom { return self.beginRound(now: now) }
         self.memory.endRelief()
         // Those who asked meanwhile were not heard.
-        if hasGiven, self.memory.isFull { self.relieve() }
+        if hasGiven, self.memory.isFull { self.relieve(now: now) }
       }
     }
   }

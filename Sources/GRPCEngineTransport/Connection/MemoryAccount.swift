@@ -28,7 +28,7 @@ package struct MemoryAccount {
     /// Bytes that have been given away and have not left.
     package fileprivate(set) var unsent = 0
     /// Whether the peer has said all that it will.
-    fileprivate var isComplete = false
+    package fileprivate(set) var isComplete = false
     package fileprivate(set) var isWaiting = false
 
     package init(stream: Int) { self.stream = stream }

@@ -371,13 +371,31 @@ final class ConnectionHandlerTests {
     #expect(client.goAways == [])
   }
 
+  private func sendHalfBlock(_ client: TestClient, _ length: Int) {
+    let part = ByteBuffer(repeating: 0, count: 16_000)
+    client.send { writer in
+      writer.frame(RawFrame(type: FrameType.headers, stream: 1, payload: part))
+      for _ in 1..<(length / 16_000) {
+        writer.frame(RawFrame(type: FrameType.continuation, stream: 1, payload: part))
+      }
+    }
+  }
+
   /// Connections that hold so much of unfinished header blocks, on a pool that the last of them overflows.
-  private func overflow(limit: Int, _ amounts: [Int]) throws -> [EmbeddedConnection] {
+  ///
+  /// - Parameter ages: for how many seconds by then; none for all at once.
+  private func overflow(
+    limit: Int,
+    _ amounts: [Int],
+    ages: [Int64] = []
+  ) throws -> [EmbeddedConnection] {
     let registry = ConnectionRegistry(memory: limit)
-    return try amounts.map { amount in
+    return try amounts.indices.map { index in
+      let amount = amounts[index]
       let connection = try EmbeddedConnection(acceptor: self.recorder, registry: registry)
       let client = TestClient(connection)
       try client.handshake()
+      if !ages.isEmpty { connection.advance(by: .seconds(ages[0] - ages[index])) }
       let block = ByteBuffer(repeating: 0, count: amount)
       client.send { $0.frame(RawFrame(type: FrameType.headers, stream: 1, payload: block)) }
       return connection
@@ -390,6 +408,53 @@ final class ConnectionHandlerTests {
     connections[0].channel.close(promise: nil)
     for connection in connections { connection.advance(by: .seconds(1)) }
     #expect(connections.map(\.isOpen) == [false, false, true])
+  }
+
+  @Test(
+    "Who has held memory for long is asked for it before who holds more of it",
+    arguments: [
+      ([10_000, 16_000, 5000], [9, 0, 0], [false, true, true]),
+      // A second more is not what decides where both have kept it for long.
+      ([10_000, 16_000, 5000], [16, 15, 0], [true, false, true]),
+      // What is next to nothing is kept for ever.
+      ([1000, 16_000, 15_000], [500, 9, 0], [true, false, true]),
+    ]
+  )
+  func reliefByCost(amounts: [Int], ages: [Int64], remain: [Bool]) throws {
+    let connections = try self.overflow(limit: 26_000, amounts, ages: ages)
+    for connection in connections { connection.advance(by: .seconds(1)) }
+    #expect(connections.map(\.isOpen) == remain)
+  }
+
+  @Test("What was taken from a peer it has not given: it is asked again before others")
+  func reliefOfTheSameOne() throws {
+    let registry = ConnectionRegistry(memory: 235_000)
+    let connections = try (0..<3).map { _ in
+      try EmbeddedConnection(acceptor: self.recorder, registry: registry)
+    }
+    let clients = try connections.map { connection in
+      let client = TestClient(connection)
+      try client.handshake()
+      return client
+    }
+    let half = FrameWriter.message([UInt8](repeating: 0, count: 30_000))
+    let part = half.getSlice(at: half.readerIndex, length: 10_000) ?? ByteBuffer()
+    for _ in 0..<8 {
+      let stream = clients[0].open("/a/b")
+      for _ in 0..<2 { try clients[0].data(part, on: stream) }
+    }
+    connections[0].advance(by: .milliseconds(5100))
+    connections[1].advance(by: .milliseconds(5000))
+    connections[2].advance(by: .milliseconds(5200))
+    for (index, taken) in [(1, 4), (2, 6)] {
+      self.sendHalfBlock(clients[index], 80_000)
+      for connection in connections { connection.advance(by: .milliseconds(10)) }
+      let ended = self.recorder.receivers.count {
+        $0.events.contains(.cancelled(.resourceExhausted))
+      }
+      #expect(ended == taken)
+      #expect(connections.map(\.isOpen) == [true, true, true])
+    }
   }
 
   @Test("Nobody is asked for memory once there is room again")
