@@ -15,6 +15,7 @@ final class IdleWatch: Sendable {
     Idleness.Activity(
       endedCalls: self.slot[.callsEnded].value,
       openCalls: self.slot[.calls].value,
+      connections: self.slot[.connections].value,
       bytes: self.slot[.bytesReceived].value &+ self.slot[.bytesSent].value
     )
   }

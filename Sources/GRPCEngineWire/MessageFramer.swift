@@ -16,4 +16,17 @@ public enum MessageFramer {
     assert((0...Int(UInt32.max)).contains(length))
     buffer.writeMultipleIntegers(UInt8(compressed ? 1 : 0), UInt32(clamping: length))
   }
+
+  /// Gives the same bytes to `body`, whose pointer is valid only there.
+  public static func withPrefix(
+    compressed: Bool,
+    length: Int,
+    _ body: (UnsafeRawBufferPointer) -> Void
+  ) {
+    assert((0...Int(UInt32.max)).contains(length))
+    let length = UInt64(UInt32(clamping: length))
+    // The first five bytes of this number, which eight hold.
+    let prefix = ((compressed ? 1 : 0) << 56 | length << 24).bigEndian
+    withUnsafeBytes(of: prefix) { body(UnsafeRawBufferPointer(rebasing: $0[..<Self.prefixLength])) }
+  }
 }

@@ -4,26 +4,38 @@ import Testing
 
 /// When a server is taken for idle.
 struct IdlenessTests {
-  private func activity(_ ended: UInt64, _ open: UInt64, _ bytes: UInt64) -> Idleness.Activity {
-    Idleness.Activity(endedCalls: ended, openCalls: open, bytes: bytes)
+  private func activity(
+    ended: UInt64 = 0,
+    open: UInt64 = 0,
+    connections: UInt64 = 1,
+    bytes: UInt64 = 0
+  ) -> Idleness.Activity {
+    Idleness.Activity(
+      endedCalls: ended,
+      openCalls: open,
+      connections: connections,
+      bytes: bytes
+    )
   }
 
-  @Test("A server is idle once a period has passed without calls, and is looked at no more")
+  @Test("A server is idle after a period without calls, and looked at while it has clients")
   func calls() {
-    var idleness = Idleness(self.activity(0, 1, 0))
-    #expect(idleness.look(self.activity(9, 1, 500)) == (false, true))
-    #expect(idleness.look(self.activity(10, 0, 500)) == (false, true))
-    #expect(idleness.look(self.activity(10, 0, 900)) == (true, false))
+    var idleness = Idleness(self.activity(open: 1))
+    #expect(idleness.look(self.activity(ended: 9, open: 1, bytes: 500)) == (false, true))
+    #expect(idleness.look(self.activity(ended: 10, bytes: 500)) == (false, true))
+    #expect(idleness.look(self.activity(ended: 10, bytes: 900)) == (true, true))
+    #expect(idleness.look(self.activity(ended: 10, bytes: 950)) == (false, true))
+    #expect(idleness.look(self.activity(ended: 10, connections: 0, bytes: 950)) == (false, true))
+    #expect(idleness.look(self.activity(ended: 10, connections: 0, bytes: 950)) == (true, false))
   }
 
   @Test("One with streams that say nothing is idle, and again after they have said much")
   func streams() {
-    var idleness = Idleness(self.activity(0, 1, 0))
-    #expect(idleness.look(self.activity(0, 1, 100)) == (true, true))
-    #expect(idleness.look(self.activity(0, 1, 200)) == (false, true))
-    #expect(idleness.look(self.activity(0, 1, 1 << 20)) == (false, true))
-    #expect(idleness.look(self.activity(0, 1, 1 << 20)) == (true, true))
-    #expect(idleness.look(self.activity(1, 0, 1 << 20)) == (false, true))
-    #expect(idleness.look(self.activity(1, 0, 1 << 20)) == (true, false))
+    var idleness = Idleness(self.activity(open: 1))
+    #expect(idleness.look(self.activity(open: 1, bytes: 100)) == (true, true))
+    #expect(idleness.look(self.activity(open: 1, bytes: 200)) == (false, true))
+    #expect(idleness.look(self.activity(open: 1, bytes: 1 << 20)) == (false, true))
+    #expect(idleness.look(self.activity(open: 1, bytes: 1 << 20)) == (true, true))
+    #expect(idleness.look(self.activity(ended: 1, bytes: 1 << 20)) == (false, true))
   }
 }

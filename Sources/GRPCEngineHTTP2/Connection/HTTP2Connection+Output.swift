@@ -17,8 +17,8 @@ extension HTTP2Connection {
   }
 
   /// Sends DATA. `Progress.outputLeft` follows when all of the stream's has left.
-  package mutating func sendData(_ bytes: ByteBuffer, on key: StreamKey) {
-    self.send(.data(bytes), on: key)
+  package mutating func sendData(_ data: OutgoingData, on key: StreamKey) {
+    self.send(.data(data), on: key)
   }
 
   /// Ends an answer with trailers, or as nothing but those. `Progress.endLeft` or `Progress.closed` follows.
@@ -38,12 +38,14 @@ extension HTTP2Connection {
     if item.isEnd { self.streams[key.place].isEndGiven = true }
     var item = item
     guard self.streams[key.place].queue.isEmpty else {
+      self.streams[key.place].waiting += item.size
       self.streams[key.place].queue.append(item)
       return
     }
     // Who waits for the connection's window is not overtaken.
     let wait = item.isData && !self.starved.isEmpty ? .connectionWindow : self.write(&item, on: key)
     if let wait {
+      self.streams[key.place].waiting = item.size
       self.streams[key.place].queue.append(item)
       self.wait(key, wait)
     } else {
@@ -61,6 +63,11 @@ extension HTTP2Connection {
   /// Whether something of a stream waits for the socket or for the peer's windows.
   package func isWaiting(_ key: StreamKey) -> Bool {
     self.streams.holds(key) && !self.streams[key.place].queue.isEmpty
+  }
+
+  /// How many bytes that is.
+  package func waitingBytes(_ key: StreamKey) -> Int {
+    self.streams.holds(key) ? self.streams[key.place].waiting : 0
   }
 
   /// Whether a stream could send more if the socket took it.
@@ -105,16 +112,23 @@ extension HTTP2Connection {
   /// Sends what a stream has, as far as that is possible now.
   private mutating func advance(_ key: StreamKey) {
     var index = 0
+    var left = 0
     var queue: [HTTP2Stream.Item] = []
     swap(&queue, &self.streams[key.place].queue)
     while index < queue.count {
+      let size = queue[index].size
       if let wait = self.write(&queue[index], on: key) {
+        left += size - queue[index].size
         queue.removeFirst(index)
         swap(&queue, &self.streams[key.place].queue)
+        self.streams[key.place].waiting -= left
+        if left > 0 { self.progress.append(.partLeft(key)) }
         return self.wait(key, wait)
       }
+      left += size
       index += 1
     }
+    self.streams[key.place].waiting = 0
     self.written(key, isTold: true)
   }
 
@@ -126,9 +140,11 @@ extension HTTP2Connection {
       self.writeHeaders(list, on: key.id, isEnd: isEnd)
       if isEnd { self.streams[key.place].isLocalEnded = true }
       return nil
-    case .data(var bytes):
-      let wait = self.writeData(&bytes, on: key)
-      if wait != nil { item = .data(bytes) }
+    case .data(var data):
+      // Whatever leaves is not to be kept here as well.
+      item = .data(OutgoingData(capacity: 0))
+      let wait = self.writeData(&data, on: key)
+      if wait != nil { item = .data(data) }
       return wait
     }
   }
@@ -154,17 +170,20 @@ extension HTTP2Connection {
   }
 
   /// - Returns: what the rest waits for; `nil` when there is none.
-  private mutating func writeData(_ bytes: inout ByteBuffer, on key: StreamKey) -> Wait? {
+  private mutating func writeData(_ data: inout OutgoingData, on key: StreamKey) -> Wait? {
     let largest = min(self.peerMaxFrameSize, Self.largestFrame)
-    while bytes.readableBytes > 0 {
+    while data.readableBytes > 0 {
       let window = self.streams[key.place].sendWindow
       guard window > 0 else { return .window }
       guard self.sendWindow > 0 else { return .connectionWindow }
       guard self.mayWrite else { return .socket }
-      let length = min(bytes.readableBytes, window, self.sendWindow, largest)
-      guard let part = bytes.readSlice(length: length) else { return nil }
+      let length = min(data.readableBytes, window, self.sendWindow, largest)
       self.output.write(FrameHeader(length: length, type: FrameType.data, stream: key.id))
-      self.output.write(part)
+      var left = length
+      while left > 0, let part = data.readPart(atMost: left) {
+        self.output.write(part)
+        left -= part.readableBytes
+      }
       self.sentFrames += 1
       self.sendWindow -= length
       self.streams[key.place].sendWindow -= length

@@ -45,6 +45,8 @@ package struct HTTP2Connection: ~Copyable {
   package enum Progress: Equatable {
     /// What was given to a stream has left: messages, or headers that had to wait.
     case outputLeft(StreamKey)
+    /// A part of what had to wait has left.
+    case partLeft(StreamKey)
     /// The end of an answer has left, before that of its request has come.
     case endLeft(StreamKey)
     /// Both sides of a stream have ended: it is gone.

@@ -5,10 +5,17 @@ struct HTTP2Stream {
   /// What is to be sent, and waits.
   enum Item {
     case headers(HeaderList, isEnd: Bool)
-    case data(ByteBuffer)
+    case data(OutgoingData)
 
     var isData: Bool { if case .data = self { true } else { false } }
     var isEnd: Bool { if case .headers(_, isEnd: true) = self { true } else { false } }
+
+    var size: Int {
+      switch self {
+      case .headers(let list, _): list.size
+      case .data(let data): data.readableBytes
+      }
+    }
   }
 
   /// 0 in a place that no stream has.
@@ -26,6 +33,8 @@ struct HTTP2Stream {
   /// END_STREAM has left.
   var isLocalEnded = false
   var queue: [Item] = []
+  /// Bytes that are in it.
+  var waiting = 0
   /// Whether the stream is in one of the lists of those that have something to send.
   var isListed = false
 }

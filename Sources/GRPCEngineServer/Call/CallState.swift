@@ -1,3 +1,4 @@
+internal import GRPCEngineHTTP2
 internal import GRPCEngineTransport
 internal import GRPCEngineWire
 internal import NIOCore
@@ -36,7 +37,7 @@ struct CallState {
   private var consumed = 0
   private var headers = Headers.undecided
   private(set) var encoding: CompressionAlgorithm
-  private var outbox: ByteBuffer?
+  private var outbox: OutgoingData?
   /// Bytes that the stream has and its socket has not.
   private var inFlight = 0
   private var answer = Answer.open
@@ -227,16 +228,14 @@ struct CallState {
     let length = compressed?.readableBytes ?? message.count
     self.traffic.messagesSent += 1
     self.traffic.bytesSent += length
-    var outbox =
-      self.outbox
-      ?? ByteBufferAllocator().buffer(capacity: MessageFramer.prefixLength + length)
-    // Released first, so that the buffer is unique and grows in place.
+    var outbox = self.outbox ?? OutgoingData(capacity: MessageFramer.prefixLength + length)
+    // Released first, so that its buffers are unique and grow in place.
     self.outbox = nil
-    MessageFramer.writePrefix(compressed: compressed != nil, length: length, into: &outbox)
+    MessageFramer.withPrefix(compressed: compressed != nil, length: length) { outbox.write($0) }
     if let compressed {
-      outbox.writeImmutableBuffer(compressed)
+      compressed.withUnsafeReadableBytes { outbox.write($0) }
     } else {
-      outbox.writeBytes(message)
+      outbox.write(message)
     }
     self.outbox = outbox
     if case .undecided = self.headers { self.headers = .decided(nil) }
@@ -273,7 +272,7 @@ struct CallState {
     /// Bytes of messages that stay here, behind those that the stream has.
     var heldBack = 0
     var headers: (metadata: Metadata?, encoding: CompressionAlgorithm)?
-    var messages: ByteBuffer?
+    var messages: OutgoingData?
     var end: End?
     /// Whether the headers are out, with those here.
     var areHeadersSent = false

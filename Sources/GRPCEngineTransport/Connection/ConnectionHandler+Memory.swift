@@ -10,6 +10,8 @@ extension ConnectionHandler {
     code: .resourceExhausted,
     details: "The client makes the server hold too much memory"
   )
+  /// Output up to this is not worth a look at the socket.
+  static let mostUnseenOutput = 16 << 10
   /// Differences up to this are not worth an access to memory that all connections share.
   private static let unreportedMemory = 4096
 
@@ -34,11 +36,31 @@ extension ConnectionHandler {
     // It may be gone since the write that this comes after: nobody would take the charge back.
     guard self.context != nil else { return }
     // One that has failed is rid of it in a moment, and whoever looks for memory has to look elsewhere.
-    let overhead = self.hasFailed ? 0 : self.http2.overhead
+    let overhead = self.hasFailed ? 0 : self.http2.overhead + self.backlog
     guard overhead != self.overhead else { return }
+    if overhead < self.overhead { self.hasGivenMemory = true }
     self.unreported += overhead - self.overhead
     self.overhead = overhead
     if self.isReportDue { self.reportMemory() }
+  }
+
+  /// Sees how much of what was written the socket has not taken. Nothing else is held for it: the streams are told
+  /// that it has left, and may be gone.
+  func measureBacklog() {
+    guard let context = self.context else { return }
+    self.unseenOutput = 0
+    let options = context.channel.syncOptions
+    self.backlog = (try? options?.getOption(.bufferedWritableBytes)) ?? 0
+    guard self.backlog > 0, !self.awaitsSocket else { return }
+    self.awaitsSocket = true
+    // Nothing is written, behind all that waits: it leaves when that has.
+    let whenTaken = self.eventLoop.makePromise(of: Void.self)
+    whenTaken.futureResult.assumeIsolated().whenComplete { _ in
+      self.awaitsSocket = false
+      self.measureBacklog()
+      self.chargeOverhead()
+    }
+    context.writeAndFlush(self.wrapOutboundOut(.byteBuffer(ByteBuffer())), promise: whenTaken)
   }
 
   func forgetOverhead() {

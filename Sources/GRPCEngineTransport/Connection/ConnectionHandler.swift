@@ -38,6 +38,11 @@ package final class ConnectionHandler: ChannelInboundHandler {
   var isTakingMemory = false
   /// What of that is held for no stream.
   var overhead = 0
+  /// Bytes that the socket had not taken when that was last looked at.
+  var backlog = 0
+  /// Bytes that were written since then.
+  var unseenOutput = 0
+  var awaitsSocket = false
   var isMemoryReviewDue = false
   var isMemoryReviewScheduled = false
   private var lifecycle: ConnectionLifecycle
@@ -182,7 +187,9 @@ package final class ConnectionHandler: ChannelInboundHandler {
       case .outputLeft(let key):
         guard let stream = self.stream(key) else { continue }
         // Messages may follow headers at once: it is not to be told of those later.
-        if stream.isWriting { self.written(stream) } else { stream.headersLeft() }
+        if stream.isWriting { self.written(stream) } else { stream.chargeWaiting() }
+      case .partLeft(let key):
+        self.stream(key)?.chargeWaiting()
       case .endLeft(let key):
         guard let stream = self.stream(key) else { continue }
         stream.endLeft()
@@ -427,6 +434,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   }
 
   func isWaiting(_ stream: ServerStream) -> Bool { self.http2.isWaiting(stream.key) }
+  func waitingBytes(of stream: ServerStream) -> Int { self.http2.waitingBytes(stream.key) }
 
   /// Resets a stream for what its peer sends on it.
   func refuse(_ stream: ServerStream) {
@@ -463,10 +471,12 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   /// Writes all there is, whether or not the socket takes it now.
   private func writeOutput(context: ChannelHandlerContext) {
+    self.unseenOutput += self.http2.outputCount
     let (pieces, last) = self.http2.takeOutput()
     for piece in pieces { context.write(self.wrapOutboundOut(.byteBuffer(piece)), promise: nil) }
     if let last { context.write(self.wrapOutboundOut(.byteBuffer(last)), promise: nil) }
     context.flush()
+    if self.unseenOutput > Self.mostUnseenOutput || self.backlog > 0 { self.measureBacklog() }
   }
 
   /// Flushes at the end of this turn of the event loop: for writes made inside a callback of the

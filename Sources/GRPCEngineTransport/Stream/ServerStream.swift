@@ -21,7 +21,7 @@ package final class ServerStream {
   private var isReleased = false
   /// The size of the call's headers.
   private var headSize = 0
-  /// What was given to the HTTP/2 layer and has had to wait, in bytes.
+  /// What waits in the HTTP/2 layer, in bytes.
   private var unsent = 0
   /// Bytes of messages that wait elsewhere for those that were given to `sendMessages` to leave.
   package var heldBack = 0 { didSet { if self.heldBack != oldValue { self.charge() } } }
@@ -199,39 +199,34 @@ package final class ServerStream {
   package func sendHeaders(_ headers: HeaderList) {
     guard self.state.sendHeaders() else { return }
     self.connection.send { $0.sendHeaders(headers, on: self.key) }
-    self.chargeWaiting(headers.size)
+    self.chargeWaiting()
   }
 
   /// Sends length-prefixed messages. `receiver.becameWritable()` follows when they have left.
-  package func sendMessages(_ messages: ByteBuffer) {
+  package func sendMessages(_ messages: OutgoingData) {
     guard self.state.sendMessages() else { return }
     self.connection.send { $0.sendData(messages, on: self.key) }
-    self.chargeWaiting(messages.readableBytes)
+    self.chargeWaiting()
   }
 
-  /// Counts what has been given to the HTTP/2 layer if it waits there for the socket or for the peer.
-  private func chargeWaiting(_ size: @autoclosure () -> Int) {
-    guard self.connection.isWaiting(self) else { return }
-    self.unsent += size()
+  /// Counts what waits in the HTTP/2 layer for the socket or for the peer.
+  func chargeWaiting() {
+    let waiting = self.connection.waitingBytes(of: self)
+    guard waiting != self.unsent else { return }
+    self.unsent = waiting
     self.charge()
   }
 
   /// Ends the answer: the last messages, if any, and the trailers. Headers that were sent before
   /// make these trailers, otherwise they are a trailers-only answer.
-  package func sendEnd(messages: ByteBuffer?, trailers: HeaderList) {
+  package func sendEnd(messages: OutgoingData?, trailers: HeaderList) {
     guard let end = self.state.sendEnd() else { return }
     let messages = end == .trailers ? messages : nil
     self.connection.send { http2 in
       if let messages { http2.sendData(messages, on: self.key) }
       http2.sendEnd(trailers, on: self.key)
     }
-    self.chargeWaiting((messages?.readableBytes ?? 0) + trailers.size)
-  }
-
-  /// Headers that had to wait have left, and nothing waits behind them.
-  func headersLeft() {
-    self.unsent = 0
-    self.charge()
+    self.chargeWaiting()
   }
 
   /// The end of the answer has left before that of its request has come.
@@ -243,9 +238,7 @@ package final class ServerStream {
     let next = self.state.written()
     switch next {
     case .writeMore, .finishWriting:
-      // Those with an end count until the stream is closed, which that does.
-      if next == .writeMore { self.unsent = 0 }
-      self.charge()
+      self.chargeWaiting()
       self.receiver?.becameWritable()
     case .reset: self.connection.reset(self, .noError)
     case .nothing: break

@@ -358,6 +358,11 @@ private struct Script: ~Copyable {
 
   /// What the server is told of what it has sent.
   private mutating func progress() throws {
+    for stream in self.streams.values
+    where stream.key.place >= 0 && self.connection.streams.holds(stream.key) {
+      let found = self.connection.streams[stream.key.place]
+      try check(found.waiting == found.queue.reduce(0) { $0 + $1.size }, "a wrong count of bytes")
+    }
     for progress in self.connection.takeProgress() {
       switch progress {
       case .outputLeft(let key):
@@ -365,6 +370,9 @@ private struct Script: ~Copyable {
         try check(stream.key == key && stream.hasUntoldMessages, "messages that left twice")
         try check(self.connection.streams[key.place].queue.isEmpty, "messages that have not left")
         self.streams[key.id]?.hasUntoldMessages = false
+      case .partLeft(let key):
+        guard let stream = self.streams[key.id] else { continue }
+        try check(stream.key == key && !stream.lists.isEmpty, "a part of nothing")
       case .endLeft(let key):
         guard let stream = self.streams[key.id] else { continue }
         try check(stream.key == key && stream.hasEnded && !stream.hasToldEnd, "a strange end")

@@ -222,3 +222,16 @@ extension HTTP2Connection {
     return all
   }
 }
+
+extension OutgoingData {
+  init(_ bytes: ByteBuffer) {
+    self.init(capacity: bytes.readableBytes)
+    bytes.withUnsafeReadableBytes { self.write($0) }
+  }
+}
+
+extension HTTP2Connection {
+  mutating func sendData(_ bytes: ByteBuffer, on key: StreamKey) {
+    self.sendData(OutgoingData(bytes), on: key)
+  }
+}

@@ -1,3 +1,4 @@
+import GRPCEngineHTTP2
 import GRPCEngineTesting
 import GRPCEngineTransport
 import GRPCEngineWire
@@ -135,10 +136,10 @@ struct CallSimulation {
       self.areHeadersOut = true
     }
     if pending.areHeadersSent != self.areHeadersOut { self.fail("headers out or not?") }
-    if let messages = pending.messages {
+    if var messages = pending.messages {
       if !self.areHeadersOut { self.fail("messages before headers") }
       if self.isWriting, pending.end == nil { self.fail("two writes under way") }
-      self.out += Array(messages.readableBytesView)
+      while let part = messages.readPart(atMost: .max) { self.out += part.readableBytesView }
       self.isWriting = true
     }
     if pending.end != nil { self.isEndOut = true }

@@ -81,3 +81,18 @@ final class Recorder: StreamAcceptor, @unchecked Sendable {
     return (client, connection)
   }
 }
+
+extension OutgoingData {
+  init(_ bytes: ByteBuffer) {
+    self.init(capacity: bytes.readableBytes)
+    bytes.withUnsafeReadableBytes { self.write($0) }
+  }
+}
+
+extension ServerStream {
+  func sendMessages(_ messages: ByteBuffer) { self.sendMessages(OutgoingData(messages)) }
+
+  func sendEnd(messages: ByteBuffer, trailers: HeaderList) {
+    self.sendEnd(messages: OutgoingData(messages), trailers: trailers)
+  }
+}

@@ -222,3 +222,61 @@ def test_what_a_peer_has_sent_is_let_go(what):
     sent, kept = map(int, run.stdout.split())
     assert sent > 1
     assert kept < 40, f"MiB, of {sent} that were sent"
+
+
+_UNREAD = """
+import os, socket, struct, time
+import grpc
+from django_grpc import engine
+from hpack import Encoder
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+def large(request, context):
+    return bytes(4_000_000)
+
+handlers = {"Large": grpc.unary_unary_rpc_method_handler(large)}
+server = engine.server(None, options=[("django_grpc.max_peer_memory", 2**20)])
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", handlers),))
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+
+def frame(kind, flags, stream, content=b""):
+    return struct.pack(">IBI", len(content) << 8 | kind, flags, stream) + content
+
+window = 2**31 - 1
+call = b"".join([
+    b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n",
+    frame(4, 0, 0, struct.pack(">HI", 4, window)),
+    frame(8, 0, 0, struct.pack(">I", window - 65535)),
+    frame(1, 4, 1, Encoder().encode([
+        (":method", "POST"), (":scheme", "http"), (":path", "/a.B/Large"), ("te", "trailers"),
+        ("content-type", "application/grpc"),
+    ])),
+    frame(0, 1, 1, bytes(5)),
+])
+before, peers = resident(), []
+for _ in range(60):
+    peer = socket.socket()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+    peer.connect(("127.0.0.1", port))
+    peer.sendall(call)
+    peers.append(peer)
+until = time.monotonic() + 10
+time.sleep(1)
+while resident() - before > 40 and time.monotonic() < until:
+    time.sleep(0.2)
+print(resident() - before, flush=True)
+os._exit(0)
+"""
+
+
+def test_answers_that_are_ended_unread_are_let_go():
+    """Also where a part of each waits for a socket that takes nothing."""
+    run = subprocess.run(
+        [sys.executable, "-c", _UNREAD], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert run.stderr == ""
+    assert int(run.stdout) <= 40, "MiB, of 240 that nobody reads"
