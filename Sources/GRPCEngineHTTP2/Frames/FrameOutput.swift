@@ -2,7 +2,8 @@ package import NIOCore
 
 /// What is to be written to the socket, in order: small pieces copied together, large ones as they are.
 package struct FrameOutput {
-  /// A piece of more bytes is passed on as it is: copying it would cost more than it saves.
+  /// A piece of more bytes is passed on as it is, where it is most of its buffer: copying it would cost more than it
+  /// saves.
   private static let largestCopied = 4096
   /// Bytes that are gathered in one buffer.
   private static let capacity = 32 * 1024
@@ -27,7 +28,8 @@ package struct FrameOutput {
   package mutating func write(_ bytes: ByteBuffer) {
     let length = bytes.readableBytes
     self.count += length
-    if length <= Self.largestCopied {
+    // Whatever waits for the socket keeps all of its buffer: a small part of a large one is copied, too.
+    if length <= Self.largestCopied || length < bytes.storageCapacity / 2 {
       self.prepare(length)
       self.gathered.writeImmutableBuffer(bytes)
     } else {

@@ -18,10 +18,20 @@ extension ConnectionHandler {
   func charge(_ share: inout MemoryAccount.Share, held: Int, unsent: Int, isComplete: Bool) {
     let isNowComplete = isComplete && !share.isComplete
     let change = self.memory.charge(&share, held: held, unsent: unsent, isComplete: isComplete)
-    self.unreported += change
-    if change < 0 || isNowComplete, !self.isTakingMemory { self.hasGivenMemory = true }
+    self.count(change)
+    // What is whole waits for this server, and not for its peer.
+    if isNowComplete, !self.isTakingMemory { self.unreportedFlow.given += share.held }
     if self.isReportDue { self.reportMemory() }
     if change < 0, self.memory.isTight { self.reviewMemorySoon() }
+  }
+
+  private func count(_ change: Int) {
+    self.unreported += change
+    if change > 0 {
+      self.unreportedFlow.come += change
+    } else if !self.isTakingMemory {
+      self.unreportedFlow.given -= change
+    }
   }
 
   private var isReportDue: Bool {
@@ -38,8 +48,7 @@ extension ConnectionHandler {
     // One that has failed is rid of it in a moment, and whoever looks for memory has to look elsewhere.
     let overhead = self.hasFailed ? 0 : self.http2.overhead + self.backlog
     guard overhead != self.overhead else { return }
-    if overhead < self.overhead { self.hasGivenMemory = true }
-    self.unreported += overhead - self.overhead
+    self.count(overhead - self.overhead)
     self.overhead = overhead
     if self.isReportDue { self.reportMemory() }
   }
@@ -51,16 +60,26 @@ extension ConnectionHandler {
     self.unseenOutput = 0
     let options = context.channel.syncOptions
     self.backlog = (try? options?.getOption(.bufferedWritableBytes)) ?? 0
-    guard self.backlog > 0, !self.awaitsSocket else { return }
+    // One that closes takes no more writes, and looks by itself every now and then.
+    guard self.backlog > 0, !self.awaitsSocket, !self.isClosing,
+      let socket = self.socketContext
+    else { return }
     self.awaitsSocket = true
     // Nothing is written, behind all that waits: it leaves when that has.
     let whenTaken = self.eventLoop.makePromise(of: Void.self)
-    whenTaken.futureResult.assumeIsolated().whenComplete { _ in
+    whenTaken.futureResult.assumeIsolated().whenSuccess {
       self.awaitsSocket = false
-      self.measureBacklog()
-      self.chargeOverhead()
+      // In a turn of its own, as this may be the middle of a write.
+      self.isBacklogDue = true
+      self.flushSoon()
     }
-    context.writeAndFlush(self.wrapOutboundOut(.byteBuffer(ByteBuffer())), promise: whenTaken)
+    socket.writeAndFlush(NIOAny(IOData.byteBuffer(ByteBuffer())), promise: whenTaken)
+  }
+
+  func reviewBacklog() {
+    self.isBacklogDue = false
+    self.measureBacklog()
+    self.chargeOverhead()
   }
 
   func forgetOverhead() {
@@ -78,11 +97,11 @@ extension ConnectionHandler {
     let isTooMuch = self.registry.memory.add(
       self.unreported,
       to: self.holding,
-      hasGiven: self.hasGivenMemory,
+      self.unreportedFlow,
       now: now
     )
     self.unreported = 0
-    self.hasGivenMemory = false
+    self.unreportedFlow = MemoryPool.Flow()
     if isTooMuch { self.registry.relieve(now: now) }
   }
 

@@ -32,9 +32,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
   let holding = MemoryPool.Holding()
   /// How much that differs from what it does hold.
   var unreported = 0
-  /// Whether something was given back meanwhile.
-  var hasGivenMemory = false
-  /// What is taken from the peer, it has not given.
+  var unreportedFlow = MemoryPool.Flow()
+  /// What is given back now is taken from the peer.
   var isTakingMemory = false
   /// What of that is held for no stream.
   var overhead = 0
@@ -43,6 +42,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   /// Bytes that were written since then.
   var unseenOutput = 0
   var awaitsSocket = false
+  var isBacklogDue = false
   var isMemoryReviewDue = false
   var isMemoryReviewScheduled = false
   private var lifecycle: ConnectionLifecycle
@@ -61,7 +61,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private(set) var hasFailed = false
   /// Since when nothing more is served or sent.
   private var closingSince: NIODeadline?
-  private var isClosing: Bool { self.closingSince != nil }
+  var isClosing: Bool { self.closingSince != nil }
   private var isLingering = false
   private var isOutputClosed = false
   package private(set) lazy var peer: Peer = self.makePeer()
@@ -268,6 +268,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private func closeOnceReceived() {
     self.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(500)) {
       guard let channel = self.context?.channel, !self.isLingering else { return }
+      self.reviewBacklog()
       Delivery.ask(channel) { self.closeUnlessOwed($0) }
     }
   }
@@ -287,8 +288,12 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   /// Closes the socket itself: TLS would wait for the peer's farewell.
   private func cut(context: ChannelHandlerContext) {
-    let socket = try? context.pipeline.syncOperations.context(handlerType: ByteCounter.self)
-    (socket ?? context).close(promise: nil)
+    (self.socketContext ?? context).close(promise: nil)
+  }
+
+  /// Where bytes go to the socket as they are: below TLS.
+  var socketContext: ChannelHandlerContext? {
+    try? self.context?.pipeline.syncOperations.context(handlerType: ByteCounter.self)
   }
 
   private func closeAfterLinger() {
@@ -488,6 +493,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.isFlushScheduled = false
       self.tellWrittenStreams()
       if self.isMemoryReviewDue { self.reviewMemory() }
+      if self.isBacklogDue { self.reviewBacklog() }
       self.flush()
     }
   }

@@ -6,31 +6,40 @@ internal import Synchronization
 package final class MemoryPool: Sendable {
   /// What one connection holds of it. Read by others, which look for the one that costs the most.
   package final class Holding: Sendable {
-    /// Up to this any peer may hold at any time: what streams may send before somebody takes it.
-    private static let fair = 64 << 10
-
     private let bytes = Atomic<Int>(0)
-    /// In nanoseconds of the clock of event loops.
-    private let stalled = Atomic<UInt64>(0)
+    /// When the bytes came, on the average: in nanoseconds of the clock of event loops.
+    private let since = Atomic<UInt64>(0)
     package init() {}
 
     package var value: Int { self.bytes.load(ordering: .relaxed) }
 
-    /// What it has cost: its bytes times the square of the time since some were given back or they were few.
-    /// So memory that comes and goes costs little, however much it is, and peers that fill the pool with little
-    /// each cost more than a large message that passes. Past ten seconds the bytes decide alone.
+    /// What it has cost: its bytes times the square of their age. So memory that comes and goes costs little,
+    /// however much it is, and peers that fill the pool with little each cost more than a large message that
+    /// passes. Past ten seconds the bytes decide alone.
     func cost(now: NIODeadline) -> Double {
-      let since = NIODeadline.uptimeNanoseconds(self.stalled.load(ordering: .relaxed))
+      let since = NIODeadline.uptimeNanoseconds(self.since.load(ordering: .relaxed))
       let seconds = min(max(0.001, Double((now - since).nanoseconds) / 1e9), 10)
       return Double(max(0, self.value)) * seconds * seconds
     }
 
-    fileprivate func add(_ change: Int, hasGiven: Bool, now: NIODeadline) {
-      let held = self.bytes.wrappingAdd(change, ordering: .relaxed).oldValue
-      if hasGiven || held < Self.fair {
-        self.stalled.store(now.uptimeNanoseconds, ordering: .relaxed)
-      }
+    /// By the connection itself only, on its event loop.
+    fileprivate func add(_ change: Int, _ flow: Flow, now: NIODeadline) {
+      let before = max(0, self.bytes.wrappingAdd(change, ordering: .relaxed).oldValue)
+      // Whatever moves lowers the average by its share: at a steady pace it comes to the time that a byte stays.
+      // So who lets a little come and go beside much that stays, has much that stays.
+      let moved = Double(flow.come + flow.given) / Double(max(1, before + flow.come))
+      let since = self.since.load(ordering: .relaxed)
+      let age = now.uptimeNanoseconds > since ? now.uptimeNanoseconds - since : 0
+      let passed = min(UInt64(Double(age) * min(1, moved)), age)
+      self.since.store(since + passed, ordering: .relaxed)
     }
+  }
+
+  /// What has come and what was given back since the last time, in bytes. What was taken from a peer, it has not
+  /// given.
+  struct Flow {
+    var come = 0
+    var given = 0
   }
 
   private let limit: Int
@@ -58,11 +67,9 @@ package final class MemoryPool: Sendable {
 
   /// Counts what a connection holds more, or less, than before.
   ///
-  /// - Parameter hasGiven: whether something was given back since the last time, or will be: it was a
-  ///   part of a request that is whole now.
   /// - Returns: whether too much is held because of that.
-  func add(_ change: Int, to holding: Holding, hasGiven: Bool, now: NIODeadline) -> Bool {
-    holding.add(change, hasGiven: hasGiven, now: now)
+  func add(_ change: Int, to holding: Holding, _ flow: Flow, now: NIODeadline) -> Bool {
+    holding.add(change, flow, now: now)
     self.gauge.add(change)
     let held = self.total.wrappingAdd(change, ordering: .relaxed).newValue
     return change > 0 && held > self.limit

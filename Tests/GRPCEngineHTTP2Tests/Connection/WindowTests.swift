@@ -112,6 +112,25 @@ struct WindowTests {
 
   private static let answer: HeaderList = [":status": "200"]
 
+  @Test("What is to be written keeps little more memory than it is, whatever the windows")
+  func outputMemory() throws {
+    for window in [1000, 4097, 10_000, 16_384, 30_000] {
+      let peer = try Peer(HTTP2Settings(), [(4, UInt32(window))])
+      let keys = try stride(from: 1, to: 40, by: 2).map { try peer.open($0, isEnd: true) }
+      for key in keys {
+        peer.connection.sendHeaders(Self.answer, on: key)
+        peer.connection.sendData(Self.content(32_763), on: key)
+      }
+      let (pieces, last) = peer.connection.takeOutput()
+      let all = pieces + (last.map { [$0] } ?? [])
+      let (size, memory) = all.reduce((0, 0)) {
+        ($0.0 + $1.readableBytes, $0.1 + $1.storageCapacity)
+      }
+      #expect(size > min(20 * window, 60_000))
+      #expect(memory <= 2 * size + 64 * 1024)
+    }
+  }
+
   @Test("5.2.1, 6.9.1: DATA waits for the stream's window, headers and the end of another do not")
   func sendWindow() throws {
     let peer = try Peer(HTTP2Settings(), [(4, 10)])

@@ -457,6 +457,41 @@ final class ConnectionHandlerTests {
     }
   }
 
+  @Test("Memory that stays is not forgotten for a little that comes and goes beside it")
+  func reliefOfFidgeters() throws {
+    let registry = ConnectionRegistry(memory: 200_000)
+    let connections = try (0..<2).map { _ in
+      try EmbeddedConnection(acceptor: self.recorder, registry: registry)
+    }
+    let clients = try connections.map { connection in
+      let client = TestClient(connection)
+      try client.handshake()
+      return client
+    }
+    let half = FrameWriter.message([UInt8](repeating: 0, count: 30_000))
+    func sendHalf(_ length: Int) throws -> Int {
+      let stream = clients[0].open("/a/b")
+      let part = half.getSlice(at: half.readerIndex, length: length) ?? ByteBuffer()
+      try clients[0].data(part, on: stream)
+      return stream
+    }
+    for _ in 0..<8 { _ = try sendHalf(16_000) }
+    for _ in 0..<40 {
+      let stream = try sendHalf(6000)
+      clients[0].send { $0.reset(stream) }
+      connections[0].advance(by: .milliseconds(100))
+    }
+    connections[1].advance(by: .milliseconds(3800))
+    self.sendHalfBlock(clients[1], 80_000)
+    connections[1].advance(by: .milliseconds(200))
+    for connection in connections { connection.advance(by: .milliseconds(10)) }
+    let ended = self.recorder.receivers.count {
+      $0.events.contains(.cancelled(.resourceExhausted))
+    }
+    #expect(ended == 4)
+    #expect(connections[1].isOpen)
+  }
+
   @Test("Nobody is asked for memory once there is room again")
   func lateRelief() throws {
     let connections = try self.overflow(limit: 25_000, [5000, 16_000, 12_000])
@@ -483,6 +518,48 @@ final class ConnectionHandlerTests {
     }
     connection.advance(by: .zero)
     #expect(!connection.isOpen)
+    #expect(connection.registry.memory.held == 0)
+  }
+
+  /// A socket that takes nothing for a while.
+  private final class FullSocket: ChannelOutboundHandler {
+    typealias OutboundIn = IOData
+
+    var isFull = true
+    var refusesWrites = false
+
+    func write(context: ChannelHandlerContext, data: NIOAny, promise: EventLoopPromise<Void>?) {
+      guard self.refusesWrites else { return context.write(data, promise: promise) }
+      promise?.fail(ChannelError.outputClosed)
+    }
+
+    func flush(context: ChannelHandlerContext) { if !self.isFull { context.flush() } }
+  }
+
+  @Test("What the socket does not take counts until it does", arguments: [false, true])
+  func backlog(refusesWrites: Bool) throws {
+    let (client, connection) = try self.recorder.connect()
+    let socket = FullSocket()
+    self.recorder.onEnd = { _ in }
+    for _ in 0..<3 { client.open("/a/b", isEnd: true) }
+    try client.barrier()
+    let pipeline = connection.channel.pipeline.syncOperations
+    try pipeline.addHandler(socket, position: .first)
+    let message = FrameWriter.message([UInt8](repeating: 7, count: 20_000))
+    for (index, receiver) in self.recorder.receivers.enumerated() {
+      if index == 1 { socket.refusesWrites = refusesWrites }
+      receiver.stream.sendHeaders(Recorder.headers)
+      receiver.stream.sendEnd(messages: message, trailers: Recorder.trailers)
+      receiver.stream.connection.flush()
+      connection.advance(by: .zero)
+    }
+    #expect(connection.registry.memory.held > 20_000)
+    socket.refusesWrites = false
+    socket.isFull = false
+    connection.channel.flush()
+    connection.advance(by: .milliseconds(1))
+    if !refusesWrites { #expect(connection.registry.memory.held < 4096) }
+    connection.close()
     #expect(connection.registry.memory.held == 0)
   }
 
