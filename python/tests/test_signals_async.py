@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import queue
 import sys
 import threading
 import weakref
@@ -35,9 +36,9 @@ pytestmark = pytest.mark.usefixtures("databases_allowed")
 def serve(engine_server, started):
     """Serve one method through the wrapper; returns a channel."""
 
-    def serve(kind, method):
+    def serve(kind, method, **options):
         server = engine_server()
-        handler = getattr(grpc, f"{kind}_rpc_method_handler")(method)
+        handler = getattr(grpc, f"{kind}_rpc_method_handler")(method, **options)
         SignalWrapper(server).add_registered_method_handlers(SERVICE, {"Method": handler})
         return started(server)
 
@@ -127,6 +128,59 @@ def test_cancelled_call_is_finished(serve, signal_log, kind, style):
     assert entered.wait(PATIENCE)
     running.cancel()
     assert signal_log.until_finished() == ["started", "finished"]
+
+
+@pytest.mark.parametrize("while_sending", ["started", "finished"])
+def test_call_cancelled_while_receivers_wait_has_both_signals(serve, while_sending):
+    """What has been seen to begin is seen to end, and nothing else."""
+    seen, deserialized, gate = queue.SimpleQueue(), threading.Semaphore(0), threading.Event()
+    left = contextvars.ContextVar("left by a receiver", default=None)
+
+    def occupy():
+        SyncToAsync.single_thread_executor.submit(gate.wait, PATIENCE)
+
+    def deserialize(request):
+        deserialized.release()
+        return request
+
+    def note_started(request, **kwargs):
+        left.set(request)
+        seen.put((request, "started"))
+
+    def note_finished(request, **kwargs):
+        assert left.get() == request
+        seen.put((request, "finished"))
+
+    async def answer(request, context):
+        if request == b"first" and while_sending == "finished":
+            occupy()
+        return b""
+
+    channel = serve("unary_unary", answer, request_deserializer=deserialize)
+    method = channel.unary_unary(f"/{SERVICE}/Method")
+    grpc_request_started.connect(note_started)
+    grpc_request_finished.connect(note_finished)
+    try:
+        if while_sending == "started":
+            occupy()
+        first = method.future(b"first", timeout=PATIENCE)
+        assert deserialized.acquire(timeout=PATIENCE)
+        if while_sending == "finished":
+            assert seen.get(timeout=PATIENCE) == (b"first", "started")
+        first.cancel()
+        # Once the next one is there, the first has been cancelled.
+        second = method.future(b"second", timeout=PATIENCE)
+        assert deserialized.acquire(timeout=PATIENCE)
+        gate.set()
+        second.result()
+        due = {(b"first", "finished"), (b"second", "started"), (b"second", "finished")}
+        due |= {(b"first", "started")} if while_sending == "started" else set()
+        assert {seen.get(timeout=PATIENCE) for _ in due} == due
+        assert seen.empty()
+    finally:
+        gate.set()
+        grpc_request_started.disconnect(note_started)
+        grpc_request_finished.disconnect(note_finished)
 
 
 def test_receivers_of_both_colours(serve):

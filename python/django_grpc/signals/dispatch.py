@@ -1,6 +1,7 @@
 """A Django signal that is sent twice for every call, and so must cost next to nothing."""
 
 import asyncio
+import contextvars
 import weakref
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, NamedTuple
@@ -70,19 +71,31 @@ class CallSignal(Signal):
         Ordinary receivers run first, on the thread of `sync_to_async`, then coroutine functions,
         side by side. When the only ordinary ones are Django's own there is mostly nothing for them
         to do, and no other thread is asked.
+
+        A task that is cancelled meanwhile is so once all receivers have run: of a call that ends
+        early, those of one signal would otherwise miss what those of another have seen. When it is
+        cancelled again, the receivers are as well.
         """
         plan = self._plan_for(sender)
-        if plan.stock is not None:
-            if hygiene.has_async_work(plan.stock):
-                await hygiene.run_async(plan.stock)
-            return list(plan.stock_responses)
+        if plan.stock is None:
+            responses: list[tuple[Receiver, Any]] = await _to_its_end(
+                self._asend_all(plan, sender, named)
+            )
+            return responses
+        if hygiene.has_async_work(plan.stock):
+            await hygiene.run_async(plan.stock)
+        return list(plan.stock_responses)
+
+    async def _asend_all(
+        self, plan: _Plan, sender: Any, named: dict[str, Any]
+    ) -> list[tuple[Receiver, Any]]:
         try:
-            return await self._asend_all(plan, sender, named)
+            return await self._acall_all(plan, sender, named)
         finally:
             if self._afterwards and hygiene.has_async_work(self._afterwards):
                 await hygiene.run_async(self._afterwards)
 
-    async def _asend_all(
+    async def _acall_all(
         self, plan: _Plan, sender: Any, named: dict[str, Any]
     ) -> list[tuple[Receiver, Any]]:
         live = [(_receiver(it), run) for it, run in plan.steps]
@@ -189,11 +202,31 @@ class CallSignal(Signal):
         return plan
 
 
+async def _to_its_end(work: Awaitable[Any]) -> Any:
+    """Await something in a task of its own, which the first cancellation of this one spares."""
+    context = contextvars.copy_context()
+    task = asyncio.get_running_loop().create_task(_outcome(work), context=context)
+    try:
+        result, leaving = await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not task.done():
+            await task
+        raise
+    finally:
+        # As if it had run here: a receiver may leave something for the method.
+        for variable, value in context.items():
+            if variable.get(None) is not value:
+                variable.set(value)
+    if leaving is not None:
+        raise leaving
+    return result
+
+
 async def _outcome(answer: Awaitable[Any]) -> tuple[Any, BaseException | None]:
     """What a receiver returned, or by what it means to leave.
 
-    That must leave the call's task and not one of `gather`: there it would end the loop, and with
-    it every other call.
+    That must leave the call's task and not another one: there it would end the loop, and with it
+    every other call.
     """
     try:
         return await answer, None
