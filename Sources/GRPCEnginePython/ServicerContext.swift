@@ -140,11 +140,13 @@ class ServicerContext {
     }
     guard let serialized = bytes.take(), py_is_bytes(serialized.pointer) != 0 else {
       let message = "Failed to serialize response!"
+      // First, as whatever is asked of Python would lose it.
+      let error = PythonError.fetch()
       // The serializer is not the project's: what it raises leads to no line of theirs.
       let type = Python.typeName(response)
       let line =
         "\(message) Servicer method [\(self.call.head.path)] gave an object of type '\(type)'."
-      if let error = PythonError.fetch() {
+      if let error {
         self.bindings.log(line, error)
       } else {
         self.bindings.log("\(line) The serializer gave no bytes.")

@@ -133,6 +133,10 @@ class ServerProcess:
     def send(self, number):
         self._process.send_signal(number)
 
+    def send_to_group(self, number):
+        """Send a signal to the process and to all that it has started."""
+        os.killpg(self._process.pid, number)
+
     def send_until_end(self, number, every=1.0):
         """Send a signal again and again: one that comes while another is pending is lost."""
         for _ in range(15):

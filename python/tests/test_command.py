@@ -650,6 +650,18 @@ def test_hook_that_starts_the_server_is_one_sentence(health, text, refuses, tmp_
     refuses("--port", "0", texts=[text], servicers=["mistaken.starting_hook"], health=health)
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_handler_that_is_none_is_one_sentence(is_async, refuses, tmp_path):
+    (tmp_path / "mistaken.py").write_text(
+        "import grpc\n"
+        "def method(request, context): pass\n"
+        "handler = grpc.method_handlers_generic_handler('k.K', {'Method': method})\n"
+        "def hook(server): server.add_generic_rpc_handlers((handler,))\n"
+    )
+    text = "/k.K/Method: a method handler is needed"
+    refuses("--port", "0", texts=[text], servicers=["mistaken.hook"], **{"async": is_async})
+
+
 def test_system_check_errors_keep_the_server_from_starting(start, tmp_path):
     (tmp_path / "settings_with_error.py").write_text(
         "from process_settings import *\nCACHES = {}\n"

@@ -123,6 +123,18 @@ def test_server_drains_when_it_is_told_to_stop(number, start_reloading):
     assert "Graceful shutdown completed" in process.output
 
 
+def test_interrupt_of_the_process_group_is_one(start_reloading):
+    """Without a terminal the child has it twice: from the group, and passed on by its parent."""
+    process = start_reloading()
+    with listening(process) as channel:
+        call = begin_sleep(channel, 1)
+        process.send_to_group(signal.SIGINT)
+        assert len(list(call)) == 2
+        assert process.wait() == 0
+    assert "Graceful shutdown completed" in process.output
+    assert "Traceback" not in process.output
+
+
 def test_second_signal_ends_the_server_at_once(start_reloading):
     process = start_reloading()
     with listening(process) as channel:

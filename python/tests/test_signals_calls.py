@@ -164,6 +164,16 @@ def test_generator_is_closed_and_the_call_finished_when_the_client_cancels(serve
     assert signal_log.until_finished() == ["started", "finished"]
 
 
+@pytest.mark.parametrize("answer", [None, 1])
+def test_streaming_method_that_returns_no_iterable_is_named(serve, answer):
+    def forgetful(request, context):
+        return answer
+
+    channel = serve("unary_stream", forgetful)
+    with pytest.raises(grpc.RpcError, match="forgetful has to yield, or return an iterator"):
+        list(channel.unary_stream(f"/{SERVICE}/Method")(b"", timeout=PATIENCE))
+
+
 def test_request_stream_that_breaks_off_is_no_exception_of_the_servicer(serve, signal_log):
     is_reading = threading.Event()
 

@@ -92,6 +92,7 @@ def run_child(serve: Callable[[ShutdownRequest], None]) -> None:
 
 def _reload(run: Callable[[], None]) -> str:
     """Run on a thread until a signal comes or a file changes, and return which."""
+    signal.signal(signal.SIGINT, _interrupt_once)
     try:
         autoreload.run_with_reloader(run)
     except SystemExit as leaving:
@@ -99,6 +100,17 @@ def _reload(run: Callable[[], None]) -> str:
             raise
         return RELOAD if leaving.code == RELOAD_STATUS else signal.SIGTERM.name
     return signal.SIGINT.name  # it swallows KeyboardInterrupt
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    # A process group may deliver it twice, by itself and by the parent: the second would interrupt
+    # what the first has begun, until the handler of the shutdown is there.
+    signal.signal(number, _ignore)
+    raise KeyboardInterrupt
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    pass
 
 
 class _BrokenFiles:

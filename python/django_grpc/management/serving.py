@@ -389,7 +389,8 @@ def _naming_start() -> Iterator[None]:
     try:
         with threads.explaining_refusal():
             yield
-    except (RuntimeError, ValueError) as error:  # the latter when it has started already
+    # ValueError when it has started already, TypeError for what is no method handler.
+    except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).removeprefix("Cannot start the server: ")
         raise CommandError(f"The server can't start: {reason}") from error
 

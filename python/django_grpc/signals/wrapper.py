@@ -244,9 +244,16 @@ def _stream_response(behavior: Behavior) -> Behavior:
         try:
             grpc_request_started.send(None, request=request, context=context)
             try:
+                responses = behavior(request, context)
+                if not hasattr(responses, "__iter__"):
+                    name = getattr(behavior, "__qualname__", type(behavior).__name__)
+                    raise TypeError(
+                        f"{name} has to yield, or return an iterator; "
+                        f"it has returned an object of type {type(responses).__name__!r}"
+                    )
                 # Closing this generator closes the servicer's, so that its `finally` blocks have
                 # run before the call is called finished.
-                yield from behavior(request, context)
+                yield from responses
             except Exception as exception:
                 if is_servicers_own(exception, context):
                     grpc_got_request_exception.send(
