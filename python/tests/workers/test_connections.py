@@ -5,12 +5,20 @@ import os
 import signal
 import socket
 from collections import Counter
+from pathlib import Path
 
 import grpc
 import pytest
 from harness import LISTENING, PATIENCE
 
 from .support import HOOK, ask, ask_once, connect, wait_until
+
+
+def states_of_threads(pid):
+    """On a busy machine some run on for a moment when their process has been stopped."""
+    return [
+        stat.read_text().rpartition(") ")[2][0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")
+    ]
 
 
 @pytest.mark.parametrize("clients", [8, 64])
@@ -29,6 +37,7 @@ def test_connections_that_a_killed_worker_has_not_taken_go_to_others(serve):
     host, port = server.wait_up().split(":")
     stopped = server.pids[0]
     os.kill(stopped, signal.SIGSTOP)
+    wait_until(lambda: set(states_of_threads(stopped)) == {"T"}, "a worker that stands still")
     with contextlib.ExitStack() as at_end:
         # Faster than it can be seen that one takes none.
         connections = [
