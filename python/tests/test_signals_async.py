@@ -20,6 +20,7 @@ from harness import PATIENCE, eventually
 from sampleapp.caches import ClosableCache
 
 from django_grpc.signals import (
+    dispatch,
     grpc_got_request_exception,
     grpc_request_finished,
     grpc_request_started,
@@ -651,3 +652,95 @@ def test_context_of_a_receiver_is_the_calls_whatever_happens(serve):
         grpc_got_request_exception.disconnect(set_it)
         grpc_request_finished.disconnect(see_it)
     assert seen == ["set"]
+
+
+@contextlib.contextmanager
+def receiving(signal, receiver):
+    signal.connect(receiver)
+    try:
+        yield
+    finally:
+        signal.disconnect(receiver)
+
+
+def send_started(request=None):
+    return grpc_request_started.asend(None, request=request, context=None)
+
+
+def test_exception_of_an_async_receiver_keeps_no_frames():
+    class Request:
+        pass
+
+    async def refuse(**kwargs):
+        raise ValueError("no")
+
+    async def main():
+        request = Request()
+        reference = weakref.ref(request)
+        with contextlib.suppress(ValueError):
+            await send_started(request)
+        del request
+        await asyncio.sleep(0.01)
+        return reference() is None
+
+    gc.collect()
+    gc.disable()
+    try:
+        with receiving(grpc_request_started, refuse):
+            assert asyncio.run(main())
+    finally:
+        gc.enable()
+
+
+def test_receiver_may_set_a_variable_to_none():
+    variable = contextvars.ContextVar("unset")
+
+    def clear(**kwargs):
+        variable.set(None)
+
+    async def main():
+        await send_started()
+        return variable.get()
+
+    with receiving(grpc_request_started, clear):
+        assert asyncio.run(main()) is None
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_cancellation_outlasts_what_a_receiver_raises_then(error, caplog):
+    async def raise_late(**kwargs):
+        await asyncio.sleep(0.05)
+        raise error("late")
+
+    async def main():
+        async with asyncio.timeout(0.01):
+            await send_started()
+
+    with receiving(grpc_request_started, raise_late):
+        with pytest.raises(TimeoutError if error is ValueError else error):
+            asyncio.run(main())
+    assert ("late" in caplog.text) == (error is ValueError)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_receiver_that_hangs_keeps_no_cancelled_call(again, monkeypatch):
+    monkeypatch.setattr(dispatch, "_SPARED", 60 if again else 0.05)
+    ended = []
+
+    async def hang(**kwargs):
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(True)
+
+    async def main():
+        sending = asyncio.ensure_future(send_started())
+        for _ in range(1 + again):
+            await asyncio.sleep(0.05)
+            sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+
+    with receiving(grpc_request_started, hang):
+        asyncio.run(main())
+    assert ended

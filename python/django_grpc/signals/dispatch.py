@@ -1,7 +1,10 @@
 """A Django signal that is sent twice for every call, and so must cost next to nothing."""
 
 import asyncio
+import contextlib
 import contextvars
+import functools
+import logging
 import weakref
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, NamedTuple
@@ -12,6 +15,11 @@ from asgiref.sync import iscoroutinefunction
 from django.dispatch import Signal
 
 from django_grpc.signals import hygiene
+
+logger = logging.getLogger("django_grpc")
+
+# Seconds that the receivers of a call have after it was cancelled.
+_SPARED = 5.0
 
 Receiver = Callable[..., Any]
 
@@ -74,12 +82,12 @@ class CallSignal(Signal):
 
         A task that is cancelled meanwhile is so once all receivers have run: of a call that ends
         early, those of one signal would otherwise miss what those of another have seen. When it is
-        cancelled again, the receivers are as well.
+        cancelled again, or they take more than five seconds, the receivers are as well.
         """
         plan = self._plan_for(sender)
         if plan.stock is None:
             responses: list[tuple[Receiver, Any]] = await _to_its_end(
-                self._asend_all(plan, sender, named)
+                functools.partial(self._asend_all, plan, sender, named)
             )
             return responses
         if hygiene.has_async_work(plan.stock):
@@ -202,24 +210,49 @@ class CallSignal(Signal):
         return plan
 
 
-async def _to_its_end(work: Awaitable[Any]) -> Any:
-    """Await something in a task of its own, which the first cancellation of this one spares."""
+async def _to_its_end(work: Callable[[], Awaitable[Any]]) -> Any:
+    """Await what `work` returns in a task of its own, spared by the first cancellation of this one.
+
+    That follows, whatever `work` raises then, which is logged.
+    """
     context = contextvars.copy_context()
-    task = asyncio.get_running_loop().create_task(_outcome(work), context=context)
+    task = asyncio.get_running_loop().create_task(_settled(work), context=context)
+    cancelled = False
     try:
-        result, leaving = await asyncio.shield(task)
-    except asyncio.CancelledError:
-        if not task.done():
-            await task
-        raise
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+            cancelled = True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(task, _SPARED)
+            if task.cancelled():
+                raise
+        result, error = task.result()
     finally:
-        # As if it had run here: a receiver may leave something for the method.
-        for variable, value in context.items():
-            if variable.get(None) is not value:
-                variable.set(value)
-    if leaving is not None:
-        raise leaving
-    return result
+        hygiene.adopt(context)
+        del task  # it would keep what is raised here, and that this frame
+    try:
+        if cancelled and not isinstance(error, KeyboardInterrupt | SystemExit):
+            if error is not None:
+                logger.error("A receiver raised for a call that was cancelled", exc_info=error)
+            raise asyncio.CancelledError
+        if error is not None:
+            raise error
+        return result
+    finally:
+        del error
+
+
+async def _settled(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
+    """What was returned or raised: a task that held an exception would keep all its frames."""
+    try:
+        return await work(), None
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        return None, error
 
 
 async def _outcome(answer: Awaitable[Any]) -> tuple[Any, BaseException | None]:

@@ -252,6 +252,7 @@ class _LoopCall:
 
 
 # The call that the code which runs now belongs to. `sync_to_async` takes it along to its thread.
+_UNSET = object()
 _call: ContextVar[_LoopCall | None] = ContextVar("django_grpc.signals.hygiene.call", default=None)
 
 # Those that have used a connection and not ended. Added to on the threads of the queries, and
@@ -417,8 +418,13 @@ async def run_on_sync_thread(function: Callable[[], object]) -> None:
     context = contextvars.copy_context()
     loop = asyncio.get_running_loop()
     await loop.create_task(sync_to_async(function)(), context=context)
-    for variable, value in context.items():  # as sync_to_async does
-        if variable.get(None) is not value:
+    adopt(context)
+
+
+def adopt(context: contextvars.Context) -> None:
+    """Set what was set in a copy of this context, as `sync_to_async` does."""
+    for variable, value in context.items():
+        if variable.get(_UNSET) is not value:
             variable.set(value)
 
 
