@@ -13,8 +13,7 @@ public enum MessageFramer {
     length: Int,
     into buffer: inout ByteBuffer
   ) {
-    assert((0...Int(UInt32.max)).contains(length))
-    buffer.writeMultipleIntegers(UInt8(compressed ? 1 : 0), UInt32(clamping: length))
+    Self.withPrefix(compressed: compressed, length: length) { _ = buffer.writeBytes($0) }
   }
 
   /// Gives the same bytes to `body`, whose pointer is valid only there.

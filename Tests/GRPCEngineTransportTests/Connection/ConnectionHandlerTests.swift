@@ -371,6 +371,18 @@ final class ConnectionHandlerTests {
     #expect(client.goAways == [])
   }
 
+  private func connect(
+    _ count: Int,
+    to registry: ConnectionRegistry
+  ) throws -> ([EmbeddedConnection], [TestClient]) {
+    let connections = try (0..<count).map { _ in
+      try EmbeddedConnection(acceptor: self.recorder, registry: registry)
+    }
+    let clients = connections.map { TestClient($0) }
+    for client in clients { try client.handshake() }
+    return (connections, clients)
+  }
+
   private func sendHalfBlock(_ client: TestClient, _ length: Int) {
     let part = ByteBuffer(repeating: 0, count: 16_000)
     client.send { writer in
@@ -390,16 +402,13 @@ final class ConnectionHandlerTests {
     ages: [Int64] = []
   ) throws -> [EmbeddedConnection] {
     let registry = ConnectionRegistry(memory: limit)
-    return try amounts.indices.map { index in
-      let amount = amounts[index]
-      let connection = try EmbeddedConnection(acceptor: self.recorder, registry: registry)
-      let client = TestClient(connection)
-      try client.handshake()
-      if !ages.isEmpty { connection.advance(by: .seconds(ages[0] - ages[index])) }
+    let (connections, clients) = try self.connect(amounts.count, to: registry)
+    for (index, amount) in amounts.enumerated() {
+      if !ages.isEmpty { connections[index].advance(by: .seconds(ages[0] - ages[index])) }
       let block = ByteBuffer(repeating: 0, count: amount)
-      client.send { $0.frame(RawFrame(type: FrameType.headers, stream: 1, payload: block)) }
-      return connection
+      clients[index].send { $0.frame(RawFrame(type: FrameType.headers, stream: 1, payload: block)) }
     }
+    return connections
   }
 
   @Test("Where one that is asked for memory has gone, the next one is asked")
@@ -429,14 +438,7 @@ final class ConnectionHandlerTests {
   @Test("What was taken from a peer it has not given: it is asked again before others")
   func reliefOfTheSameOne() throws {
     let registry = ConnectionRegistry(memory: 235_000)
-    let connections = try (0..<3).map { _ in
-      try EmbeddedConnection(acceptor: self.recorder, registry: registry)
-    }
-    let clients = try connections.map { connection in
-      let client = TestClient(connection)
-      try client.handshake()
-      return client
-    }
+    let (connections, clients) = try self.connect(3, to: registry)
     let half = FrameWriter.message([UInt8](repeating: 0, count: 30_000))
     let part = half.getSlice(at: half.readerIndex, length: 10_000) ?? ByteBuffer()
     for _ in 0..<8 {
@@ -460,14 +462,7 @@ final class ConnectionHandlerTests {
   @Test("Memory that stays is not forgotten for a little that comes and goes beside it")
   func reliefOfFidgeters() throws {
     let registry = ConnectionRegistry(memory: 200_000)
-    let connections = try (0..<2).map { _ in
-      try EmbeddedConnection(acceptor: self.recorder, registry: registry)
-    }
-    let clients = try connections.map { connection in
-      let client = TestClient(connection)
-      try client.handshake()
-      return client
-    }
+    let (connections, clients) = try self.connect(2, to: registry)
     let half = FrameWriter.message([UInt8](repeating: 0, count: 30_000))
     func sendHalf(_ length: Int) throws -> Int {
       let stream = clients[0].open("/a/b")
