@@ -2,9 +2,10 @@ internal import GRPCEngineStatistics
 internal import NIOCore
 internal import Synchronization
 
-/// Tells when a server falls idle. Costs a call nothing but a look at a flag.
+/// Tells when a server falls idle. Costs a call nothing but a count and a look at a flag.
 final class IdleWatch: Sendable {
   private let slot: StatisticsSlot
+  private let calls = Atomic<UInt64>(0)
   private let isWatching = Atomic<Bool>(false)
   /// Set before the server starts, and read after that.
   nonisolated(unsafe) var observer: (@Sendable () -> Void)?
@@ -13,7 +14,7 @@ final class IdleWatch: Sendable {
 
   private var activity: Idleness.Activity {
     Idleness.Activity(
-      endedCalls: self.slot[.callsEnded].value,
+      calls: self.calls.load(ordering: .relaxed),
       openCalls: self.slot[.calls].value,
       connections: self.slot[.connections].value,
       bytes: self.slot[.bytesReceived].value &+ self.slot[.bytesSent].value
@@ -22,6 +23,11 @@ final class IdleWatch: Sendable {
 
   /// A call begins. On its event loop.
   func callBegan(on eventLoop: any EventLoop) {
+    self.calls.wrappingAdd(1, ordering: .relaxed)
+    self.beginWatching(on: eventLoop)
+  }
+
+  private func beginWatching(on eventLoop: any EventLoop) {
     guard !self.isWatching.load(ordering: .relaxed), self.observer != nil,
       !self.isWatching.exchange(true, ordering: .relaxed)
     else { return }
@@ -36,7 +42,7 @@ final class IdleWatch: Sendable {
       if looksOn { return self.watch(idleness, on: eventLoop) }
       self.isWatching.store(false, ordering: .relaxed)
       // One may have come that saw the watch.
-      if self.slot[.calls].value > 0 { self.callBegan(on: eventLoop) }
+      if self.slot[.calls].value > 0 { self.beginWatching(on: eventLoop) }
     }
   }
 }

@@ -10,14 +10,15 @@ package struct Idleness {
 
   /// What a server has done so far, and what it does.
   package struct Activity {
-    package var endedCalls: UInt64
+    /// That have begun.
+    package var calls: UInt64
     package var openCalls: UInt64
     package var connections: UInt64
     /// Received and sent.
     package var bytes: UInt64
 
-    package init(endedCalls: UInt64, openCalls: UInt64, connections: UInt64, bytes: UInt64) {
-      self.endedCalls = endedCalls
+    package init(calls: UInt64, openCalls: UInt64, connections: UInt64, bytes: UInt64) {
+      self.calls = calls
       self.openCalls = openCalls
       self.connections = connections
       self.bytes = bytes
@@ -34,7 +35,7 @@ package struct Idleness {
   package mutating func look(_ activity: Activity) -> (hasBegun: Bool, looksOn: Bool) {
     let wasQuiet = self.isQuiet
     self.isQuiet =
-      activity.endedCalls == self.last.endedCalls && activity.openCalls == self.last.openCalls
+      activity.calls == self.last.calls && activity.openCalls == self.last.openCalls
       && activity.connections == self.last.connections
       && activity.bytes &- self.last.bytes < Self.trickle
     self.last = activity

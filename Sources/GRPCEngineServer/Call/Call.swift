@@ -376,7 +376,8 @@ package final class Call: Sendable {
     self.method.statistics.started.add()
     self.method.statistics.inFlight.add()
     self.environment.statistics.slot[.calls].add()
-    self.environment.idleWatch.callBegan(on: self.eventLoop)
+    // Probes, which nothing limits, are no work.
+    if handler.isLimited { self.environment.idleWatch.callBegan(on: self.eventLoop) }
     if let deadline = self.deadline {
       guard deadline > self.accepted else {
         let status = Status(code: .deadlineExceeded, details: "Deadline Exceeded")

@@ -98,10 +98,11 @@ async def work_on_loop(request, context):
     return work(request, context)
 
 steps, begun = threading.Semaphore(0), threading.Event()
-method = {"ordinary": work, "async": work_on_loop}[sys.argv[2]]
+method = work_on_loop if sys.argv[2] == "async" else work
 handlers = {"Work": grpc.unary_unary_rpc_method_handler(method)}
 server = engine.server(None)
 server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", handlers),))
+server.enable_health()
 port = server.add_insecure_port("127.0.0.1:0")
 run(int(sys.argv[1]), rest)
 server.start()
@@ -110,15 +111,18 @@ with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
     channel.unary_unary("/a.B/Work")(b"")
 busy = resident()
 until = time.monotonic() + 10
-while resident() > fresh + 7 and time.monotonic() < until:
-    time.sleep(0.2)
+with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    while resident() > fresh + 7 and time.monotonic() < until:
+        time.sleep(0.2)
+        if sys.argv[2] == "probed":
+            channel.unary_unary("/grpc.health.v1.Health/Check")(b"")
 print(busy - fresh, resident() - fresh)
 server.stop(None).wait()
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an allocator of another kind")
-@pytest.mark.parametrize("kind", ["ordinary", "async"])
+@pytest.mark.parametrize("kind", ["ordinary", "async", "probed"])
 @pytest.mark.parametrize("threads", range(2))
 def test_idle_server_gives_back_what_all_threads_freed(monkeypatch, threads, kind):
     """Whichever arena each of them happens to use."""
