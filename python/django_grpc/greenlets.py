@@ -1,9 +1,19 @@
 """Whether the process has the threads and the waits of the system."""
 
 import sys
+import threading
 from typing import Final
 
 _MEND: Final = "run the server in a process that is not monkey-patched."
+
+
+def sleep(seconds: float) -> None:
+    """Wait so long, by the system's means, on a daemon thread.
+
+    gevent's ``time.sleep`` runs a loop of the thread's own, which takes the whole process down if
+    it still waits when the interpreter has ended.
+    """
+    threading.Event().wait(seconds)
 
 
 def refuse_patched_threads() -> None:

@@ -461,8 +461,9 @@ def patched(start, tmp_path):
     """Start a server in a process that is patched first of all, as by its `manage.py`."""
     pytest.importorskip("gevent")
 
-    def start_patched(call, *arguments):
-        (tmp_path / "sitecustomize.py").write_text(f"import gevent.monkey\ngevent.monkey.{call}\n")
+    def start_patched(call, *arguments, then=""):
+        source = f"import gevent.monkey\ngevent.monkey.{call}\n{then}\n"
+        (tmp_path / "sitecustomize.py").write_text(source)
         return start("--port", "0", *arguments)
 
     return start_patched
@@ -485,6 +486,15 @@ def test_worker_processes_need_the_waits_of_the_system(patched):
         assert say_hello(channel) == "Hello, World!"
         process.send(signal.SIGTERM)
         assert process.wait() == 0
+
+
+def test_no_thread_waits_in_a_loop_of_gevent_when_python_has_ended(patched):
+    # Such a loop crashes when it wakes up, so the process stays a second after its interpreter.
+    linger = "import ctypes; ctypes.CDLL(None).__cxa_atexit(ctypes.CDLL(None).usleep, 999_999, 0)"
+    process = patched("patch_all(thread=False, queue=False)", then=linger)
+    process.wait_for(LISTENING)
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
 
 
 @pytest.mark.parametrize("is_async", [False, True])

@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn, Self
 
+from django_grpc import greenlets
 from django_grpc.management.output import flush_or_lose, write_last_words
 
 #: Signals to stop within so many seconds are one: ``timeout``, a wrapper and a terminal signal the
@@ -206,7 +207,7 @@ class _Waker:
             if number[0] in _SIGNALS and main is not None:
                 for _ in range(_WAKE_UPS):
                     signal.pthread_kill(main, _WAKE_UP)
-                    time.sleep(_PAUSE)
+                    greenlets.sleep(_PAUSE)
         os.close(self._reader)
 
 
@@ -243,7 +244,7 @@ def end_in_peace() -> None:
                 handle_signals()
 
     def wake_up() -> None:
-        time.sleep(TOGETHER)
+        greenlets.sleep(TOGETHER)
         if (main := threading.main_thread().ident) is not None:
             signal.pthread_kill(main, _WAKE_UP)
 
@@ -291,6 +292,6 @@ def end_threads_soon(status: int, seconds: float = 1.0) -> None:
 
 def end_process(status: int, seconds: float) -> NoReturn:
     """End the process in so many seconds, whatever its threads do."""
-    time.sleep(seconds)
+    greenlets.sleep(seconds)
     flush_or_lose()
     os._exit(status)

@@ -5,10 +5,9 @@ import dataclasses
 import faulthandler
 import signal
 import socket
-import time
 from typing import Any, Final
 
-from django_grpc import conf, engine
+from django_grpc import conf, engine, greenlets
 from django_grpc.log_lines import relieved_of_lines
 from django_grpc.logs import GuardedLogger
 from django_grpc.management import threads
@@ -107,7 +106,7 @@ class WorkerPlace(Place):
     def _live(self) -> None:
         while True:
             self._pulse.beat()
-            time.sleep(_BEAT)
+            greenlets.sleep(_BEAT)
 
     def _follow(self) -> None:
         while (message := messages.receive(self._control)) is not None:
