@@ -324,7 +324,8 @@ def add_servicers(
     for path in servicers_list:
         logger.debug("Adding the servicers of %s", path)
         before = wrapper.registrations
-        result = conf.call_configured("servicers", path, wrapper)
+        with wrapper.in_hook(f"{conf.SETTING}['servicers']: '{path}'"):
+            result = conf.call_configured("servicers", path, wrapper)
         if inspect.iscoroutine(result) or inspect.isgenerator(result):
             result.close()
             raise ImproperlyConfigured(
@@ -388,6 +389,11 @@ def load_interceptors(strings: Iterable[Any] | None) -> list[Any]:
         if not hasattr(made, "intercept_service"):
             raise ImproperlyConfigured(
                 f"{who} is no grpc.ServerInterceptor: it has no method 'intercept_service'."
+            )
+        if not conf.takes(made.intercept_service, None, None):
+            raise ImproperlyConfigured(
+                f"{who}: its intercept_service can't be called as it has to be: "
+                "def intercept_service(self, continuation, handler_call_details)."
             )
         loaded.append(made)
     return loaded

@@ -540,7 +540,20 @@ async def async_hook(server):
 
 def starting_hook(server):
     grpc_hook(server)
+    server.server.start()
+
+def serve(server):
+    grpc_hook(server)
     server.start()
+    server.wait_for_termination()
+
+def waiting_hook(server):
+    grpc_hook(server)
+    server.wait_for_termination()
+
+def stopping_hook(server):
+    grpc_hook(server)
+    server.stop(None)
 
 def generating_hook(server):
     yield grpc_hook(server)
@@ -559,6 +572,10 @@ def function_interceptor(continuation, details):
 
 class Misspelt(grpc.ServerInterceptor):
     def intercept_servise(self, continuation, details):
+        return continuation(details)
+
+class WithoutSelf(grpc.ServerInterceptor):
+    def intercept_service(continuation, details):
         return continuation(details)
 """
 
@@ -610,6 +627,23 @@ class Misspelt(grpc.ServerInterceptor):
         (
             {"interceptors": ["mistaken.Misspelt"]},
             "'mistaken.Misspelt' is an abstract class: it has no intercept_service.",
+        ),
+        (
+            {"interceptors": ["mistaken.WithoutSelf"]},
+            "GRPCSERVER['interceptors']: 'mistaken.WithoutSelf': its intercept_service can't be "
+            "called as it has to be: def intercept_service(self, continuation, ",
+        ),
+        *(
+            (
+                {"servicers": [f"mistaken.{hook}"]},
+                f"GRPCSERVER['servicers']: 'mistaken.{hook}' calls {method}() of the server that "
+                "it is given: leave that to whoever made it",
+            )
+            for hook, method in (
+                ("serve", "start"),
+                ("waiting_hook", "wait_for_termination"),
+                ("stopping_hook", "stop"),
+            )
         ),
         (
             {"methods": {"/helloworld.Greeter/SayHelo": {"concurrency": 1}}},

@@ -244,6 +244,11 @@ def test_credentials_with_client_certificates(tmp_path):
             "['methods']['/a.B/C']['concurrency'] must be a whole number above 0 or None, not 0.",
         ),
         ({"methods": {"*": {"queue": 3}}}, "E026", "['*'] has 'queue' without 'concurrency'."),
+        (
+            {"methods": {"*": {"timeout": 60, "max_timeout": 5}}},
+            "E026",
+            "['*'] has a 'timeout' longer than its 'max_timeout'.",
+        ),
         ({"opentelemetry": 1}, "E027", "['opentelemetry'] must be True, False or None, not 1."),
     ],
 )

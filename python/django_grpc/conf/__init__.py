@@ -45,6 +45,7 @@ __all__ = [
     "import_configured",
     "load",
     "parse",
+    "takes",
 ]
 
 SETTING = "GRPCSERVER"
@@ -302,14 +303,21 @@ def _refuse_misfit(
     key: str, path: str, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     """Say what to give instead where a function does not take such arguments."""
+    if not takes(function, *arguments):
+        message = f"{_place(key)}: '{path}' can't be called as it has to be."
+        raise InvalidSetting(Problem("E014", message, _HINTS[key]))
+
+
+def takes(function: Any, *arguments: Any) -> bool:
+    """Return whether a function can be called so, as far as it tells."""
     try:
         # What a decorator takes counts, and not what it has wrapped.
         inspect.signature(function, follow_wrapped=False).bind(*arguments)
-    except TypeError as error:
-        message = f"{_place(key)}: '{path}' can't be called as it has to be."
-        raise InvalidSetting(Problem("E014", message, _HINTS[key])) from error
+    except TypeError:
+        return False
     except ValueError:  # one of C, which tells nothing
         pass
+    return True
 
 
 def _place(key: str) -> str:

@@ -381,6 +381,13 @@ def parse_methods(value: Any) -> dict[str, MethodLimits]:
                 f"['{path}'] has 'queue' without 'concurrency'.",
                 "Only calls past 'concurrency' wait: give both, or neither.",
             )
+        most = parsed.max_timeout
+        if most is not None and parsed.timeout is not None and parsed.timeout > most:
+            raise Invalid(
+                f"['{path}'] has a 'timeout' longer than its 'max_timeout'.",
+                "'timeout' is what a call gets whose client asks for none, 'max_timeout' the most "
+                "that any gets.",
+            )
         methods[path] = parsed
     return methods
 

@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import grpc
 import grpc.aio
+from django.core.exceptions import ImproperlyConfigured
 
 from django_grpc.engine import AbortError
 from django_grpc.engine.handlers import WRAPPED_BEHAVIOR
@@ -32,6 +34,8 @@ logger = logging.getLogger("django_grpc")
 # all the others must not grow with it.
 _WRAPPED_HANDLERS = 1024
 
+# What starts and ends a server.
+_OF_THE_MAKER = frozenset({"start", "stop", "wait_for_termination"})
 
 _DictionaryHandler = type(grpc.method_handlers_generic_handler("", {}))
 
@@ -59,6 +63,8 @@ class SignalWrapper:
                 last one is the outermost.
         """
         self._server = server
+        self._hook: str | None = None
+        self._hook_thread = 0
         self.registrations = 0
         self._services: set[str] = set()
         # Another server of gRPC's has nothing of the kind.
@@ -78,7 +84,32 @@ class SignalWrapper:
         return self._server
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._server, name)
+        found = getattr(self._server, name)
+        if self._hook is None or name not in _OF_THE_MAKER:
+            return found
+        return functools.partial(self._call_for_maker, name, found)
+
+    def _call_for_maker(self, name: str, method: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        # It may be called later, or on a thread of the hook's own.
+        if self._hook is not None and threading.get_ident() == self._hook_thread:
+            raise ImproperlyConfigured(
+                f"{self._hook} calls {name}() of the server that it is given: leave that to "
+                "whoever made it, and only add servicers."
+            )
+        return method(*args, **kw)
+
+    @contextlib.contextmanager
+    def in_hook(self, hook: str) -> Iterator[None]:
+        """Refuse what a hook must not do, as an old ``serve()`` does: it would wait for ever.
+
+        Args:
+            hook: Who it is, for the message.
+        """
+        self._hook, self._hook_thread = hook, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._hook = None
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[GenericHandler]) -> None:
         """Register generic handlers, with everything that they find wrapped."""
