@@ -55,7 +55,7 @@ struct CallRunner {
       call.finish(Status(code: .unimplemented, details: "Method not found!"), isLast: true)
       return nil
     }
-    guard let method = BoundMethod(handler.pointer) else {
+    guard let method = BoundMethod(handler.pointer, of: call.head.path) else {
       self.logFailure("Exception servicing handler")
       call.finish(Status(code: .unknown, details: "Error in service handler!"), isLast: true)
       return nil

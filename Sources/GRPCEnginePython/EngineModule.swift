@@ -75,6 +75,12 @@ package enum EngineModule {
       ) { _, arguments, keywords in
         RowEncoder.make(PythonArguments(arguments, keywords, "message_class", "plan", "epoch"))
       },
+      PythonMethod.oneArgument("check_metadata", "Refuse what a servicer can't send.") {
+        _,
+        items in
+        guard let items, PythonMetadata.parse(items) != nil else { return nil }
+        return Python.newNone()
+      },
       PythonMethod.oneArgument("without_collection", "Call while no garbage is collected.") {
         _,
         function in

@@ -29,14 +29,15 @@ final class BoundMethod: Sendable {
     case asyncGenerator
   }
 
+  /// - Parameter path: Of the call, for the exception's text; whoever registers a method has it.
   /// - Returns: `nil` with an exception set when `handler` is no method handler.
-  init?(_ handler: PythonPointer, isRegistered: Bool = false) {
+  init?(_ handler: PythonPointer, of path: String? = nil, isRegistered: Bool = false) {
     guard let bindings = Bindings.current else { return nil }
     guard PyObject_HasAttrString(handler, "request_streaming") != 0 else {
       let type = Python.typeName(handler)
       let hint = type == "coroutine" ? "; was it awaited?" : ""
       PythonError.raiseTypeError(
-        "a method handler is needed where an interceptor or a servicer gave an object of type '\(type)'\(hint)"
+        "\(path.map { "\($0): " } ?? "")a method handler is needed where an interceptor or a servicer gave an object of type '\(type)'\(hint)"
       )
       return nil
     }

@@ -93,6 +93,13 @@ def make_row_encoder(
         ValueError: What is no plan.
     """
 
+def check_metadata(items: Iterable[Any] | None, /) -> None:
+    """Refuse metadata that a servicer can't send.
+
+    Raises:
+        TypeError, ValueError: As its context does.
+    """
+
 def without_collection(function: Callable[[], _Result], /) -> _Result:
     """Call a function of C's while no garbage is collected.
 

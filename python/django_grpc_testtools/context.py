@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 from grpc import RpcError, ServicerContext, StatusCode
 
+from django_grpc import _engine
 from django_grpc.engine.types import AsyncServicerContext
 
 MetadataType = Sequence[tuple[str, Any]]
@@ -154,7 +155,9 @@ class _FakeCall:
         return self._time_remaining
 
     def set_compression(self, compression: grpc.Compression) -> None:
-        """Note the compression of the call."""
+        """Note the compression of the call; what is none is a ValueError."""
+        if compression not in (*grpc.Compression,):
+            raise ValueError("compression must be a grpc.Compression")
         self.compression = compression
 
     def disable_next_message_compression(self) -> None:
@@ -162,8 +165,12 @@ class _FakeCall:
         self.compression_disabled += 1
 
     def set_trailing_metadata(self, items: MetadataType) -> None:
-        """Set the trailing metadata; what was set before is replaced."""
-        self._trailing_metadata = tuple((key, value) for key, value in items)
+        """Set the trailing metadata; what was set before is replaced.
+
+        Raises:
+            TypeError, ValueError: It can't be sent.
+        """
+        self._trailing_metadata = _checked(items)
 
     def trailing_metadata(self) -> MetadataType:
         """Return the trailing metadata."""
@@ -174,8 +181,8 @@ class _FakeCall:
         self.abort_status = code
 
     def set_details(self, details: str) -> None:
-        """Set the details of the status."""
-        self.abort_message = details
+        """Set the details of the status; what is no text is a TypeError."""
+        self.abort_message = _text(details)
 
     def code(self) -> StatusCode:
         """Return the status code."""
@@ -189,13 +196,16 @@ class _FakeCall:
         if self.initial_metadata is not None:
             # As grpcio says it.
             raise ValueError("Initial metadata no longer allowed!")
-        self.initial_metadata = tuple(initial_metadata)
+        self.initial_metadata = _checked(initial_metadata)
 
     def _note_abort(self, code: StatusCode, details: str) -> str:
         """Note an abort; return the text of the error to raise."""
+        details = _text(details)
         if code is StatusCode.OK:
             # grpcio's rule: a call that is aborted was not OK.
             code, details = StatusCode.UNKNOWN, ""
+        elif not isinstance(code, StatusCode):
+            code = StatusCode.UNKNOWN  # which is what the client gets
         self.abort_called = True
         self.abort_status = code
         self.abort_message = details
@@ -204,6 +214,21 @@ class _FakeCall:
             f'grpc_status:{code.value[0]}, created_time:"{datetime.now(UTC)}"}}'
         )
         return _ERROR_FORMAT.format(RpcError.__name__, code, details, debug)
+
+
+def _checked(items: MetadataType | None) -> MetadataType:
+    """Refuse metadata that a call would refuse."""
+    items = tuple(items or ())
+    _engine.check_metadata(items)
+    return tuple((key, value) for key, value in items)
+
+
+def _text(details: str | bytes) -> str:
+    if isinstance(details, bytes):
+        return details.decode(errors="replace")
+    if not isinstance(details, str):
+        raise TypeError("the details of a status must be a str")
+    return details
 
 
 class FakeServicerContext(_FakeCall, ServicerContext):  # type: ignore[misc]

@@ -65,6 +65,8 @@ class InProcessServer:
         server_credentials: grpc.ServerCredentials | None = None,
         channel_credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
+        if isinstance(max_workers, bool) or not isinstance(max_workers, int) or max_workers < 1:
+            raise ValueError(f"max_workers must be a whole number from 1 on, not {max_workers!r}.")
         self._servicers = servicers
         self._interceptors = interceptors
         self._options = options
@@ -80,6 +82,7 @@ class InProcessServer:
             self._start()
         except BaseException:
             self._at_end.close()
+            self.address = ""
             raise
         return self
 
@@ -89,6 +92,7 @@ class InProcessServer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.address, self._channel = "", None
         self._at_end.close()
 
     @property
@@ -99,7 +103,13 @@ class InProcessServer:
         return self._channel
 
     def stub(self, stub_class: Callable[[grpc.Channel], Stub]) -> Stub:
-        """Return a stub of a generated class, on `channel`."""
+        """Return a stub of a generated class, on `channel`.
+
+        Raises:
+            TypeError: It is no class.
+        """
+        if not callable(stub_class):
+            raise TypeError(f"stub() takes a generated class, as ShopStub, not {stub_class!r}.")
         return stub_class(self.channel)
 
     def open_channel(
@@ -112,7 +122,15 @@ class InProcessServer:
         Args:
             options: Channel arguments; the default are none.
             credentials: The default are the server's `channel_credentials`.
+
+        Raises:
+            RuntimeError: The server does not run.
         """
+        if not self.address:
+            raise RuntimeError(
+                "The InProcessServer does not run. Use it in a `with` statement: "
+                "with InProcessServer(...) as server."
+            )
         credentials = credentials or self._channel_credentials
         if credentials is None:
             channel = grpc.insecure_channel(self.address, options=options)
@@ -146,7 +164,8 @@ class InProcessServer:
         server.on_worker_exit(own.close)
         wrapper = SignalWrapper(server, instruments)
         for add in _hooks(config.servicers if self._servicers is None else self._servicers):
-            add(wrapper)
+            with wrapper.in_hook(f"The hook {add!r}"):
+                add(wrapper)
         self._at_end.enter_context(health.isolated())
         enabling.enable(server, config.health, with_checks=False)
         if config.reflection:

@@ -84,6 +84,35 @@ class TestBoth:
         with pytest.raises(KeyError):
             context.get_trailing_metadata("absent")
 
+    @pytest.mark.parametrize(
+        ("method", "argument", "error"),
+        [
+            ("set_trailing_metadata", [("X-Took", "1")], ValueError),
+            ("set_trailing_metadata", [("x-took", 1)], TypeError),
+            ("set_trailing_metadata", [("x-took", "\xfc")], ValueError),
+            ("set_trailing_metadata", [("took-bin", "1")], TypeError),
+            ("set_trailing_metadata", {"took": "1"}, ValueError),
+            ("set_trailing_metadata", 5, TypeError),
+            ("set_details", 5, TypeError),
+            ("set_details", None, TypeError),
+            ("set_compression", "gzip", ValueError),
+        ],
+    )
+    def test_what_a_call_refuses_is_refused(
+        self, fake: Any, method: str, argument: Any, error: type[Exception]
+    ) -> None:
+        context = fake()
+        with pytest.raises(error):
+            getattr(context, method)(argument)
+        assert (context.trailing_metadata(), context.details()) == ((), "")
+
+    def test_metadata_may_be_none_or_an_iterator(self, fake: Any) -> None:
+        context = fake()
+        context.set_trailing_metadata(iter([("a", "1"), ("b-bin", b"\xff")]))
+        assert context.trailing_metadata() == (("a", "1"), ("b-bin", b"\xff"))
+        context.set_trailing_metadata(None)
+        assert context.trailing_metadata() == ()
+
     def test_aliases_are_readable_and_writable(self, fake: Any) -> None:
         context = fake()
         context.abort_code = StatusCode.ABORTED
@@ -113,6 +142,18 @@ class TestSync:
             context.abort(StatusCode.UNAVAILABLE, "test")
         assert context.abort_called
         assert (context.abort_status, context.abort_message) == (StatusCode.UNAVAILABLE, "test")
+
+    def test_abort_with_a_number_is_unknown_as_in_a_call(self) -> None:
+        context = FakeServicerContext()
+        with pytest.raises(grpc.RpcError):
+            context.abort(5, b"gone")  # type: ignore[arg-type]
+        assert (context.abort_status, context.abort_message) == (StatusCode.UNKNOWN, "gone")
+
+    def test_initial_metadata_that_a_call_refuses_is_refused(self) -> None:
+        context = FakeServicerContext()
+        with pytest.raises(ValueError, match="metadata key 'A' is invalid"):
+            context.send_initial_metadata([("A", "1")])
+        assert context.initial_metadata is None
 
     def test_abort_with_ok_is_unknown(self) -> None:
         context = FakeServicerContext()

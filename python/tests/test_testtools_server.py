@@ -15,6 +15,7 @@ from catalog.models import Tag
 from catalog.servicers import grpc_hook
 from certificates import make_certificate
 from conftest import PATIENCE
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
@@ -361,3 +362,55 @@ def test_no_thread_keeps_a_connection(way: str, monkeypatch: pytest.MonkeyPatch)
     finally:
         connection_created.disconnect(note)
     assert not [it for it, is_ours in opened if it.connection is not None and not is_ours]
+
+
+def test_server_that_does_not_run_has_no_channel() -> None:
+    server = InProcessServer(servicers=[unary(lambda request, context: b"x")], interceptors=[])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="does not run"):
+            _ = server.channel
+        with server:
+            assert call(server) == b"x"
+
+
+@pytest.mark.parametrize("max_workers", [0, "4", True, 1.5])
+def test_wrong_number_of_workers_is_named(max_workers: Any) -> None:
+    with pytest.raises(ValueError, match="max_workers must be a whole number from 1 on"):
+        InProcessServer(max_workers=max_workers)
+
+
+def test_stub_that_is_no_class_is_named() -> None:
+    with (
+        InProcessServer(servicers=[grpc_hook], interceptors=[]) as server,
+        pytest.raises(TypeError, match="takes a generated class, as ShopStub, not 'CatalogStub'"),
+    ):
+        server.stub("CatalogStub")  # type: ignore[arg-type]
+
+
+def test_hook_that_waits_for_the_servers_end_is_refused() -> None:
+    def hook(server: Any) -> None:
+        grpc_hook(server)
+        server.wait_for_termination()
+
+    with (
+        pytest.raises(ImproperlyConfigured, match=r"calls wait_for_termination\(\) of the server"),
+        InProcessServer(servicers=[hook], interceptors=[]),
+    ):
+        pass
+
+
+def test_hook_may_keep_what_ends_the_server_for_later() -> None:
+    kept = []
+
+    def hook(server: Any) -> None:
+        grpc_hook(server)
+        kept.append(server.stop)
+        waiting = threading.Thread(target=lambda: kept.append(server.wait_for_termination(60)))
+        waiting.start()
+        kept.append(waiting)
+
+    with InProcessServer(servicers=[hook], interceptors=[]):
+        stop, waiting = kept
+        stop(0).wait(PATIENCE)
+        waiting.join(PATIENCE)
+        assert kept[2:] == [False]

@@ -317,7 +317,7 @@ enum AsyncServicerContextType {
         "Take a method handler; what runs it, or None when the workers do now."
       ) { object, handler in
         guard let context = Self.context(object), let handler,
-          let method = BoundMethod(handler)
+          let method = BoundMethod(handler, of: context.call.head.path)
         else { return nil }
         context.method = method
         guard method.colour != .plain else {

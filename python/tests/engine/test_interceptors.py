@@ -226,7 +226,7 @@ def test_interceptor_that_returns_no_handler(serve, caplog):
         assert eventually(lambda: len(caplog.records) >= 1)
     if OURS:
         said = caplog.records[0].getMessage()
-        assert "a method handler is needed where an interceptor or a servicer gave" in said
+        assert "Echo: a method handler is needed where an interceptor or a servicer gave" in said
         assert "an object of type 'int'" in said
 
 
