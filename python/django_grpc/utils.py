@@ -7,6 +7,7 @@ import difflib
 import errno
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -289,14 +290,21 @@ def _read_credentials(
     )
 
 
+# Of the credentials, in bytes: all the world's authorities take a tenth of it.
+_LARGEST_FILE = 4 << 20
+
+
 def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read()
+            content = file.read(_LARGEST_FILE + 1)
+        if len(content) > _LARGEST_FILE:  # as a device that never ends is
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     except OSError as error:
         raise ImproperlyConfigured(
             f"{conf.SETTING}['credentials']: '{path}' can't be read: {error.strerror}."
         ) from error
+    return content
 
 
 def add_servicers(

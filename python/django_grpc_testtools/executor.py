@@ -7,6 +7,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+# Seconds that a server may take until it accepts connections.
+_PATIENCE = 60
+
 
 def free_port() -> int:
     """Return a TCP port of the loopback interface that nothing listens on."""
@@ -39,6 +42,7 @@ class GRPCServerForTests:
 
     Raises:
         ImportError: mirakuru is not installed.
+        ValueError: The port is none that could be waited for.
     """
 
     def __init__(self, manage_py: str, params: Mapping[str, Any] | None = None) -> None:
@@ -50,11 +54,14 @@ class GRPCServerForTests:
             ) from error
         params = dict(params or {})
         self.port = params.setdefault("--port", free_port())
+        if not (str(self.port).isdecimal() and 0 < int(self.port) <= 65535):
+            raise ValueError(f"--port must be one to connect to, not {self.port!r}; leave it out.")
         self.manage_py = manage_py
         self.process = TCPExecutor(
             [sys.executable, str(manage_py), "grpcserver", *self.flat_params(params)],
             host="localhost",
             port=int(self.port),
+            timeout=_PATIENCE,
         )
 
     @classmethod
@@ -70,7 +77,11 @@ class GRPCServerForTests:
         return f"localhost:{self.port}"
 
     def start(self) -> None:
-        """Start the process; return when it accepts connections."""
+        """Start the process; return when it accepts connections.
+
+        Raises:
+            mirakuru.TimeoutExpired: It does not within a minute; others of mirakuru's if it ends.
+        """
         self.process.start()
 
     def stop(self) -> None:

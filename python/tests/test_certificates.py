@@ -1,6 +1,7 @@
 """Certificates that are renewed on disk."""
 
 import os
+import re
 import shutil
 import threading
 
@@ -178,6 +179,44 @@ def test_certificate_that_clients_refuse_for_its_dates_is_warned_of(
 def test_key_pair_of_text_is_refused():
     with pytest.raises(TypeError, match="content of PEM files, as bytes"):
         engine.ssl_server_credentials([("server.key", "server.pem")])
+
+
+def test_key_pair_that_is_not_in_a_list_is_refused():
+    with pytest.raises(TypeError, match="must be a list of pairs"):
+        engine.ssl_server_credentials((b"key", b"chain"))
+
+
+def test_file_without_end_is_refused():
+    endless = conf.KeyPair(private_key="/dev/zero", certificate_chain="/dev/zero")
+    with pytest.raises(ImproperlyConfigured, match="'/dev/zero' can't be read: File too large"):
+        utils.load_credentials(conf.Credentials(key_pairs=(endless,)))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda key, chain: (b"x", chain), "there is no PEM private key"),
+        (lambda key, chain: (key[:60] + key[90:], chain), "the private key can't be read, or is"),
+        (
+            lambda key, chain: (
+                b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n"
+                b"-----END ENCRYPTED PRIVATE KEY-----\n",
+                chain,
+            ),
+            "the private key is encrypted: give it without a passphrase",
+        ),
+        (lambda key, chain: (key, b"x"), "there is no PEM certificate in the certificate chain"),
+        (
+            lambda key, chain: (key, chain + chain[:60] + chain[90:]),
+            "a certificate in the certificate chain can't be read",
+        ),
+    ],
+)
+def test_reason_is_the_right_one(change, reason, tmp_path):
+    good = make_certificate(tmp_path, "good")
+    pair = change(good.key_file.read_bytes(), good.certificate_file.read_bytes())
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        engine.ssl_server_credentials([pair])
 
 
 @pytest.mark.parametrize("place", ["first", "second", "roots"])

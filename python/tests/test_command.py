@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from certificates import make_certificate
 from django.core.management import CommandError, call_command
 from harness import LISTENING, PATIENCE, begin_sleep, listening, say_hello
 
+from django_grpc.management.commands.grpcserver import Command
 from django_grpc.management.shutdown import TOGETHER
 
 
@@ -692,6 +694,88 @@ def test_mistake_in_what_the_settings_name_is_one_sentence(
 def test_hook_that_starts_the_server_is_one_sentence(health, text, refuses, tmp_path):
     (tmp_path / "mistaken.py").write_text(MISTAKEN)
     refuses("--port", "0", texts=[text], servicers=["mistaken.starting_hook"], health=health)
+
+
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        ("def get_server(self, config): super().get_server(config)", "get_server() returns an"),
+        ("def get_server(self, config): return {}", "type dict, where a server is needed"),
+        ("def get_config(self, **options): super().get_config(**options)", "get_config() returns"),
+        (
+            "def get_server(self, config):\n        from django_grpc.engine import aio\n"
+            "        return aio.server()",
+            "return what super().get_server(config) does.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_subclass_that_forgets_to_return_is_told(
+    method, text, workers, settings, databases_allowed
+):
+    names = {"Command": Command}
+    exec(f"class Own(Command):\n    {method}\n", names)  # noqa: S102 - as a project writes it
+    settings.GRPCSERVER = {"servicers": ["sampleapp.servicer.grpc_hook"], "workers": int(workers)}
+    if workers == "2" and "get_server" in method:
+        pytest.skip("that is asked in a worker process")
+    with pytest.raises(CommandError, match=re.escape(text)):
+        call_command(names["Own"](), "--port", "0", "--skip-checks")
+
+
+@pytest.mark.parametrize(
+    "database",
+    [{"OPTIONS": {"no_such_option": 1}}, {"CONN_MAX_AGE": "60"}],
+    ids=str,
+)
+def test_database_whose_settings_do_not_fit_is_one_sentence(database, start, tmp_path):
+    (tmp_path / "misfit_settings.py").write_text(
+        "from process_settings import *\n"
+        f"DATABASES['default'] = {{**DATABASES['default'], **{database!r}}}\n"
+    )
+    process = start("--port", "0", environment={"DJANGO_SETTINGS_MODULE": "misfit_settings"})
+    assert process.wait() == 1
+    assert "CommandError: DATABASES['default'] can't be used: TypeError: " in process.output
+    assert "Traceback" not in process.output
+
+
+def test_autoreload_on_another_thread_is_one_sentence(settings):
+    def run():
+        with pytest.raises(CommandError, match="--autoreload needs the main thread"):
+            call_command("grpcserver", "--autoreload")
+        said.append(True)
+
+    said = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(PATIENCE)
+    assert said
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_output_of_the_projects_own_may_lack_all_but_write(workers, start, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent(
+            """
+            import sys
+
+            class Tee:
+                def __init__(self, stream):
+                    self.stream = stream
+
+                def write(self, text):
+                    self.stream.write(text)
+                    self.stream.flush()
+
+            sys.stdout = Tee(sys.stdout)
+            """
+        )
+    )
+    process = start("--port", "0", "--workers", workers)
+    process.wait_for(LISTENING)
+    process.send(signal.SIGTERM)
+    process.wait()
+    assert "Graceful shutdown completed" in process.output
+    assert "output.py" not in process.output  # as a traceback from inside has
 
 
 @pytest.mark.parametrize("is_async", [False, True])

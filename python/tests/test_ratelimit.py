@@ -345,6 +345,15 @@ class TestRecordCall:
         with pytest.raises(ImproperlyConfigured, match=f"^ratelimit's {name} must be a whole"):
             ratelimit(*numbers)
 
+    def test_what_is_no_method_is_an_error(self) -> None:
+        for it in (Servicer, Servicer.Foo.__name__):
+            with pytest.raises(ImproperlyConfigured, match="goes before a servicer's method"):
+                ratelimit(1, 10)(it)  # type: ignore[type-var]
+
+    def test_keys_that_are_a_text_are_an_error(self) -> None:
+        with pytest.raises(ImproperlyConfigured, match="keys must be a list, not 'user:ip'"):
+            ratelimit(1, 10, keys="user:ip")
+
     def test_a_period_of_nothing_is_an_error(self) -> None:
         with pytest.raises(ImproperlyConfigured, match="greater than 0"):
             record_call(Servicer.Foo, None, FakeServicerContext(), time_period=0)

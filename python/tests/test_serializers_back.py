@@ -246,6 +246,27 @@ class TestWhatSaysTheSameAlready:
         assert product.price == Decimal("1.5")
 
 
+class TestExclude:
+    @pytest.mark.parametrize("exclude", ["name", "nam_e"])
+    def test_a_text_is_refused(self, exclude: str) -> None:
+        tag = Tag(name="before")
+        with pytest.raises(TypeError, match=f"exclude must be a list of fields, not '{exclude}'"):
+            deserialize_into(tag, pb.Tag(name="after"), exclude=exclude)
+        assert tag.name == "before"
+
+    def test_a_misspelt_name_is_refused(self) -> None:
+        tag = Tag(name="before")
+        with pytest.raises(SerializationError, match="Tag has no field 'nmae' to exclude"):
+            deserialize_into(tag, pb.Tag(name="after"), exclude=["nmae"])
+        assert tag.name == "before"
+
+    def test_a_field_of_the_model_that_the_message_lacks_is_left_out(self) -> None:
+        product = Product()
+        names = [field.name for field in Product._meta.fields]
+        lacking = [it for it in names if it not in pb.Tag.DESCRIPTOR.fields_by_name]
+        assert deserialize_into(product, pb.Tag(name="x"), exclude=lacking) == ["name"]
+
+
 class TestPaths:
     def test_all_fields(self) -> None:
         tag = Tag(name="before")

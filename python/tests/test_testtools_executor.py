@@ -72,3 +72,10 @@ def test_without_mirakuru_the_error_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ImportError, match="pip install mirakuru"):
         GRPCServerForTests("manage.py")
+
+
+@pytest.mark.parametrize("port", [0, "x", 70000])
+def test_port_that_can_not_be_waited_for_is_refused(port: Any, manage_py: str) -> None:
+    pytest.importorskip("mirakuru", reason="the Python package mirakuru is not installed")
+    with pytest.raises(ValueError, match="--port must be one to connect to"):
+        GRPCServerForTests(manage_py, {"--port": port})

@@ -227,7 +227,12 @@ private struct ContextMaker {
   ) throws(InvalidCredentials) -> [NIOSSLCertificate] {
     let certificates = (try? NIOSSLCertificate.fromPEMBytes(pem)) ?? []
     guard !certificates.isEmpty else {
-      throw InvalidCredentials(message: "there is no PEM certificate in the \(what)")
+      let isThere = Self.text(pem).contains("-----BEGIN CERTIFICATE")
+      throw InvalidCredentials(
+        message: isThere
+          ? "a certificate in the \(what) can't be read"
+          : "there is no PEM certificate in the \(what)"
+      )
     }
     return certificates
   }
@@ -236,7 +241,18 @@ private struct ContextMaker {
     do {
       return try NIOSSLPrivateKey(bytes: pem, format: .pem)
     } catch {
-      throw InvalidCredentials(message: "the private key is no unencrypted PEM key")
+      let text = Self.text(pem)
+      let message =
+        if !text.contains("PRIVATE KEY-----") {
+          "there is no PEM private key"
+        } else if text.contains("ENCRYPTED") {
+          "the private key is encrypted: give it without a passphrase"
+        } else {
+          "the private key can't be read, or is of a kind that is not supported"
+        }
+      throw InvalidCredentials(message: message)
     }
   }
+
+  private static func text(_ pem: [UInt8]) -> String { String(decoding: pem, as: UTF8.self) }
 }

@@ -178,6 +178,11 @@ def _checked(
     if isinstance(root_certificates, str):  # grpcio takes it, too
         root_certificates = root_certificates.encode()
     for pair in key_pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(
+                "The key pairs must be a list of pairs, each a private key and its certificate "
+                "chain: [(key, chain)]."
+            )
         if any(isinstance(it, str) for it in pair):
             raise TypeError(
                 "A key pair must be the content of PEM files, as bytes, not text or paths: "

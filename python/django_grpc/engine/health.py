@@ -113,6 +113,8 @@ class Health:
         Raises:
             ValueError: It is none of these.
         """
+        if isinstance(status, bool):
+            raise ValueError("A status is UNKNOWN, SERVING or NOT_SERVING, and no bool.")
         self._native.set_health(service, status)
 
     def set_ready(self, seconds: float | None = None) -> None:

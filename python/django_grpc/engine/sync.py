@@ -190,6 +190,8 @@ class Server(grpc.Server):
 
     def _add_port(self, address: str | bytes, credentials: ServerCredentials | None) -> int:
         text = address.decode() if isinstance(address, bytes) else address
+        if not isinstance(text, str):
+            raise TypeError(f"An address is a text as '127.0.0.1:50051', not {address!r}.")
         native, refresh = (
             (None, None) if credentials is None else (credentials.native, credentials.refresh)
         )

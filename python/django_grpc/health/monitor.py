@@ -163,6 +163,8 @@ def _attempt(check: Callable[[], object]) -> str | None:
                 f"it has not run, as it returned an object of type {type(result).__name__}: a "
                 "check must be an ordinary function"
             )
+        if result is False:
+            return "it returned False: a check raises NotReady to say why"
     except NotReady as error:
         return _in_one_line(error)
     except BaseException as error:  # sys.exit() must not end the monitor

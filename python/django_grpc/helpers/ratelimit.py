@@ -270,6 +270,8 @@ def ratelimit(
     """
     _check_number("max_calls", max_calls, least=0)
     _check_number("time_period", time_period, least=1)
+    if isinstance(keys, str):
+        raise ImproperlyConfigured(f"ratelimit's keys must be a list, not {keys!r}: [{keys!r}]")
     for key in keys or ():
         if not callable(key):
             _check_key(key)
@@ -281,6 +283,9 @@ def ratelimit(
         )
 
     def decorator(fn: Method) -> Method:
+        if isinstance(fn, type) or not callable(fn):
+            raise ImproperlyConfigured(f"ratelimit goes before a servicer's method: {fn!r} is none")
+
         def check(request: Any, context: Any) -> None:
             calls, time_left = record_call(fn, request, context, time_period, group, keys)
             if calls > max_calls:

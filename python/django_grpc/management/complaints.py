@@ -39,7 +39,17 @@ def _why_no_socket(path: str) -> str | None:
 
 
 def about_metrics(address: str | None, error: OSError | RuntimeError) -> str:
-    """Say why metrics can't be served on an address, and what to do."""
+    """Say why metrics can't be served on an address, and what to do.
+
+    Args:
+        address: None is the socket that systemd has given for them.
+        error: What the system or the engine says.
+    """
+    if address is None:
+        return (
+            f"Metrics can't be served on systemd's socket of that name: {_reason(error, None)}. "
+            "Its unit needs ListenStream=."
+        )
     return (
         f"Metrics can't be served on {address}: {_reason(error, address)}. Change --metrics or "
         f"{conf.SETTING}['metrics']."

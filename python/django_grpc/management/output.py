@@ -20,8 +20,9 @@ _PATIENCE = 1.0
 _stuck: set[tuple[int, int]] = set()
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
-# What a write to a stream raises: the system's error, or Python's own of one that is closed.
-_ERRORS = (OSError, ValueError)
+# What a write to a stream raises: the system's error, or Python's own of one that is closed; one of
+# the project's own making, which copies what is printed, may lack all but `write`.
+_ERRORS = (OSError, ValueError, AttributeError)
 
 
 class TolerantOutput(OutputWrapper):

@@ -154,6 +154,11 @@ def run_parent(output: OutputWrapper) -> None:
         SystemExit: With the child's status.
         CommandError: The system does not let it start one.
     """
+    if threading.current_thread() is not threading.main_thread():
+        raise CommandError(
+            "--autoreload needs the main thread, for the signals: run the command there, or leave "
+            "it out."
+        )
     parent = _Parent(output)
     previous = {
         number: signal.signal(number, parent.pass_on) for number in (signal.SIGTERM, signal.SIGINT)

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
-from django.db import DatabaseError, connections
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 
 from django_grpc import conf, engine, tracing, utils
 from django_grpc.addresses import format_address
 from django_grpc.certificates import CertificateWatcher
-from django_grpc.engine import loops
+from django_grpc.engine import aio, loops
 from django_grpc.management import complaints, reloading, threads, titles
 from django_grpc.management.shutdown import ShutdownRequest
 from django_grpc.workers import systemd
@@ -104,13 +104,15 @@ class OwnPlace(Place):
             address = self._listen_on_inherited(server, config, credentials)
         else:
             address = self._bind(server, config, credentials)
+        inherited = self._sockets.metrics
         try:
-            if self._sockets.metrics:
-                server.add_metrics_port(f"fd:{self._sockets.metrics[0]}")
+            if inherited:
+                server.add_metrics_port(f"fd:{inherited[0]}")
             else:
                 utils.bind_metrics(server, config)
         except (OSError, RuntimeError) as error:
-            raise CommandError(complaints.about_metrics(config.metrics, error)) from error
+            address_of_metrics = None if inherited else config.metrics
+            raise CommandError(complaints.about_metrics(address_of_metrics, error)) from error
         return address
 
     def _listen_on_inherited(
@@ -159,7 +161,7 @@ def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options
         StoppedAtStart: A shutdown was requested before anything was served.
     """
     with _naming_mistakes():
-        config = place.configure(command.get_config(**options))
+        config = place.configure(command.read_config(**options))
         # One sentence, where the system checks would print a report.
         for key, paths in (
             ("servicers", config.servicers),
@@ -192,7 +194,7 @@ def list_handlers(command: "Command", **options: Any) -> None:
     """
 
     def write() -> None:
-        server = command.get_server(config)
+        server = _get_server(command, config)
         command.stdout.write("Registered handlers:")
         for handler in utils.extract_handlers(server):
             command.stdout.write(f"* {handler}")
@@ -201,7 +203,7 @@ def list_handlers(command: "Command", **options: Any) -> None:
         write()
 
     with _naming_mistakes():
-        config = command.get_config(**options)
+        config = command.read_config(**options)
         if config.is_async:
             with _making_runner(config) as runner:
                 runner.run(write_async())
@@ -218,6 +220,23 @@ def _naming_mistakes() -> Iterator[None]:
     except MemoryError as error:
         what = str(error) or "The server can't go on"  # Python's own says nothing
         raise CommandError(complaints.about_memory(what)) from error
+
+
+def _get_server(command: "Command", config: conf.ServerConfig) -> Any:
+    """Return what `get_server` does, which a project may have written.
+
+    Raises:
+        CommandError: It is no server, or one of the other kind.
+    """
+    server = command.get_server(config)
+    if not isinstance(server, aio.Server if config.is_async else engine.Server):
+        what = "an async server" if config.is_async else "a server"
+        raise CommandError(
+            f"{type(command).__module__}.Command.get_server() returns an object of type "
+            f"{type(server).__name__}, where {what} is needed: return what "
+            "super().get_server(config) does."
+        )
+    return server
 
 
 class _Serving:
@@ -315,7 +334,7 @@ class _Serving:
             has_drained.wait(1)
 
     def _make_server(self) -> None:
-        self._server = self._command.get_server(self._config)
+        self._server = _get_server(self._command, self._config)
         if self._config.credentials is not None:
             self._credentials = utils.load_credentials(self._config.credentials)
         self._address = self._place.listen(self._server, self._config, self._credentials)
@@ -419,6 +438,7 @@ def _check_migrations(command: "Command") -> None:
 
     def look() -> None:
         try:
+            _refuse_misfit_database()
             command.check_migrations()
         except Exception as error:
             failures.append(error)
@@ -431,6 +451,22 @@ def _check_migrations(command: "Command") -> None:
         _say_unasked(command, f"it says nothing for {_DATABASE_TIMEOUT:g} s")
     if failures:
         raise failures[0]
+
+
+def _refuse_misfit_database() -> None:
+    """See that what the settings say of the database is something that its driver takes.
+
+    Raises:
+        CommandError: The driver refuses it with an error that is no database's.
+    """
+    try:
+        connections[DEFAULT_DB_ALIAS].ensure_connection()
+    except (DatabaseError, ImproperlyConfigured):
+        pass  # Django says what there is to say
+    except Exception as error:
+        raise CommandError(
+            f"DATABASES['{DEFAULT_DB_ALIAS}'] can't be used: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _say_unasked(command: "Command", why: object) -> None:

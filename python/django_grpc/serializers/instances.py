@@ -59,9 +59,11 @@ def deserialize_into(
         The names of the model fields that were set, as `save(update_fields=...)` takes them.
 
     Raises:
+        TypeError: `exclude` is a text.
         SerializationError: The model has no such field, it cannot be set (a to-many relation, a
             property, a file, the key of a saved row), or the value does not fit.
     """
+    _refuse_unknown(instance, message, exclude)
     changed: dict[str, Any] = {}
     for field, key in _chosen(message, fields):
         if field.name in exclude:
@@ -77,6 +79,19 @@ def deserialize_into(
         if changed.setdefault(model_field, value) != value:
             raise misfit(field, instance, f"another field says otherwise of {model_field!r}")
     return list(changed)
+
+
+def _refuse_unknown(instance: Any, message: Any, exclude: Collection[str]) -> None:
+    """Refuse a misspelt name: the field that is to be kept from clients would be set."""
+    if isinstance(exclude, str):
+        raise TypeError(f"exclude must be a list of fields, not {exclude[:_SHOWN]!r}.")
+    descriptor = message.DESCRIPTOR
+    for name in exclude:
+        # One list may serve several messages, some of which lack a field of the model.
+        if name not in descriptor.fields_by_name and find_source(type(instance), name) is None:
+            raise SerializationError(
+                f"{descriptor.full_name} has no field {str(name)[:_SHOWN]!r} to exclude"
+            )
 
 
 def _chosen(

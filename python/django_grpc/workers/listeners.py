@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterable
 
 from django_grpc.addresses import is_unix
+from django_grpc.management import threads
 
 #: Connections that the kernel keeps until they are accepted; the engine's own figure.
 BACKLOG = 1024
@@ -102,13 +103,23 @@ def addresses(listening: Iterable[ListeningSocket]) -> str:
 
 def why_not_accepted(error: OSError) -> str:
     """Say, for the operator, why connections wait to be accepted."""
+    return f"Accepting connections pauses: {_reason(error)}."
+
+
+def why_not_started(error: OSError) -> str:
+    """Say, for the operator, why there is no other process."""
+    return _reason(error)
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.EAGAIN:
+        return f"the system refuses it. {threads.MEND.rstrip('.')}"
     if error.errno != errno.EMFILE:
-        return f"Accepting connections pauses: {error.strerror}."
+        return error.strerror or str(error)
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (
-        f"Accepting connections pauses: all {limit} file descriptors that this process may open "
-        "(RLIMIT_NOFILE) are in use. Raise the limit with 'ulimit -n', or LimitNOFILE= in a "
-        "systemd unit."
+        f"all {limit} file descriptors that this process may open (RLIMIT_NOFILE) are in use. "
+        "Raise the limit with 'ulimit -n', or LimitNOFILE= in a systemd unit"
     )
 
 

@@ -16,6 +16,8 @@ from django_grpc.logs import GuardedLogger
 logger = GuardedLogger("django_grpc.workers")
 
 _FIRST_DESCRIPTOR = 3
+# More than the kernel lets a process have.
+_MOST_DIGITS = 9
 _NOTIFY_SOCKET = "NOTIFY_SOCKET"
 # Seconds that a service manager may take to hear something.
 _PATIENCE = 1.0
@@ -48,6 +50,8 @@ def take_sockets() -> Sockets:
     pid, count, names = (os.environ.pop(name, "") for name in _VARIABLES)
     if pid != str(os.getpid()) or not count.isdecimal():
         return Sockets()
+    if len(count) > _MOST_DIGITS:
+        raise ImproperlyConfigured("LISTEN_FDS is more than a process can have.")
     descriptors = range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count))
     named = dict(zip(descriptors, names.split(":"), strict=False))
     for descriptor in descriptors:

@@ -5,6 +5,7 @@ import logging
 import queue
 import re
 import threading
+import time
 
 import pytest
 from django.db import DatabaseError, connection, connections
@@ -69,6 +70,7 @@ class Check:
 
     def __init__(self):
         self.failure = None
+        self.answer = None
         self.entered = threading.Event()
         self.release = threading.Event()
         self.release.set()
@@ -78,6 +80,7 @@ class Check:
         assert self.release.wait(PATIENCE)
         if self.failure is not None:
             raise self.failure
+        return self.answer
 
 
 @pytest.fixture
@@ -213,6 +216,18 @@ def test_check_whose_code_has_not_run_has_failed(check):
     assert note.endswith(": a check must be an ordinary function")
 
 
+def test_check_that_returns_false_has_failed(checked):
+    server, check, probe = checked()
+    probe.wait_for(SERVING)
+    watch = probe.watch()
+    assert watch.next() == SERVING
+    check.answer = False
+    assert watch.next() == NOT_SERVING
+    text = "it returned False: a check raises NotReady to say why"
+    assert server.health.problem == ("checks", f"the check mine failed: {text}")
+    watch.cancel()
+
+
 def test_what_fails_around_the_checks_does_not_end_the_monitor(monkeypatch):
     told = Told()
     failures = iter([SystemExit(2), ZeroDivisionError()])
@@ -313,8 +328,7 @@ class Told:
 
 def test_checks_that_always_take_too_long_do_not_make_the_server_waver():
     told = Told()
-    pause = threading.Event()
-    monitor = ReadinessMonitor({"slow": lambda: pause.wait(0.2)}, interval=0.01, timeout=0.1)
+    monitor = ReadinessMonitor({"slow": lambda: time.sleep(0.2)}, interval=0.01, timeout=0.1)
     monitor.start(told)
     notes = [told.notes.get(timeout=PATIENCE) for _ in range(3)]
     monitor.stop()

@@ -1,5 +1,6 @@
 """`manage.py grpchealth`."""
 
+import io
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from certificates import make_certificate
@@ -192,6 +194,22 @@ def test_tls(serve, capsys, certified):
         assert "can't be asked: UNAVAILABLE" in complaint(*arguments)
 
 
+def test_files_that_can_not_be_used_are_named(certified, tmp_path):
+    authority, server, client = map(str, (it.certificate_file for it in certified))
+    key = str(certified[2].key_file)
+    text = tmp_path / "text.pem"
+    text.write_text("no certificate")
+    tls = ["--addr", "localhost:1", "--tls"]
+    assert complaint(*tls, "--tls-ca-cert", str(text)) == (
+        f"--tls-ca-cert: '{text}' holds no PEM certificate."
+    )
+    for chain in (server, str(text)):
+        shown = ["--tls-client-cert", chain, "--tls-client-key", key]
+        assert f"'{chain}' and '{key}' are no PEM certificate and its" in complaint(*tls, *shown)
+    shown = ["--tls-client-cert", client, "--tls-client-key", key, "--tls-ca-cert", authority]
+    assert "can't be asked: UNAVAILABLE" in complaint(*tls, *shown)
+
+
 def test_tls_of_the_settings(serve, capsys, certified, settings):
     """The certificate that the server shows is known, so its authority need not be."""
     _, server, _ = certified
@@ -314,3 +332,30 @@ def test_probe_loads_no_engine():
         check=True,
     )
     assert done.stdout == "[]\n"
+
+
+def test_lost_output_changes_no_status(serve):
+    _, address = serve()
+    with open("/dev/full", "wb", buffering=0) as full:
+        output = io.TextIOWrapper(full, write_through=True)
+        call_command("grpchealth", "--addr", address, stdout=output)
+
+
+def test_watch_may_be_interrupted(serve):
+    _, address = serve()
+    probe = subprocess.Popen(
+        [*(sys.executable, "-m", "django", "grpchealth"), *("--addr", address, "--watch")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "settings",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
+        start_new_session=True,  # a shell's jobs in the background ignore the signal
+    )
+    assert probe.stdout.readline() == "SERVING\n"
+    probe.send_signal(signal.SIGINT)
+    _, said = probe.communicate(timeout=PATIENCE)
+    assert (probe.returncode, said) == (130, "CommandError: Interrupted.\n")

@@ -70,6 +70,21 @@ def row(text, beginning):
 # Once
 
 
+def test_port_that_is_none_is_refused():
+    for port in ("99999", "٣", "1" * 5000):
+        with pytest.raises(CommandError, match="it is no HOST:PORT"):
+            top("--addr", f"127.0.0.1:{port}")
+
+
+def test_figures_that_can_not_be_printed(measured):
+    _, address, _ = measured()
+    with open("/dev/full", "wb", buffering=0) as full:
+        output = io.TextIOWrapper(full, write_through=True)
+        arguments = ["--addr", address, "--once", "--interval", "0.1"]
+        with pytest.raises(CommandError, match="can't be printed: No space left on device"):
+            call_command("grpctop", *arguments, stdout=output)
+
+
 def test_once(measured):
     entered, may_end = threading.Event(), threading.Event()
 

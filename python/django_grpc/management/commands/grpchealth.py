@@ -1,5 +1,7 @@
 """`manage.py grpchealth`: asks a server how it is, for the probes of containers."""
 
+import signal
+import ssl
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +15,7 @@ from django_grpc import conf
 from django_grpc.addresses import format_address
 from django_grpc.health.descriptor import health_file
 from django_grpc.management.arguments import positive_seconds, target, unicode_text
+from django_grpc.management.output import make_output_tolerant
 
 _SERVICE = "grpc.health.v1.Health"
 
@@ -86,6 +89,7 @@ class Command(BaseCommand):
         Raises:
             CommandError: The server is not SERVING, or can't be asked.
         """
+        make_output_tolerant(self)  # the exit status is the answer
         config, address = None, options["addr"]
         if address is None:
             try:
@@ -112,6 +116,8 @@ class Command(BaseCommand):
                 status = probe.check()
             except grpc.RpcError as error:
                 raise CommandError(_explain(error, address, **options)) from error
+            except KeyboardInterrupt:
+                raise CommandError("Interrupted.", returncode=128 + signal.SIGINT) from None
         if status != "SERVING":
             raise CommandError(f"{_name(options['service'])} at {address} is {status}.")
         self.stdout.write(status)
@@ -178,11 +184,33 @@ def _credentials(
     elif served is not None:
         # Whoever shows one of these is the server that was meant.
         roots = b"\n".join(_read(pair.certificate_chain) for pair in served.key_pairs)
+    key, chain = options["tls_client_key"], options["tls_client_cert"]
+    _refuse_misfit(options["tls_ca_cert"], key, chain)
     return grpc.ssl_channel_credentials(
-        roots,
-        _read(options["tls_client_key"]) if options["tls_client_key"] else None,
-        _read(options["tls_client_cert"]) if options["tls_client_cert"] else None,
+        roots, _read(key) if key else None, _read(chain) if chain else None
     )
+
+
+def _refuse_misfit(roots: str | None, key: str | None, chain: str | None) -> None:
+    """Say which files can't be used: gRPC only says that there is no connection."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if roots:
+        try:
+            context.load_verify_locations(roots)
+        except ssl.SSLError as error:
+            raise CommandError(f"--tls-ca-cert: '{roots}' holds no PEM certificate.") from error
+        except OSError as error:
+            raise CommandError(f"'{roots}' can't be read: {error.strerror}.") from error
+    if key and chain:
+        for path in (key, chain):
+            _read(path)  # it names the one that can't be
+        try:
+            context.load_cert_chain(chain, key, password=lambda: b"")  # it must not ask for one
+        except ssl.SSLError as error:
+            raise CommandError(
+                f"--tls-client-cert and --tls-client-key: '{chain}' and '{key}' are no PEM "
+                "certificate and its unencrypted key."
+            ) from error
 
 
 def _read(path: str) -> bytes:

@@ -230,7 +230,7 @@ class Command(BaseCommand):
             return
         with ShutdownRequest(is_starting=True) as shutdown:
             self._say_starting()
-            config = self.get_config(**options)
+            config = self.read_config(**options)
             if config.worker_count > 1:
                 self._supervise(config, shutdown, **options)
             else:
@@ -241,7 +241,7 @@ class Command(BaseCommand):
     def _serve_reloaded(self, shutdown: ShutdownRequest, **options: Any) -> None:
         try:
             self._say_starting()
-            config = self.get_config(**options)
+            config = self.read_config(**options)
             if config.worker_count > 1:
                 self.say("With --autoreload there is one process: 'workers' does not count.")
             else:
@@ -263,7 +263,7 @@ class Command(BaseCommand):
             self.say(f"One process is not replaced: '{name}' counts with more 'workers'.")
 
     def _say_stopped_at_start(self, stopped: StoppedAtStart, **options: Any) -> None:
-        self.say_stopping(stopped.reason, self.get_config(**options).grace)
+        self.say_stopping(stopped.reason, self.read_config(**options).grace)
         self._say_stopped()
 
     def _list_handlers(self, **options: Any) -> None:
@@ -326,7 +326,8 @@ class Command(BaseCommand):
                 elif config.metrics is not None:
                     metrics += listeners.bind(config.metrics)
             except OSError as error:
-                raise CommandError(complaints.about_metrics(config.metrics, error)) from error
+                where_metrics = None if sockets.metrics else config.metrics
+                raise CommandError(complaints.about_metrics(where_metrics, error)) from error
             with complaints.naming_share():
                 supervisor = Supervisor(
                     Plan.of(config), listening, metrics, write=self.say, on_up=on_up
@@ -342,11 +343,26 @@ class Command(BaseCommand):
         self._say_stopped()
 
     def _get_address(self, **options: Any) -> tuple[str, int]:
-        config = self.get_config(**options)
+        config = self.read_config(**options)
         try:
             return parse_addrport(config.host, config.port, options["addrport"])
         except ValueError as error:
             raise CommandError(str(error)) from error
+
+    def read_config(self, **options: Any) -> conf.ServerConfig:
+        """Return what `get_config` does, which a project may have written.
+
+        Raises:
+            CommandError: One of the settings has a mistake, or it returns something else.
+        """
+        config = self.get_config(**options)
+        if not isinstance(config, conf.ServerConfig):
+            raise CommandError(
+                f"{type(self).__module__}.Command.get_config() returns an object of type "
+                f"{type(config).__name__}, where a ServerConfig is needed: return what "
+                "super().get_config(**options) does."
+            )
+        return config
 
     # What a subclass may override
 

@@ -79,8 +79,12 @@ class Command(BaseCommand):
 
     def _print(self, address: str, before: Sample, now: Sample) -> None:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
-        for line in tables(address, before, now, width):
-            self.stdout.write(line)
+        try:
+            for line in tables(address, before, now, width):
+                self.stdout.write(line)
+            self.stdout.flush()
+        except OSError as error:
+            raise CommandError(f"The figures can't be printed: {error.strerror}.") from error
 
 
 def _watch(client: MetricsClient, before: Sample, interval: float) -> None:

@@ -101,7 +101,7 @@ class MetricsClient:
                 raise
             return connection
         host, _, port = self.address.rpartition(":")
-        if not port.isdecimal():
+        if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
             raise ValueError("it is no HOST:PORT and no unix:PATH")
         host = _LOOPBACK.get(host, host).strip("[]")
         return socket.create_connection((host, int(port)), self._timeout)
