@@ -38,19 +38,27 @@ package struct OutgoingData: Sendable {
   package mutating func readPart(atMost limit: Int) -> ByteBuffer? {
     let part: ByteBuffer?
     if self.first < self.full.count {
-      part = self.full[self.first].readSlice(
-        length: min(limit, self.full[self.first].readableBytes)
-      )
-      if self.full[self.first].readableBytes == 0 {
-        self.full[self.first] = ByteBuffer()
-        self.first += 1
-      }
+      part = Self.cut(&self.full[self.first], limit)
+      if self.full[self.first].readableBytes == 0 { self.first += 1 }
     } else {
       guard self.last.readableBytes > 0 else { return nil }
-      part = self.last.readSlice(length: min(limit, self.last.readableBytes))
-      if self.last.readableBytes == 0 { self.last = ByteBuffer() }
+      part = Self.cut(&self.last, limit)
     }
     self.readableBytes -= part?.readableBytes ?? 0
+    return part
+  }
+
+  /// What is left may wait for ever for the peer's window, so it gets memory of its own size where it has become
+  /// less than half of the piece.
+  private static func cut(_ piece: inout ByteBuffer, _ limit: Int) -> ByteBuffer? {
+    let part = piece.readSlice(length: min(limit, piece.readableBytes))
+    if piece.readableBytes == 0 {
+      piece = ByteBuffer()
+    } else if piece.readableBytes < piece.storageCapacity / 2 {
+      var rest = ByteBufferAllocator().buffer(capacity: piece.readableBytes)
+      rest.writeImmutableBuffer(piece)
+      piece = rest
+    }
     return part
   }
 }

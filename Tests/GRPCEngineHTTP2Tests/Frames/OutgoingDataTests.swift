@@ -29,4 +29,19 @@ struct OutgoingDataTests {
       #expect(data.readableBytes == 0)
     }
   }
+
+  @Test("A little that is left of a piece does not keep the piece")
+  func littleLeft() {
+    for length in [OutgoingData.pieceSize, 3 * OutgoingData.pieceSize, 20_000] {
+      for left in [1, 100, 4096, 9000] {
+        var data = OutgoingData(capacity: length)
+        [UInt8](repeating: 7, count: length).withUnsafeBytes { data.write($0) }
+        while data.readableBytes > left, data.readPart(atMost: data.readableBytes - left) != nil {}
+        #expect(data.readableBytes == left)
+        let part = data.readPart(atMost: left)
+        #expect(part?.readableBytes == left)
+        #expect((part?.storageCapacity ?? 0) <= 2 * left)
+      }
+    }
+  }
 }
