@@ -7,7 +7,7 @@ package struct FrameOutput {
   private static let largestCopied = 4096
   /// Bytes that are gathered in one buffer.
   private static let capacity = 32 * 1024
-  private static let initialCapacity = 1024
+  package static let initialCapacity = 1024
 
   private var full: [ByteBuffer] = []
   private var gathered = ByteBuffer()

@@ -76,6 +76,10 @@ extension ConnectionHandler {
     socket.writeAndFlush(NIOAny(IOData.byteBuffer(ByteBuffer())), promise: whenTaken)
   }
 
+  /// Whether little is kept back while the socket takes nothing: a peer could have each of many frames of some bytes
+  /// wait in a buffer of its own.
+  var isGathering: Bool { self.awaitsSocket && self.http2.outputCount < Self.mostUnseenOutput }
+
   func reviewBacklog() {
     self.isBacklogDue = false
     self.measureBacklog()

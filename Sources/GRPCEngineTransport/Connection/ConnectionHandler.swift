@@ -39,7 +39,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   var overhead = 0
   /// Bytes that the socket had not taken when that was last looked at.
   var backlog = 0
-  /// Bytes that were written since then.
+  /// Bytes that were written since then, and what their buffers take beside.
   var unseenOutput = 0
   var awaitsSocket = false
   var isBacklogDue = false
@@ -467,7 +467,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.http2.isWritable = context.channel.isWritable
       self.http2.sendWaiting()
       self.followProgress()
-      guard self.http2.isWritable, self.http2.hasOutput else { return }
+      guard self.http2.isWritable, self.http2.hasOutput, !self.isGathering else { return }
       self.writeOutput(context: context)
       guard self.context != nil, self.http2.hasReadyStreams else { return }
     }
@@ -476,7 +476,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
 
   /// Writes all there is, whether or not the socket takes it now.
   private func writeOutput(context: ChannelHandlerContext) {
-    self.unseenOutput += self.http2.outputCount
+    // However little it is, it takes a buffer.
+    self.unseenOutput += self.http2.outputCount + FrameOutput.initialCapacity
     let (pieces, last) = self.http2.takeOutput()
     for piece in pieces { context.write(self.wrapOutboundOut(.byteBuffer(piece)), promise: nil) }
     if let last { context.write(self.wrapOutboundOut(.byteBuffer(last)), promise: nil) }

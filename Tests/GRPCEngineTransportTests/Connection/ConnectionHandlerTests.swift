@@ -522,8 +522,13 @@ final class ConnectionHandlerTests {
 
     var isFull = true
     var refusesWrites = false
+    /// What the buffers of all that was written take.
+    var memory = 0
 
     func write(context: ChannelHandlerContext, data: NIOAny, promise: EventLoopPromise<Void>?) {
+      if case .byteBuffer(let bytes) = self.unwrapOutboundIn(data) {
+        self.memory += bytes.storageCapacity
+      }
       guard self.refusesWrites else { return context.write(data, promise: promise) }
       promise?.fail(ChannelError.outputClosed)
     }
@@ -556,6 +561,24 @@ final class ConnectionHandlerTests {
     if !refusesWrites { #expect(connection.registry.memory.held < 4096) }
     connection.close()
     #expect(connection.registry.memory.held == 0)
+  }
+
+  @Test("Many frames of some bytes that the socket does not take share their buffers")
+  func smallBacklog() throws {
+    let (client, connection) = try self.recorder.connect()
+    let socket = FullSocket()
+    try connection.channel.pipeline.syncOperations.addHandler(socket, position: .first)
+    for _ in 0..<900 {
+      client.send { $0.settings() }
+      connection.advance(by: .zero)
+    }
+    #expect(socket.memory <= 64 << 10)
+    #expect(connection.registry.memory.held >= 900 * 9 - (16 << 10))
+    socket.isFull = false
+    connection.channel.flush()
+    connection.advance(by: .milliseconds(1))
+    try client.wait("all acknowledgements") { client.settingsAcks >= 900 }
+    #expect(connection.registry.memory.held < 4096)
   }
 
   @Test("An error that comes with the answer to a drain's ping is the last that is said")
