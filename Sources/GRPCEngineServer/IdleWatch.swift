@@ -7,6 +7,11 @@ final class IdleWatch: Sendable {
   private let slot: StatisticsSlot
   private let calls = Atomic<UInt64>(0)
   private let isWatching = Atomic<Bool>(false)
+  /// Bytes received and sent when the server fell idle last.
+  private let seenBytes = Atomic<UInt64>(0)
+  /// So many of connections that made no call are worth a look: half header blocks, calls of unknown methods. A
+  /// thousand probes are not.
+  private static let leastBytes: UInt64 = 1 << 20
   /// Set before the server starts, and read after that.
   nonisolated(unsafe) var observer: (@Sendable () -> Void)?
 
@@ -17,14 +22,22 @@ final class IdleWatch: Sendable {
       calls: self.calls.load(ordering: .relaxed),
       openCalls: self.slot[.calls].value,
       connections: self.slot[.connections].value,
-      bytes: self.slot[.bytesReceived].value &+ self.slot[.bytesSent].value
+      bytes: self.bytes
     )
   }
+
+  private var bytes: UInt64 { self.slot[.bytesReceived].value &+ self.slot[.bytesSent].value }
 
   /// A call begins. On its event loop.
   func callBegan(on eventLoop: any EventLoop) {
     self.calls.wrappingAdd(1, ordering: .relaxed)
     self.beginWatching(on: eventLoop)
+  }
+
+  /// A connection has ended. On its event loop.
+  func connectionEnded(on eventLoop: any EventLoop) {
+    let seen = self.seenBytes.load(ordering: .relaxed)
+    if self.bytes &- seen >= Self.leastBytes { self.beginWatching(on: eventLoop) }
   }
 
   private func beginWatching(on eventLoop: any EventLoop) {
@@ -38,7 +51,10 @@ final class IdleWatch: Sendable {
     eventLoop.assumeIsolated().scheduleTask(in: Idleness.period) {
       var idleness = idleness
       let (hasBegun, looksOn) = idleness.look(self.activity)
-      if hasBegun { self.observer?() }
+      if hasBegun {
+        self.seenBytes.store(self.bytes, ordering: .relaxed)
+        self.observer?()
+      }
       if looksOn { return self.watch(idleness, on: eventLoop) }
       self.isWatching.store(false, ordering: .relaxed)
       // One may have come that saw the watch.

@@ -458,6 +458,10 @@ extension Server: StreamAcceptor {
     return call
   }
 
+  package func connectionEnded(on eventLoop: any EventLoop) {
+    self.environment.idleWatch.connectionEnded(on: eventLoop)
+  }
+
   private func refuse(
     _ stream: ServerStream,
     _ head: RequestHead,

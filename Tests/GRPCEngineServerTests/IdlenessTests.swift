@@ -1,4 +1,5 @@
 import GRPCEngineServer
+import GRPCEngineTesting
 import NIOCore
 import Testing
 
@@ -37,5 +38,25 @@ struct IdlenessTests {
     #expect(idleness.look(self.activity(open: 1, bytes: 1 << 20)) == (false, true))
     #expect(idleness.look(self.activity(open: 1, bytes: 1 << 20)) == (true, true))
     #expect(idleness.look(self.activity(begun: 1, bytes: 1 << 20)) == (false, true))
+  }
+
+  @Test("Connections that make no call have the server looked at, too, where they brought much")
+  func connectionsWithoutCalls() throws {
+    let fallen = Monitor(0)
+    try RunningServer.run([:], observeIdleness: { fallen.update { $0 += 1 } }) { running in
+      for _ in 0..<24 {
+        let client = try running.connect()
+        let stream = client.open("/no/method")
+        for _ in 0..<3 {
+          client.send { $0.data(ByteBuffer(repeating: 0, count: 16_000), on: stream) }
+        }
+        try client.barrier()
+        client.connection.close()
+      }
+      try fallen.wait("the server to fall idle") { $0 == 1 }
+      let probe = try running.connect()  // a probe, for example
+      probe.connection.close()
+    }
+    #expect(fallen.current == 1)
   }
 }

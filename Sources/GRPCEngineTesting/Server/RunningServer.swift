@@ -35,9 +35,11 @@ package final class RunningServer {
     configuration: ServerConfiguration = ServerConfiguration(),
     address: String = "127.0.0.1:0",
     credentials: ServerCredentials? = nil,
+    observeIdleness: (@Sendable () -> Void)? = nil,
     _ body: (RunningServer) throws -> Void
   ) throws {
     let server = Server(configuration: configuration)
+    if let observeIdleness { server.observeIdleness(observeIdleness) }
     for (path, handler) in methods { server.methods.register(handler, for: path) }
     defer { CallLog.forget(Array(methods.values)) }
     let port = try server.addPort(address, credentials: credentials)

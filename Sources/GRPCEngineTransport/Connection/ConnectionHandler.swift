@@ -133,6 +133,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
       stream.connectionLost()
     }
     self.forgetOverhead()
+    self.acceptor.connectionEnded(on: self.eventLoop)
     context.fireChannelInactive()
     self.context = nil
   }

@@ -1,5 +1,6 @@
 package import GRPCEngineHTTP2
 package import GRPCEngineWire
+package import NIOCore
 
 /// Why a stream ended before its answer did.
 package enum StreamFailure: Error, Hashable, Sendable {
@@ -35,4 +36,11 @@ package protocol StreamAcceptor: AnyObject, Sendable {
   ///
   /// - Returns: who receives the stream's events, or `nil` when the acceptor has answered already.
   func accept(_ stream: ServerStream, head: RequestHead) -> (any StreamReceiver)?
+  /// Called on the event loop of a connection that has ended, whether or not it has brought a stream. By default
+  /// nothing is done.
+  func connectionEnded(on eventLoop: any EventLoop)
+}
+
+extension StreamAcceptor {
+  package func connectionEnded(on eventLoop: any EventLoop) {}
 }
