@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import logging
 import queue
 import sys
 import threading
@@ -744,3 +745,161 @@ def test_receiver_that_hangs_keeps_no_cancelled_call(again, monkeypatch):
     with receiving(grpc_request_started, hang):
         asyncio.run(main())
     assert ended
+
+
+def test_receivers_that_take_too_long_go_on_without_their_call(monkeypatch):
+    monkeypatch.setattr(dispatch, "_SPARED", 0.05)
+    may_end, seen = [], []
+
+    async def wait(**kwargs):
+        while not may_end:
+            await asyncio.sleep(0.01)
+        seen.append(kwargs["request"])
+
+    async def main():
+        sending = asyncio.ensure_future(send_started("mine"))
+        await asyncio.sleep(0.01)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        assert not seen
+        may_end.append(True)
+        while not seen:
+            await asyncio.sleep(0.01)
+
+    with receiving(grpc_request_started, wait):
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+    assert seen == ["mine"]
+    assert not dispatch._left
+
+
+def test_no_more_than_so_many_receivers_go_on(monkeypatch):
+    monkeypatch.setattr(dispatch, "_SPARED", 0.05)
+    monkeypatch.setattr(dispatch, "_MOST_LEFT", 2)
+    ended = []
+
+    async def hang(**kwargs):
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(kwargs["request"])
+
+    async def main():
+        for number in range(4):
+            sending = asyncio.ensure_future(send_started(number))
+            await asyncio.sleep(0.01)
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+        await asyncio.sleep(0)
+        return list(ended)
+
+    with receiving(grpc_request_started, hang):
+        for _ in range(2):  # what a loop has taken along counts no more
+            ended.clear()
+            assert asyncio.run(main()) == [2, 3]
+
+
+def test_call_that_was_cancelled_is_not_held_by_the_next_signal(monkeypatch):
+    monkeypatch.setattr(dispatch, "_SPARED", 0.05)
+
+    async def hang(**kwargs):
+        await asyncio.sleep(3600)
+
+    async def call():
+        try:
+            await send_started()
+        finally:
+            await grpc_request_finished.asend(None, request=None, context=None)
+
+    async def main():
+        calling = asyncio.ensure_future(call())
+        await asyncio.sleep(0.01)
+        calling.cancel()
+        await asyncio.wait({calling}, timeout=10)
+        return calling.done() and calling.cancelled()
+
+    with receiving(grpc_request_started, hang), receiving(grpc_request_finished, hang):
+        assert asyncio.run(main())
+
+
+def test_call_whose_loop_is_gone_changes_no_variables():
+    variable = contextvars.ContextVar("tenant", default="none")
+
+    async def hang(**kwargs):
+        await asyncio.sleep(3600)
+
+    async def call():
+        variable.set("of the call")
+        await send_started()
+
+    loop = asyncio.new_event_loop()
+    calling = loop.create_task(call())
+    with receiving(grpc_request_started, hang):
+        loop.run_until_complete(asyncio.sleep(0.01))
+    calling._log_destroy_pending = False
+    for task in asyncio.all_tasks(loop):
+        task._log_destroy_pending = False
+    loop.close()
+    del calling, task, loop
+    gc.collect()
+    assert variable.get() == "none"
+
+
+def test_log_handler_that_raises_does_not_replace_the_cancellation():
+    class Broken(logging.Handler):
+        def emit(self, record):
+            raise ValueError("the handler's")
+
+    async def raise_late(**kwargs):
+        await asyncio.sleep(0.05)
+        raise ValueError("late")
+
+    async def main():
+        async with asyncio.timeout(0.01):
+            await send_started()
+
+    broken = Broken()
+    logging.getLogger("django_grpc").addHandler(broken)
+    try:
+        with receiving(grpc_request_started, raise_late), pytest.raises(TimeoutError):
+            asyncio.run(main())
+    finally:
+        logging.getLogger("django_grpc").removeHandler(broken)
+
+
+def test_signals_of_a_cancelled_call_wait_in_order_for_a_thread_that_stands(monkeypatch):
+    monkeypatch.setattr(dispatch, "_SPARED", 0.05)
+    gate, seen = threading.Event(), []
+
+    def note_started(**kwargs):
+        seen.append("started")
+
+    def note_finished(**kwargs):
+        seen.append("finished")
+
+    async def call():
+        try:
+            await send_started()
+        finally:
+            await grpc_request_finished.asend(None, request=None, context=None)
+
+    async def main():
+        standing = asyncio.ensure_future(sync_to_async(gate.wait)(PATIENCE))
+        calling = asyncio.ensure_future(call())
+        await asyncio.sleep(0.01)
+        calling.cancel()
+        await asyncio.wait({calling}, timeout=PATIENCE)
+        assert calling.cancelled()
+        assert not seen
+        gate.set()
+        await standing
+        while len(seen) < 2:
+            await asyncio.sleep(0.01)
+
+    with (
+        receiving(grpc_request_started, note_started),
+        receiving(grpc_request_finished, note_finished),
+    ):
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+    assert seen == ["started", "finished"]

@@ -1,10 +1,8 @@
 """A Django signal that is sent twice for every call, and so must cost next to nothing."""
 
 import asyncio
-import contextlib
 import contextvars
 import functools
-import logging
 import weakref
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, NamedTuple
@@ -14,12 +12,15 @@ import django.db
 from asgiref.sync import iscoroutinefunction
 from django.dispatch import Signal
 
+from django_grpc.logs import GuardedLogger
 from django_grpc.signals import hygiene
 
-logger = logging.getLogger("django_grpc")
+logger = GuardedLogger("django_grpc")
 
-# Seconds that the receivers of a call have after it was cancelled.
+# Seconds that a call that was cancelled waits for its receivers; they go on after that, so many.
 _SPARED = 5.0
+_MOST_LEFT = 1000
+_left: set["asyncio.Task[Any]"] = set()
 
 Receiver = Callable[..., Any]
 
@@ -81,8 +82,9 @@ class CallSignal(Signal):
         to do, and no other thread is asked.
 
         A task that is cancelled meanwhile is so once all receivers have run: of a call that ends
-        early, those of one signal would otherwise miss what those of another have seen. When it is
-        cancelled again, or they take more than five seconds, the receivers are as well.
+        early, those of one signal would otherwise miss what those of another have seen. After five
+        seconds the receivers go on by themselves, of up to a thousand calls. When the task is
+        cancelled again, they are as well.
         """
         plan = self._plan_for(sender)
         if plan.stock is None:
@@ -217,22 +219,16 @@ async def _to_its_end(work: Callable[[], Awaitable[Any]]) -> Any:
     """
     context = contextvars.copy_context()
     task = asyncio.get_running_loop().create_task(_settled(work), context=context)
-    cancelled = False
     try:
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise
-            cancelled = True
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(task, _SPARED)
-            if task.cancelled():
-                raise
+        cancelled = await _spared(task)
         result, error = task.result()
-    finally:
-        hygiene.adopt(context)
+    except asyncio.CancelledError:
+        if task.done():  # or its context is that of something that runs, as asgiref notes there
+            hygiene.adopt(context)
+        raise
+    finally:  # not of the GeneratorExit of one that is collected, in whatever context that is
         del task  # it would keep what is raised here, and that this frame
+    hygiene.adopt(context)
     try:
         if cancelled and not isinstance(error, KeyboardInterrupt | SystemExit):
             if error is not None:
@@ -243,6 +239,48 @@ async def _to_its_end(work: Callable[[], Awaitable[Any]]) -> Any:
         return result
     finally:
         del error
+
+
+async def _spared(task: "asyncio.Task[Any]") -> bool:
+    """Wait for a task that the first cancellation of this one does not end, nor keep it for long.
+
+    Returns:
+        Whether this one was cancelled meanwhile.
+    """
+    current = asyncio.current_task()
+    # One that was cancelled before is not cancelled again, and must not wait for ever.
+    limit = _SPARED if current is not None and current.cancelling() else None
+    cancelled = False
+    try:
+        await asyncio.wait({task}, timeout=limit)
+    except asyncio.CancelledError:
+        cancelled = True
+        try:
+            await asyncio.wait({task}, timeout=_SPARED)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+    if not task.done():
+        _leave(task)
+        raise asyncio.CancelledError
+    return cancelled
+
+
+def _leave(task: "asyncio.Task[Any]") -> None:
+    """Have a task go on by itself, if there are not too many: it keeps what its call was sent."""
+    if len(_left) >= _MOST_LEFT:
+        _left.difference_update([it for it in tuple(_left) if it.get_loop().is_closed()])
+    if len(_left) >= _MOST_LEFT:
+        task.cancel()
+        return
+    _left.add(task)
+
+    def end(task: "asyncio.Task[Any]") -> None:
+        _left.discard(task)
+        if not task.cancelled() and (error := task.result()[1]) is not None:
+            logger.error("A receiver raised for a call that was cancelled", exc_info=error)
+
+    task.add_done_callback(end)
 
 
 async def _settled(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
