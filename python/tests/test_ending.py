@@ -1,6 +1,8 @@
 """That `manage.py grpcserver` ends when it is told to, whatever goes on in it."""
 
 import signal
+import subprocess
+import sys
 import textwrap
 
 import grpc
@@ -63,6 +65,18 @@ MODULE = """
         print("begun", flush=True)
         return b""
 
+    def outlast_call(request, context):
+        print("begun", flush=True)
+        while context.is_active():
+            time.sleep(0.01)
+        time.sleep(1)
+        print("came to its end", flush=True)
+        return b""
+
+    def hang(request, context):
+        print("begun", flush=True)
+        time.sleep(1000)
+
     def take_time_at_exit(request, context):
         @atexit.register
         def write():
@@ -81,7 +95,7 @@ MODULE = """
     def grpc_hook(server):
         methods = (
             sleep_in_thread, ignore, leave_ignoring, leave_thread, leave_generator, block_loop,
-            start_thread, take_time_at_exit, stay_at_exit,
+            start_thread, take_time_at_exit, stay_at_exit, outlast_call, hang,
         )
         server.add_registered_method_handlers(
             "test.Endless", {it.__name__: grpc.unary_unary_rpc_method_handler(it) for it in methods}
@@ -106,12 +120,14 @@ def start_endless(start, tmp_path):
 def stop_during(start_endless):
     """Start a server, stop it with SIGTERM while a method runs or has run, and return its end."""
 
-    def run(method, *arguments, **setting):
+    def run(method, *arguments, is_over=False, **setting):
         process = start_endless(*arguments, **setting)
         port = process.wait_for(LISTENING).group(1)
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = channel.unary_unary(f"/test.Endless/{method}").future(b"", timeout=PATIENCE)
             process.wait_for("begun")
+            if is_over:
+                call.cancel()
             process.send(signal.SIGTERM)
             assert eventually(call.done)
             assert process.wait() == 0
@@ -147,6 +163,55 @@ def test_a_method_that_blocks_the_loop(stop_during, arguments):
     process = stop_during("block_loop", *arguments, **{"async": True})
     assert "An async method blocks the event loop" in process.output
     assert "grpc_shutdown was sent" in process.output
+
+
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_method_whose_call_is_over_is_not_cut_in_the_middle(stop_during, arguments, is_async):
+    arguments = (*arguments, "--grace", str(PATIENCE))
+    process = stop_during("outlast_call", *arguments, is_over=True, **{"async": is_async})
+    assert process.output.index("came to its end") < process.output.rindex("grpc_shutdown was sent")
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_method_that_hangs(stop_during, is_over, is_async):
+    process = stop_during("hang", is_over=is_over, **{"async": is_async})
+    assert "Graceful shutdown completed" in process.output
+
+
+def test_an_interpreter_waits_for_methods_of_servers_that_have_stopped():
+    source = """
+    import sys, threading, time
+    import grpc
+    from django_grpc import engine
+
+    def outlast_call(request, context):
+        begun.set()
+        time.sleep(0.5)
+        print("came to its end")
+
+    begun = threading.Event()
+    server = engine.server(None)
+    handlers = {"Call": grpc.unary_unary_rpc_method_handler(outlast_call)}
+    server.add_registered_method_handlers("a.B", handlers)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/a.B/Call").future(b"")
+        begun.wait()
+        call.cancel()
+    server.stop(5).wait()
+    assert not server.join(0)
+    """
+    completed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert completed.stdout == "came to its end\n"
 
 
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2")])

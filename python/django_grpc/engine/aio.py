@@ -184,6 +184,13 @@ class Server(grpc.aio.Server):
             return False
         return True
 
+    def join(self, timeout: float) -> bool:
+        """Wait for the threads of a server that has stopped; not on the loop.
+
+        See `django_grpc.engine.sync.Server.join`.
+        """
+        return self._inner.join(timeout)
+
     def on_worker_exit(self, callback: Callable[[], object]) -> None:
         """Have `callback` called on each worker thread before it ends."""
         self._inner.on_worker_exit(callback)

@@ -460,6 +460,20 @@ class Server(grpc.Server):
         """
         return not self._stopped.wait(timeout)
 
+    def join(self, timeout: float) -> bool:
+        """Wait for the threads of a server that has stopped.
+
+        It has when all answers are over, and methods may go on after that: those whose client has
+        cancelled, or set a deadline. grpcio's run on a pool, for whose threads Python waits.
+
+        Args:
+            timeout: Seconds, at the most.
+
+        Returns:
+            Whether they have all ended.
+        """
+        return self._is_lost or self._threads.join(time.monotonic() + timeout)
+
     def on_worker_exit(self, callback: Callable[[], object]) -> None:
         """Have `callback` called on each worker thread before it ends.
 
@@ -543,6 +557,7 @@ class _Threads:
         self.lines = LogLineThread()
 
     def start(self) -> None:
+        _groups.add(self)
         self._start(
             "grpc-control",
             self._run_control,
@@ -594,9 +609,11 @@ class _Threads:
     def are_started(self) -> bool:
         return bool(self._threads)
 
-    def join(self, deadline: float) -> None:
-        for thread in self._threads:
+    def join(self, deadline: float) -> bool:
+        threads = self._threads
+        for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
 
 
 def _or_none(number: int | None) -> int:
@@ -613,16 +630,22 @@ def _nothing() -> None:
 
 _started: weakref.WeakSet[Server] = weakref.WeakSet()
 _running: weakref.WeakSet[Server] = weakref.WeakSet()
+#: Those of servers that have stopped, too. While one of them runs, it keeps them here.
+_groups: weakref.WeakSet[_Threads] = weakref.WeakSet()
 
 
 @atexit.register
 def _stop_servers() -> None:
+    deadline = time.monotonic() + _EXIT_TIMEOUT
     for server in list(_running):
         server._stop_at_exit()
+    for threads in list(_groups):
+        threads.join(deadline)
 
 
 def _lose_servers() -> None:
     _running.clear()
+    _groups.clear()
     for server in list(_started):
         server._lose()
 

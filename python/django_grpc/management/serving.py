@@ -40,6 +40,9 @@ _RELOAD_GRACE: Final = 1.0
 # The seconds in which a database may tell which migrations it has.
 _DATABASE_TIMEOUT: Final = 5.0
 
+# The seconds that methods have whose calls have been cut.
+_LAST_MOMENT: Final = 1.0
+
 # The seconds that what is left on a loop gets to end in, when the server has drained.
 _LEFTOVERS_TIMEOUT: Final = 0.5
 
@@ -275,9 +278,9 @@ class _Serving:
             self._server.start()
         self._started()
         grace = self._wait()
-        begun = time.monotonic()
+        cut_at = time.monotonic() + grace
         self._server.stop(grace).wait()
-        self._command.has_cut_calls = time.monotonic() - begun >= grace
+        self._let_methods_end(cut_at)
         self._command.on_shutdown()
 
     async def run_async(self) -> None:
@@ -307,14 +310,24 @@ class _Serving:
                 await self._server.start()
             self._started()
             grace = await run_blocking(wait)
-            begun = time.monotonic()
+            cut_at = time.monotonic() + grace
             await self._server.stop(grace)
             has_drained.set()
-            self._command.has_cut_calls = time.monotonic() - begun >= grace
+            await run_blocking(self._let_methods_end, cut_at)
             await run_blocking(self._command.on_shutdown)
         finally:
             has_drained.set()
             executor.shutdown(wait=False)
+
+    def _let_methods_end(self, cut_at: float) -> None:
+        """Wait for methods whose calls are over: a client's deadline must not cut one short.
+
+        Args:
+            cut_at: When calls are cut; methods have a moment more, to see that theirs was.
+        """
+        left = cut_at - time.monotonic()
+        have_ended = self._server.join(max(left, _LAST_MOMENT))
+        self._command.has_cut_calls = left <= 0 or not have_ended
 
     def _watch_drain(
         self, loop: asyncio.AbstractEventLoop, grace: float, has_drained: threading.Event
