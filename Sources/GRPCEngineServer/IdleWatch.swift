@@ -7,11 +7,12 @@ final class IdleWatch: Sendable {
   private let slot: StatisticsSlot
   private let calls = Atomic<UInt64>(0)
   private let isWatching = Atomic<Bool>(false)
-  /// Bytes received and sent when the server fell idle last.
-  private let seenBytes = Atomic<UInt64>(0)
-  /// So many of connections that made no call are worth a look: half header blocks, calls of unknown methods. A
-  /// thousand probes are not.
-  private static let leastBytes: UInt64 = 1 << 20
+  /// What `cost` was when the server fell idle last.
+  private let seenCost = Atomic<UInt64>(0)
+  /// So much of connections that made no call is worth a look: half header blocks, calls of unknown methods, silence. A
+  /// hundred probes are not.
+  private static let leastCost: UInt64 = 1 << 20
+  private static let costOfConnection: UInt64 = 4 << 10
   /// Set before the server starts, and read after that.
   nonisolated(unsafe) var observer: (@Sendable () -> Void)?
 
@@ -36,8 +37,13 @@ final class IdleWatch: Sendable {
 
   /// A connection has ended. On its event loop.
   func connectionEnded(on eventLoop: any EventLoop) {
-    let seen = self.seenBytes.load(ordering: .relaxed)
-    if self.bytes &- seen >= Self.leastBytes { self.beginWatching(on: eventLoop) }
+    let seen = self.seenCost.load(ordering: .relaxed)
+    if self.cost &- seen >= Self.leastCost { self.beginWatching(on: eventLoop) }
+  }
+
+  /// Bytes that may have left memory behind.
+  private var cost: UInt64 {
+    self.bytes &+ self.slot[.connectionsAccepted].value &* Self.costOfConnection
   }
 
   private func beginWatching(on eventLoop: any EventLoop) {
@@ -52,7 +58,7 @@ final class IdleWatch: Sendable {
       var idleness = idleness
       let (hasBegun, looksOn) = idleness.look(self.activity)
       if hasBegun {
-        self.seenBytes.store(self.bytes, ordering: .relaxed)
+        self.seenCost.store(self.cost, ordering: .relaxed)
         self.observer?()
       }
       if looksOn { return self.watch(idleness, on: eventLoop) }

@@ -40,11 +40,18 @@ struct IdlenessTests {
     #expect(idleness.look(self.activity(begun: 1, bytes: 1 << 20)) == (false, true))
   }
 
-  @Test("Connections that make no call have the server looked at, too, where they brought much")
-  func connectionsWithoutCalls() throws {
+  @Test(
+    "Connections that make no call have the server looked at, too, where they brought much or are many",
+    arguments: [24, 300]
+  )
+  func connectionsWithoutCalls(count: Int) throws {
     let fallen = Monitor(0)
     try RunningServer.run([:], observeIdleness: { fallen.update { $0 += 1 } }) { running in
-      for _ in 0..<24 {
+      for _ in 0..<count {
+        guard count < 100 else {
+          try running.connect().connection.close()
+          continue
+        }
         let client = try running.connect()
         let stream = client.open("/no/method")
         for _ in 0..<3 {
