@@ -208,7 +208,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
     }
     if self.isDrainPingAnswered, !self.isClosing, !self.hasFailed {
       self.isDrainPingAnswered = false
-      self.perform(self.lifecycle.drainPingAnswered())
+      self.lifecycle.drainPingAnswered(now: self.eventLoop.now)
+      self.scheduleTimer()
     }
     self.flush()
     context.fireChannelReadComplete()

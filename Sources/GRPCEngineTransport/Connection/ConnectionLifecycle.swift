@@ -37,6 +37,10 @@ package struct ConnectionLifecycle {
   /// core waits for 20 s.
   private static let drainPingTimeout = TimeAmount.seconds(5)
 
+  /// How long calls may still come when it has said so: an HTTP/2 library answers pings at once, and its user may be
+  /// about to make a call. One that is not served is the client's to try again, which not all do.
+  package static let lastCalls = TimeAmount.milliseconds(50)
+
   /// How long a connection that has only just greeted is served before the first GOAWAY. One that
   /// comes with the SETTINGS finds a client with calls that wait for the connection; grpcio's client
   /// (1.85) tries those again, on a connection that it takes for a good one, until they run out of
@@ -180,8 +184,13 @@ package struct ConnectionLifecycle {
     return .beginDrain
   }
 
-  package mutating func drainPingAnswered() -> Action {
-    guard self.state == .draining else { return .none }
+  /// The peer has seen the first GOAWAY. Calls that it began just then are served, too, until the second one.
+  package mutating func drainPingAnswered(now: NIODeadline) {
+    guard self.state == .draining, let deadline = self.drainDeadline else { return }
+    self.drainDeadline = min(deadline, now + Self.lastCalls)
+  }
+
+  private mutating func finishDrain() -> Action {
     self.drainDeadline = nil
     if self.openStreams == 0 {
       self.state = .leaving
@@ -279,7 +288,7 @@ package struct ConnectionLifecycle {
       return .refuseUnfinished
     }
     if let deadline = self.welcomeDeadline, now >= deadline { return self.drain(now: now) }
-    if let deadline = self.drainDeadline, now >= deadline { return self.drainPingAnswered() }
+    if let deadline = self.drainDeadline, now >= deadline { return self.finishDrain() }
     if let deadline = self.graceDeadline, now >= deadline {
       self.state = .closed
       return .cutCalls

@@ -83,7 +83,7 @@ struct ConnectionLifecycleTests {
     var lifecycle = self.make()
     lifecycle.streamOpened()
     #expect(lifecycle.drain(now: self.after(1)) == .beginDrain)
-    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.finishDrain() == .finishDrain(closing: false))
     #expect(lifecycle.read(now: self.after(2), unfinished: 7) == true)
     #expect(lifecycle.streamClosed(now: self.after(3)) == .closeWhenWritten)
     #expect(lifecycle.nextDeadline == nil)
@@ -130,19 +130,43 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.drain(now: Self.start) == .beginDrain)
     #expect(lifecycle.acceptsStreams, "streams that the peer had opened before it knew are served")
     lifecycle.streamOpened()
-    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.finishDrain() == .finishDrain(closing: false))
     #expect(!lifecycle.acceptsStreams)
     #expect(lifecycle.streamClosed(now: self.after(1)) == .none)
     #expect(lifecycle.streamClosed(now: self.after(2)) == .closeWhenWritten)
     #expect(lifecycle.nextDeadline == nil)
   }
 
+  @Test("Calls that come just after the drain's ping is answered are served")
+  func lastCalls() {
+    var lifecycle = self.make()
+    #expect(lifecycle.drain(now: Self.start) == .beginDrain)
+    lifecycle.drainPingAnswered(now: self.after(1))
+    #expect(lifecycle.acceptsStreams)
+    let end = self.after(1) + ConnectionLifecycle.lastCalls
+    #expect(lifecycle.nextDeadline == end)
+    lifecycle.drainPingAnswered(now: self.after(1) + .milliseconds(1))
+    #expect(lifecycle.nextDeadline == end, "who pings again gains nothing")
+    lifecycle.streamOpened()
+    #expect(lifecycle.timerFired(now: end - .nanoseconds(1)) == .none)
+    #expect(lifecycle.timerFired(now: end) == .finishDrain(closing: false))
+    #expect(!lifecycle.acceptsStreams)
+  }
+
+  @Test("A ping that is answered late adds nothing to the five seconds")
+  func lateAnswer() {
+    var lifecycle = self.make()
+    #expect(lifecycle.drain(now: Self.start) == .beginDrain)
+    lifecycle.drainPingAnswered(now: self.after(5) - .milliseconds(1))
+    #expect(lifecycle.nextDeadline == self.after(5))
+  }
+
   @Test("A drain without calls closes as soon as the ping is answered")
   func drainIdle() {
     var lifecycle = self.make()
     #expect(lifecycle.drain(now: Self.start) == .beginDrain)
-    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: true))
-    #expect(lifecycle.drainPingAnswered() == .none)
+    #expect(lifecycle.finishDrain() == .finishDrain(closing: true))
+    #expect(lifecycle.finishDrain() == .none)
   }
 
   @Test("The last call may end before the drain's ping is answered")
@@ -151,7 +175,7 @@ struct ConnectionLifecycleTests {
     lifecycle.streamOpened()
     #expect(lifecycle.drain(now: Self.start) == .beginDrain)
     #expect(lifecycle.streamClosed(now: self.after(1)) == .none)
-    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: true))
+    #expect(lifecycle.finishDrain() == .finishDrain(closing: true))
   }
 
   @Test("A peer that does not answer the drain's ping gets five seconds")
@@ -162,7 +186,7 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.nextDeadline == self.after(5))
     #expect(lifecycle.timerFired(now: self.after(5) - .nanoseconds(1)) == .none)
     #expect(lifecycle.timerFired(now: self.after(5)) == .finishDrain(closing: false))
-    #expect(lifecycle.drainPingAnswered() == .none)
+    #expect(lifecycle.finishDrain() == .none)
     #expect(lifecycle.streamClosed(now: self.after(7)) == .closeWhenWritten)
   }
 
@@ -206,7 +230,7 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.acceptsStreams)
     #expect(lifecycle.timerFired(now: Self.start + Self.welcome) == .beginDrain)
     #expect(lifecycle.drain(now: Self.start + Self.welcome) == .none)
-    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.finishDrain() == .finishDrain(closing: false))
     #expect(lifecycle.streamClosed(now: self.after(1)) == .closeWhenWritten)
     #expect(lifecycle.nextDeadline == nil)
   }
@@ -251,7 +275,7 @@ struct ConnectionLifecycleTests {
   @Test("A ping's answer that no drain asked for changes nothing")
   func strayPingAnswer() {
     var lifecycle = self.make()
-    #expect(lifecycle.drainPingAnswered() == .none)
+    #expect(lifecycle.finishDrain() == .none)
     #expect(lifecycle.acceptsStreams)
   }
 
@@ -295,7 +319,7 @@ struct ConnectionLifecycleTests {
     #expect(lifecycle.nextDeadline == self.after(100))
     #expect(lifecycle.timerFired(now: self.after(99)) == .none)
     #expect(lifecycle.timerFired(now: self.after(100)) == .beginDrain)
-    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.finishDrain() == .finishDrain(closing: false))
     #expect(lifecycle.timerFired(now: self.after(100_000)) == .none, "calls may run for ever")
   }
 
@@ -307,7 +331,7 @@ struct ConnectionLifecycleTests {
     }
     lifecycle.streamOpened()
     #expect(lifecycle.timerFired(now: self.after(100)) == .beginDrain)
-    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.finishDrain() == .finishDrain(closing: false))
     return lifecycle
   }
 
@@ -329,7 +353,7 @@ struct ConnectionLifecycleTests {
     }
     #expect(lifecycle.timerFired(now: self.after(10)) == .beginDrain)
     lifecycle.streamOpened()
-    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.finishDrain() == .finishDrain(closing: false))
     #expect(lifecycle.nextDeadline == self.after(100))
     #expect(lifecycle.timerFired(now: self.after(100)) == .none)
     #expect(lifecycle.nextDeadline == self.after(107))
@@ -350,7 +374,7 @@ struct ConnectionLifecycleTests {
       $0.maxConnectionAgeGrace = .seconds(7)
     }
     #expect(idle.timerFired(now: self.after(10)) == .beginDrain)
-    #expect(idle.drainPingAnswered() == .finishDrain(closing: true))
+    #expect(idle.finishDrain() == .finishDrain(closing: true))
     #expect(idle.nextDeadline == self.after(100))
     #expect(idle.timerFired(now: self.after(100)) == .none)
     #expect(idle.timerFired(now: self.after(107)) == .cutCalls)
@@ -359,7 +383,7 @@ struct ConnectionLifecycleTests {
     pinging.streamOpened()
     #expect(pinging.drain(now: Self.start) == .beginDrain)
     #expect(pinging.streamClosed(now: self.after(1)) == .none)
-    #expect(pinging.drainPingAnswered() == .finishDrain(closing: true))
+    #expect(pinging.finishDrain() == .finishDrain(closing: true))
     #expect(pinging.timerFired(now: self.after(30)) == .sendKeepalivePing)
     #expect(pinging.timerFired(now: self.after(60)) == .askDelivery)
   }
@@ -369,7 +393,7 @@ struct ConnectionLifecycleTests {
     var lifecycle = self.make { $0.maxConnectionAgeGrace = .seconds(7) }
     lifecycle.streamOpened()
     #expect(lifecycle.drain(now: Self.start) == .beginDrain)
-    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.finishDrain() == .finishDrain(closing: false))
     #expect(lifecycle.nextDeadline == nil)
   }
 
@@ -485,7 +509,7 @@ struct ConnectionLifecycleTests {
     var lifecycle = self.keepalive()
     lifecycle.streamOpened()
     #expect(lifecycle.drain(now: Self.start) == .beginDrain)
-    #expect(lifecycle.drainPingAnswered() == .finishDrain(closing: false))
+    #expect(lifecycle.finishDrain() == .finishDrain(closing: false))
     #expect(lifecycle.timerFired(now: self.after(10)) == .sendKeepalivePing)
     #expect(lifecycle.timerFired(now: self.after(13)) == .askDelivery)
   }
@@ -565,5 +589,14 @@ struct ConnectionLifecycleTests {
       $0.maxConnectionAge = .seconds(100)
     }
     #expect(lifecycle.nextDeadline == self.after(20))
+  }
+}
+
+extension ConnectionLifecycle {
+  /// The drain's ping is answered, and time passes.
+  fileprivate mutating func finishDrain() -> Action {
+    let now = NIODeadline.uptimeNanoseconds(1_000_000_000_000)
+    self.drainPingAnswered(now: now)
+    return self.timerFired(now: now + Self.lastCalls)
   }
 }

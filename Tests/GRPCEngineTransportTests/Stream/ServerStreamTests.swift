@@ -74,6 +74,9 @@ final class ServerStreamTests {
     try client.wait("a reset") { client.answers[stream]?.reset != nil }
     #expect(try self.receiver().events == [.invalid(.resourceExhausted), .finished])
     connection.registry.drain {}
+    connection.advance(by: .zero)
+    try client.barrier()
+    connection.advance(by: ConnectionLifecycle.lastCalls)
     try client.waitForClose()
   }
 
