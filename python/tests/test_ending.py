@@ -56,6 +56,19 @@ MODULE = """
         print("begun", flush=True)
         return b""
 
+    def block_loop_later(request, context):
+        print("begun", flush=True)
+        while context.is_active():
+            time.sleep(0.01)
+        loop.call_soon_threadsafe(loop.call_later, 0.5, time.sleep, 1000)
+        time.sleep(1.5)
+        return b""
+
+    async def note_loop(request, context):
+        global loop
+        loop = asyncio.get_running_loop()
+        return b""
+
     async def block_loop(request, context):
         print("begun", flush=True)
         time.sleep(1000)
@@ -71,6 +84,11 @@ MODULE = """
             time.sleep(0.01)
         time.sleep(1)
         print("came to its end", flush=True)
+        return b""
+
+    def hang_in_callback(request, context):
+        context.add_callback(lambda: time.sleep(1000))
+        print("begun", flush=True)
         return b""
 
     def hang(request, context):
@@ -95,7 +113,8 @@ MODULE = """
     def grpc_hook(server):
         methods = (
             sleep_in_thread, ignore, leave_ignoring, leave_thread, leave_generator, block_loop,
-            start_thread, take_time_at_exit, stay_at_exit, outlast_call, hang,
+            start_thread, take_time_at_exit, stay_at_exit, outlast_call, hang, hang_in_callback,
+            note_loop, block_loop_later,
         )
         server.add_registered_method_handlers(
             "test.Endless", {it.__name__: grpc.unary_unary_rpc_method_handler(it) for it in methods}
@@ -124,6 +143,7 @@ def stop_during(start_endless):
         process = start_endless(*arguments, **setting)
         port = process.wait_for(LISTENING).group(1)
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            channel.unary_unary("/test.Endless/note_loop")(b"", timeout=PATIENCE)
             call = channel.unary_unary(f"/test.Endless/{method}").future(b"", timeout=PATIENCE)
             process.wait_for("begun")
             if is_over:
@@ -173,11 +193,22 @@ def test_a_method_whose_call_is_over_is_not_cut_in_the_middle(stop_during, argum
     assert process.output.index("came to its end") < process.output.rindex("grpc_shutdown was sent")
 
 
+def test_a_loop_that_is_blocked_while_a_method_comes_to_its_end(stop_during):
+    process = stop_during("block_loop_later", "--grace", "10", is_over=True, **{"async": True})
+    assert "An async method blocks the event loop" in process.output
+    assert process.output.count("grpc_shutdown was sent") == 1
+
+
 @pytest.mark.parametrize("is_over", [True, False])
 @pytest.mark.parametrize("is_async", [True, False])
 def test_a_method_that_hangs(stop_during, is_over, is_async):
     process = stop_during("hang", is_over=is_over, **{"async": is_async})
     assert "Graceful shutdown completed" in process.output
+
+
+def test_a_callback_that_hangs(stop_during):
+    """Its thread is no method's: nothing waits for it."""
+    stop_during("hang_in_callback", "--grace", str(10 * PATIENCE))
 
 
 def test_an_interpreter_waits_for_methods_of_servers_that_have_stopped():
@@ -189,7 +220,7 @@ def test_an_interpreter_waits_for_methods_of_servers_that_have_stopped():
     def outlast_call(request, context):
         begun.set()
         time.sleep(0.5)
-        print("came to its end")
+        print("came to its end", server.join(0))
 
     begun = threading.Event()
     server = engine.server(None)
@@ -211,7 +242,7 @@ def test_an_interpreter_waits_for_methods_of_servers_that_have_stopped():
         timeout=PATIENCE,
         check=True,
     )
-    assert completed.stdout == "came to its end\n"
+    assert completed.stdout == "came to its end False\n"
 
 
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2")])

@@ -461,18 +461,19 @@ class Server(grpc.Server):
         return not self._stopped.wait(timeout)
 
     def join(self, timeout: float) -> bool:
-        """Wait for the threads of a server that has stopped.
+        """Wait for the methods of a server that has stopped.
 
-        It has when all answers are over, and methods may go on after that: those whose client has
-        cancelled, or set a deadline. grpcio's run on a pool, for whose threads Python waits.
+        It has when all answers are over, and ordinary methods may go on after that: those whose
+        client has cancelled, or set a deadline. grpcio's run on a pool, for whose threads Python
+        waits.
 
         Args:
             timeout: Seconds, at the most.
 
         Returns:
-            Whether they have all ended.
+            Whether they have all ended; False in one of them.
         """
-        return self._is_lost or self._threads.join(time.monotonic() + timeout)
+        return self._is_lost or self._threads.join_workers(time.monotonic() + timeout)
 
     def on_worker_exit(self, callback: Callable[[], object]) -> None:
         """Have `callback` called on each worker thread before it ends.
@@ -550,6 +551,7 @@ class _Threads:
         self._native = native
         self._loop_factory = loop_factory
         self._threads: list[threading.Thread] = []
+        self._workers: list[threading.Thread] = []
         self._spawned = itertools.count()
         self.exit_callbacks = exit_callbacks
         self._loop: loops.LoopThread | None = None
@@ -580,7 +582,8 @@ class _Threads:
     def _spawn_worker(self) -> None:
         # Those that stepped in for held workers have ended since.
         self._threads = [thread for thread in self._threads if thread.is_alive()]
-        self._start(f"grpc-worker-{next(self._spawned)}", self._run_worker)
+        self._workers = [thread for thread in self._workers if thread.is_alive()]
+        self._workers.append(self._start(f"grpc-worker-{next(self._spawned)}", self._run_worker))
 
     def _run_worker(self) -> None:
         self._native.run_worker()
@@ -601,19 +604,27 @@ class _Threads:
         if self._loop is None or self._loop.has_ended():
             self._native.detach_loop()  # so that no other begins
 
-    def _start(self, name: str, target: Any, *arguments: Any) -> None:
+    def _start(self, name: str, target: Any, *arguments: Any) -> threading.Thread:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
         thread.start()
         self._threads.append(thread)
+        return thread
 
     def are_started(self) -> bool:
         return bool(self._threads)
 
-    def join(self, deadline: float) -> bool:
-        threads = self._threads
-        for thread in threads:
+    def join(self, deadline: float) -> None:
+        _join(self._threads, deadline)
+
+    def join_workers(self, deadline: float) -> bool:
+        return _join(self._workers, deadline)
+
+
+def _join(them: list[threading.Thread], deadline: float) -> bool:
+    for thread in them:
+        if thread is not threading.current_thread():
             thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in threads)
+    return not any(thread.is_alive() for thread in them)
 
 
 def _or_none(number: int | None) -> int:

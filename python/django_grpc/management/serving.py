@@ -260,6 +260,7 @@ class _Serving:
         self._credentials: engine.ServerCredentials | None = None
         self._address = ""
         self._reason = ""  # of the end
+        self._has_shut_down = False
 
     def run(self) -> None:
         def follow_server() -> None:  # in case that a servicer stops it
@@ -281,7 +282,7 @@ class _Serving:
         cut_at = time.monotonic() + grace
         self._server.stop(grace).wait()
         self._let_methods_end(cut_at)
-        self._command.on_shutdown()
+        self._shut_down()
 
     async def run_async(self) -> None:
         # For what may block: the wait, and receivers of the shutdown, which may be ordinary
@@ -313,8 +314,7 @@ class _Serving:
             cut_at = time.monotonic() + grace
             await self._server.stop(grace)
             has_drained.set()
-            await run_blocking(self._let_methods_end, cut_at)
-            await run_blocking(self._command.on_shutdown)
+            await run_blocking(self._finish, loop, cut_at)
         finally:
             has_drained.set()
             executor.shutdown(wait=False)
@@ -335,16 +335,35 @@ class _Serving:
         """See that the loop goes on when the grace is over: a method may block it for ever."""
         has_drained.wait(grace)
         while not has_drained.is_set():
-            goes_on = threading.Event()
-            try:
-                loop.call_soon_threadsafe(goes_on.set)
-            except RuntimeError:  # it is closed
-                return
-            if not goes_on.wait(loops.CANCELLATION_TIMEOUT):
-                is_reload = self._reason == reloading.RELOAD
-                self._command.give_up(reloading.RELOAD_STATUS if is_reload else 0)
+            if not self._goes_on(loop):
                 return
             has_drained.wait(1)
+
+    def _finish(self, loop: asyncio.AbstractEventLoop, cut_at: float) -> None:
+        """Do on a thread what comes after the drain; something may block the loop meanwhile."""
+        self._let_methods_end(cut_at)
+        if self._goes_on(loop):
+            self._shut_down()
+            self._goes_on(loop)
+
+    def _goes_on(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Return whether a loop runs; the process is given up where it does not."""
+        goes_on = threading.Event()
+        try:
+            loop.call_soon_threadsafe(goes_on.set)
+        except RuntimeError:  # it is closed
+            return False
+        if goes_on.wait(loops.CANCELLATION_TIMEOUT):
+            return True
+        is_reload = self._reason == reloading.RELOAD
+        self._command.give_up(reloading.RELOAD_STATUS if is_reload else 0, self._shut_down)
+        return False
+
+    def _shut_down(self) -> None:
+        """Tell the project of the end, once."""
+        if not self._has_shut_down:
+            self._has_shut_down = True
+            self._command.on_shutdown()
 
     def _make_server(self) -> None:
         self._server = _get_server(self._command, self._config)

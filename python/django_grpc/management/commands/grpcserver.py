@@ -428,18 +428,19 @@ class Command(BaseCommand):
             f"calls in flight have {grace:g} s to end..."
         )
 
-    def give_up(self, status: int) -> None:
+    def give_up(self, status: int, shut_down: Callable[[], None]) -> None:
         """End the process, if it is the command's own, as the server's loop does not go on.
 
         Args:
             status: The process's.
+            shut_down: Called before, to tell the project.
         """
         logger.error(
             "An async method blocks the event loop, on which the server can't stop: what blocks "
             "belongs into asyncio.to_thread() or sync_to_async()."
         )
         if self._is_process:
-            self.on_shutdown()
+            shut_down()
             end_process(status, 0)
 
     def _say_stopped(self) -> None:
