@@ -1,5 +1,6 @@
 """`manage.py grpcserver` as a process: what it prints, how it ends, what it says to mistakes."""
 
+import asyncio
 import io
 import os
 import re
@@ -627,6 +628,10 @@ class WithoutSelf(grpc.ServerInterceptor):
             "function or a class in it.",
         ),
         (
+            {"credentials": [{"private_key": "a", "certificate": "b"}]},
+            "has no key 'certificate'. Did you mean 'certificate_chain'?",
+        ),
+        (
             {"interceptors": ["mistaken.Misspelt"]},
             "'mistaken.Misspelt' is an abstract class: it has no intercept_service.",
         ),
@@ -736,6 +741,14 @@ def test_database_whose_settings_do_not_fit_is_one_sentence(database, start, tmp
     assert process.wait() == 1
     assert "CommandError: DATABASES['default'] can't be used: TypeError: " in process.output
     assert "Traceback" not in process.output
+
+
+def test_command_on_an_event_loop_is_one_sentence():
+    async def run():
+        call_command("grpcserver", "--port", "0")
+
+    with pytest.raises(CommandError, match="waits for its end, which nothing must do on an event"):
+        asyncio.run(run())
 
 
 def test_autoreload_on_another_thread_is_one_sentence(settings):

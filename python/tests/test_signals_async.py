@@ -903,3 +903,26 @@ def test_signals_of_a_cancelled_call_wait_in_order_for_a_thread_that_stands(monk
     ):
         asyncio.run(asyncio.wait_for(main(), PATIENCE))
     assert seen == ["started", "finished"]
+
+
+def test_signal_after_one_without_a_thread_is_sent(monkeypatch):
+    seen = []
+
+    def refuse(*arguments):
+        raise RuntimeError("can't start new thread")
+
+    def note(**kwargs):
+        seen.append("finished")
+
+    async def call():
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(SyncToAsync.single_thread_executor, "submit", refuse)
+                await send_started()
+        finally:
+            await grpc_request_finished.asend(None, request=None, context=None)
+
+    with receiving(grpc_request_started, note), receiving(grpc_request_finished, note):
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            asyncio.run(call())
+    assert seen == ["finished"]

@@ -414,3 +414,11 @@ def test_hook_may_keep_what_ends_the_server_for_later() -> None:
         stop(0).wait(PATIENCE)
         waiting.join(PATIENCE)
         assert kept[2:] == [False]
+
+
+def test_interceptor_that_is_no_path_is_named() -> None:
+    with (
+        pytest.raises(ImproperlyConfigured, match="'x' can't be imported: it names no module"),
+        InProcessServer(servicers=[grpc_hook], interceptors=["x"]),
+    ):
+        pass

@@ -30,11 +30,19 @@ GRPCSERVER = {
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"plain": {"format": "{levelname} {name}: {message}", "style": "{"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "plain"}},
+    "formatters": {
+        "plain": {"format": "{levelname} {name}: {message}", "style": "{"},
+        "line": {"format": "{message}", "style": "{"},
+    },
+    "handlers": {
+        "console": {"class": "logging.StreamHandler", "formatter": "plain"},
+        "access": {"class": "logging.StreamHandler", "formatter": "line"},
+    },
     "loggers": {
         "places": {"handlers": ["console"], "level": "INFO"},
         # What a servicer raises comes out here, with its traceback.
         "django_grpc": {"handlers": ["console"], "level": "INFO"},
+        # As it is, for it may be JSON.
+        "django_grpc.access": {"handlers": ["access"], "propagate": False},
     },
 }

@@ -231,6 +231,8 @@ def _import(path: str) -> Any:
     That would be told as a name that the module lacks.
     """
     name, _, attribute = path.rpartition(".")
+    if not name:
+        raise ImportError("it names no module")
     module = importlib.import_module(name)
     try:
         return getattr(module, attribute)

@@ -71,7 +71,9 @@ def unknown_keys(given: Mapping[Any, Any], known: Iterable[str]) -> Iterator[Inv
     names = list(known)
     for name in given:
         if name not in names:
-            close = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
+            low = str(name).lower()
+            longer = [it for it in names if low and it.startswith(low)]
+            close = longer or difflib.get_close_matches(low, names, n=1, cutoff=0.5)
             yield Invalid(
                 f" has no key {name!r}.",
                 f"Did you mean '{close[0]}'?" if close else f"It has: {', '.join(names)}.",

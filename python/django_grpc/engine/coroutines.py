@@ -91,7 +91,13 @@ async def run_writer(context: AsyncServicerContext, behavior: Callable[..., Any]
         request = context._request()
         if request is PENDING:
             request = await _first_request(context)
-        await behavior(request, context)
+        result = await behavior(request, context)
+        if result is not None:
+            # grpc.aio ends such a call as if all were well, without the messages.
+            raise TypeError(
+                "a streaming method has to yield, or to send by context.write(): this one has "
+                f"returned an object of type {type(result).__name__!r}"
+            )
         context._finish()
     except BaseException as error:
         _failed(context, error, loop)

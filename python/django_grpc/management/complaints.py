@@ -25,9 +25,15 @@ def about_address(address: str, error: OSError | RuntimeError) -> str:
 def _why_no_socket(path: str) -> str | None:
     """Say what is in the way of a socket's file, if it is that."""
     try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        found = os.lstat(path)
+        if not stat.S_ISSOCK(found.st_mode):
             return (
                 "there is a file of this name that is no socket. Remove it, or choose another path"
+            )
+        if os.geteuid() not in (0, found.st_uid):
+            return (
+                f"there is a socket of another user (uid {found.st_uid}). Remove it if no server "
+                "listens on it, or choose another path"
             )
     except FileNotFoundError:
         folder = os.path.dirname(os.path.abspath(path))

@@ -413,7 +413,12 @@ async def run_on_sync_thread(function: Callable[[], object]) -> None:
     waits for for ever. In a task of its own no exception is handled.
     """
     if sys.exc_info()[0] is None:
-        await sync_to_async(function)()
+        try:
+            await sync_to_async(function)()
+        except RuntimeError:
+            # Where the thread can't be started, asgiref forgets that nothing runs on it.
+            SyncToAsync.deadlock_context.set(False)
+            raise
         return
     context = contextvars.copy_context()
     loop = asyncio.get_running_loop()

@@ -88,6 +88,24 @@ def test_odd_exception(serve, kind, error, details, caplog):
     assert [it.levelname for it in caplog.records if it.name == LOGGER_NAME] == ["ERROR"]
 
 
+@pytest.mark.parametrize("kind", ["unary_stream", "stream_stream"])
+def test_stream_that_returns_in_place_of_yielding(serve, kind):
+    async def messages():
+        yield b"lost"
+
+    async def returning(request, context):
+        return messages()
+
+    async def writing(request, context):
+        await context.write(b"sent")
+
+    served = serve({"Returns": handler(kind, returning), "Writes": handler(kind, writing)})
+    failure = served.failure(kind, "Returns")
+    assert failure.code() is grpc.StatusCode.UNKNOWN
+    assert "a streaming method has to yield, or to send by context.write()" in failure.details()
+    assert served.messages(kind, "Writes") == [b"sent"]
+
+
 def test_text_that_is_no_unicode():
     error = ValueError("\ud800")
     assert coroutines._details(error) == UNPRINTABLE

@@ -115,7 +115,10 @@ class Command(BaseCommand):
                     raise CommandError(f"{address} has ended the watch.")
                 status = probe.check()
             except grpc.RpcError as error:
-                raise CommandError(_explain(error, address, **options)) from error
+                reason = _explain(error, address, **options)
+                if credentials is None and error.code() is grpc.StatusCode.UNAVAILABLE:
+                    reason += ". Does it want --tls?"
+                raise CommandError(reason) from error
             except KeyboardInterrupt:
                 raise CommandError("Interrupted.", returncode=128 + signal.SIGINT) from None
         if status != "SERVING":

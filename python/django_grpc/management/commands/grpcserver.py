@@ -1,6 +1,8 @@
 """`manage.py grpcserver`."""
 
 import argparse
+import asyncio
+import contextlib
 import datetime
 import importlib
 import threading
@@ -209,6 +211,7 @@ class Command(BaseCommand):
         make_output_tolerant(self)
         self._is_silent = options["verbosity"] == 0
         _refuse(greenlets.refuse_patched_threads)  # before the first thread, which might never end
+        _refuse_running_loop()
         with complaints.naming_share():
             self._inheritance = Inheritance.take()
         if self._inheritance is not None:
@@ -452,6 +455,15 @@ def _refuse(find_fault: Callable[[], None]) -> None:
         find_fault()
     except RuntimeError as error:
         raise CommandError(str(error)) from error
+
+
+def _refuse_running_loop() -> None:
+    with contextlib.suppress(RuntimeError):  # there is none
+        asyncio.get_running_loop()
+        raise CommandError(
+            "grpcserver waits for its end, which nothing must do on an event loop: call it by "
+            "asyncio.to_thread(), or in a process of its own."
+        )
 
 
 def _take_sockets() -> systemd.Sockets:
