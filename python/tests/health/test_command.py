@@ -343,8 +343,14 @@ def test_lost_output_changes_no_status(serve):
 
 def test_watch_may_be_interrupted(serve):
     _, address = serve()
+    # A shell's jobs in the background ignore the signal, and so would this.
+    source = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from django.core.management import execute_from_command_line\n"
+        f"execute_from_command_line(['', 'grpchealth', '--addr', '{address}', '--watch'])\n"
+    )
     probe = subprocess.Popen(
-        [*(sys.executable, "-m", "django", "grpchealth"), *("--addr", address, "--watch")],
+        [sys.executable, "-c", source],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -353,7 +359,7 @@ def test_watch_may_be_interrupted(serve):
             "DJANGO_SETTINGS_MODULE": "settings",
             "PYTHONPATH": str(Path(__file__).parents[1]),
         },
-        start_new_session=True,  # a shell's jobs in the background ignore the signal
+        start_new_session=True,
     )
     assert probe.stdout.readline() == "SERVING\n"
     probe.send_signal(signal.SIGINT)
