@@ -707,8 +707,9 @@ def test_receiver_may_set_a_variable_to_none():
         assert asyncio.run(main()) is None
 
 
-@pytest.mark.parametrize("error", [ValueError, SystemExit])
-def test_cancellation_outlasts_what_a_receiver_raises_then(error, caplog):
+def send_cancelled(error):
+    """Send a signal whose task is cancelled before its receiver raises."""
+
     async def raise_late(**kwargs):
         await asyncio.sleep(0.05)
         raise error("late")
@@ -718,8 +719,13 @@ def test_cancellation_outlasts_what_a_receiver_raises_then(error, caplog):
             await send_started()
 
     with receiving(grpc_request_started, raise_late):
-        with pytest.raises(TimeoutError if error is ValueError else error):
-            asyncio.run(main())
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_cancellation_outlasts_what_a_receiver_raises_then(error, caplog):
+    with pytest.raises(TimeoutError if error is ValueError else error):
+        send_cancelled(error)
     assert ("late" in caplog.text) == (error is ValueError)
 
 
@@ -851,19 +857,11 @@ def test_log_handler_that_raises_does_not_replace_the_cancellation():
         def emit(self, record):
             raise ValueError("the handler's")
 
-    async def raise_late(**kwargs):
-        await asyncio.sleep(0.05)
-        raise ValueError("late")
-
-    async def main():
-        async with asyncio.timeout(0.01):
-            await send_started()
-
     broken = Broken()
     logging.getLogger("django_grpc").addHandler(broken)
     try:
-        with receiving(grpc_request_started, raise_late), pytest.raises(TimeoutError):
-            asyncio.run(main())
+        with pytest.raises(TimeoutError):
+            send_cancelled(ValueError)
     finally:
         logging.getLogger("django_grpc").removeHandler(broken)
 
@@ -926,3 +924,15 @@ def test_signal_after_one_without_a_thread_is_sent(monkeypatch):
         with pytest.raises(RuntimeError, match="can't start new thread"):
             asyncio.run(call())
     assert seen == ["finished"]
+
+
+def test_thread_that_is_in_use_stays_so():
+    """asgiref's guard against a deadlock is not lifted by its own refusal."""
+
+    async def main():
+        SyncToAsync.deadlock_context.set(True)
+        with pytest.raises(RuntimeError, match="would deadlock"):
+            await hygiene.run_on_sync_thread(list)
+        return SyncToAsync.deadlock_context.get()
+
+    assert asyncio.run(main())

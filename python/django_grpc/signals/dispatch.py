@@ -231,8 +231,7 @@ async def _to_its_end(work: Callable[[], Awaitable[Any]]) -> Any:
     hygiene.adopt(context)
     try:
         if cancelled and not isinstance(error, KeyboardInterrupt | SystemExit):
-            if error is not None:
-                logger.error("A receiver raised for a call that was cancelled", exc_info=error)
+            _log_late(error)
             raise asyncio.CancelledError
         if error is not None:
             raise error
@@ -277,10 +276,15 @@ def _leave(task: "asyncio.Task[Any]") -> None:
 
     def end(task: "asyncio.Task[Any]") -> None:
         _left.discard(task)
-        if not task.cancelled() and (error := task.result()[1]) is not None:
-            logger.error("A receiver raised for a call that was cancelled", exc_info=error)
+        if not task.cancelled():
+            _log_late(task.result()[1])
 
     task.add_done_callback(end)
+
+
+def _log_late(error: BaseException | None) -> None:
+    if error is not None:
+        logger.error("A receiver raised for a call that was cancelled", exc_info=error)
 
 
 async def _settled(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:

@@ -251,8 +251,9 @@ class _LoopCall:
     reference: "weakref.ref[_LoopCall] | None" = None
 
 
-# The call that the code which runs now belongs to. `sync_to_async` takes it along to its thread.
 _UNSET = object()
+
+# The call that the code which runs now belongs to. `sync_to_async` takes it along to its thread.
 _call: ContextVar[_LoopCall | None] = ContextVar("django_grpc.signals.hygiene.call", default=None)
 
 # Those that have used a connection and not ended. Added to on the threads of the queries, and
@@ -413,11 +414,12 @@ async def run_on_sync_thread(function: Callable[[], object]) -> None:
     waits for for ever. In a task of its own no exception is handled.
     """
     if sys.exc_info()[0] is None:
+        is_in_use = SyncToAsync.deadlock_context.get(False)
         try:
             await sync_to_async(function)()
         except RuntimeError:
-            # Where the thread can't be started, asgiref forgets that nothing runs on it.
-            SyncToAsync.deadlock_context.set(False)
+            # Where the thread can't be started, asgiref takes it for one in use from then on.
+            SyncToAsync.deadlock_context.set(is_in_use)
             raise
         return
     context = contextvars.copy_context()
