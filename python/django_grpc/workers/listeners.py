@@ -103,19 +103,16 @@ def addresses(listening: Iterable[ListeningSocket]) -> str:
 
 def why_not_accepted(error: OSError) -> str:
     """Say, for the operator, why connections wait to be accepted."""
-    return f"Accepting connections pauses: {_reason(error)}."
+    return f"Accepting connections pauses: {why_refused(error)}."
 
 
-def why_not_started(error: OSError) -> str:
-    """Say, for the operator, why there is no other process."""
-    return _reason(error)
-
-
-def _reason(error: OSError) -> str:
+def why_refused(error: OSError) -> str:
+    """Say, for the operator, why there is no connection, or no process."""
     if error.errno == errno.EAGAIN:
         return f"the system refuses it. {threads.MEND.rstrip('.')}"
     if error.errno != errno.EMFILE:
-        return error.strerror or str(error)
+        reason = error.strerror or str(error)
+        return reason if error.filename is None else f"{reason}: '{error.filename}'"
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (
         f"all {limit} file descriptors that this process may open (RLIMIT_NOFILE) are in use. "

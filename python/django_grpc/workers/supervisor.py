@@ -24,7 +24,7 @@ from django_grpc.workers.listeners import (
     ListeningSocket,
     addresses,
     why_not_accepted,
-    why_not_started,
+    why_refused,
 )
 from django_grpc.workers.messages import Plan
 from django_grpc.workers.prctl import Orphans
@@ -279,7 +279,7 @@ class Supervisor:
             )
         except OSError as error:
             self._board.give_back(slot)
-            self._fleet.cannot_start(key, why_not_started(error), now)
+            self._fleet.cannot_start(key, why_refused(error), now)
             return
         try:
             read = selectors.EVENT_READ
@@ -291,7 +291,7 @@ class Supervisor:
             worker.wait()
             self._forget(worker)
             worker.forsake()
-            self._fleet.cannot_start(key, why_not_started(error), now)
+            self._fleet.cannot_start(key, why_refused(error), now)
             return
         self._workers[key] = worker
         self._fleet.started(key, worker.pid)

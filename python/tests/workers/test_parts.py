@@ -15,10 +15,12 @@ import types
 from socket import SOCK_SEQPACKET
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from harness import PATIENCE
 from log_handlers import odd_handler
 
 from django_grpc import conf, log_lines
+from django_grpc.management import complaints
 from django_grpc.workers import listeners, messages, systemd, worker
 from django_grpc.workers.board import Board, Pulse
 from django_grpc.workers.crashes import FORGOTTEN_AFTER, LIMIT, Failures
@@ -299,6 +301,19 @@ def test_shortage_names_its_limit():
 
 
 @pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.EMFILE, "x"), "file descriptors that this process may open"),
+        (OSError(errno.EAGAIN, "x"), "Raise the limit of threads (ulimit -u"),
+        (OSError(errno.ENOENT, "No such file", "/dev/null"), "No such file: '/dev/null'"),
+        (OSError("no reason"), "no reason"),
+    ],
+)
+def test_process_that_is_refused_is_explained(error, text):
+    assert text in listeners.why_refused(error)
+
+
+@pytest.mark.parametrize(
     ("address", "expected"),
     [("127.0.0.1:0", "127.0.0.1:"), ("[::1]:0", "[::1]:"), ("[::]:0", "[::]:"), ("*:0", "*:")],
 )
@@ -320,6 +335,29 @@ def test_socket_that_does_not_listen_is_not_adopted():
 def test_what_systemd_meant_for_the_parent_is_not_for_workers():
     names = ("LISTEN_PID", "LISTEN_FDS", "NOTIFY_SOCKET", "WATCHDOG_USEC", "OTHER")
     assert systemd.for_workers(dict.fromkeys(names, "1")) == {"OTHER": "1"}
+
+
+def test_metrics_on_a_socket_of_systemd_name_its_mend():
+    text = complaints.about_metrics(None, OSError(errno.EINVAL, "no socket that listens"))
+    assert "systemd's socket of that name: no socket that listens. Its unit needs" in text
+    assert "--metrics" not in text
+
+
+def test_socket_of_another_user_is_told(monkeypatch, tmp_path):
+    path = tmp_path / "it.sock"
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+    error = OSError(errno.EADDRINUSE, "in use")
+    assert "it is already in use" in complaints.about_address(f"unix:{path}", error)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert f"another user (uid {os.getuid()})" in complaints.about_address(f"unix:{path}", error)
+
+
+def test_more_sockets_than_a_process_can_have_are_refused(monkeypatch):
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", "9" * 10)
+    with pytest.raises(ImproperlyConfigured, match="LISTEN_FDS is more than a process can have"):
+        systemd.take_sockets()
 
 
 def test_notification_without_anybody_to_hear_it_is_a_warning(monkeypatch, tmp_path, caplog):
