@@ -192,6 +192,15 @@ def test_file_without_end_is_refused():
         utils.load_credentials(conf.Credentials(key_pairs=(endless,)))
 
 
+def test_largest_file_is_read(tmp_path):
+    file = tmp_path / "large.pem"
+    file.write_bytes(bytes(utils._LARGEST_FILE))
+    assert len(utils._read(str(file))) == utils._LARGEST_FILE
+    file.write_bytes(bytes(utils._LARGEST_FILE + 1))
+    with pytest.raises(ImproperlyConfigured, match="can't be read: File too large"):
+        utils._read(str(file))
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

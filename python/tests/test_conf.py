@@ -41,6 +41,12 @@ def test_setting_may_be_absent(settings):
     assert conf.load().servicers == ()
 
 
+def test_timeout_may_be_the_longest():
+    config, problems = conf.parse({"methods": {"*": {"timeout": 5, "max_timeout": 5}}}, {})
+    assert not problems
+    assert config.methods["*"].timeout == 5
+
+
 def test_default_number_of_workers_is_that_of_a_thread_pool():
     with concurrent.futures.ThreadPoolExecutor() as pool:
         assert conf.default_max_workers() == pool._max_workers

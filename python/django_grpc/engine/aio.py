@@ -185,7 +185,7 @@ class Server(grpc.aio.Server):
         return True
 
     def join(self, timeout: float) -> bool:
-        """Wait for the threads of a server that has stopped; not on the loop.
+        """Wait for the ordinary methods of a server that has stopped; not on the loop.
 
         See `django_grpc.engine.sync.Server.join`.
         """

@@ -137,6 +137,14 @@ def test_port_that_is_named_is_bound(serve):
     assert answers(f"127.0.0.1:{wanted}")
 
 
+@pytest.mark.skipif(not OURS, reason="the engine's own text")
+@pytest.mark.parametrize("address", [50051, None])
+def test_address_that_is_no_text_is_named(serve, address):
+    """What is wrong, and how it is written, is said."""
+    with pytest.raises(TypeError, match=f"An address is a text as .*, not {address}"):
+        serve.bare().add_insecure_port(address)
+
+
 @pytest.mark.parametrize("form", ["unix:{}", "unix://{}"])
 def test_unix_socket(serve, form):
     """`unix:` addresses are served; their port is 1."""

@@ -99,6 +99,17 @@ def checked(serve):
     check.release.set()
 
 
+@pytest.fixture
+def passing(checked):
+    """A server whose check passes, and a client that watches its health."""
+    server, check, probe = checked()
+    probe.wait_for(SERVING)
+    watch = probe.watch()
+    assert watch.next() == SERVING
+    yield server, check, watch
+    watch.cancel()
+
+
 def test_server_is_not_ready_before_its_checks_have_passed(checked, serve):
     check = Check()
     check.release.clear()
@@ -186,17 +197,13 @@ async def _async_generator():
         (UnspeakableError(), "UnspeakableError"),
     ],
 )
-def test_whatever_a_check_raises_is_a_failure_and_does_not_end_the_monitor(checked, error, text):
-    server, check, probe = checked()
-    probe.wait_for(SERVING)
-    watch = probe.watch()
-    assert watch.next() == SERVING
+def test_whatever_a_check_raises_is_a_failure_and_does_not_end_the_monitor(passing, error, text):
+    server, check, watch = passing
     check.failure = error
     assert watch.next() == NOT_SERVING
     assert server.health.problem == ("checks", f"the check mine failed: {text}")
     check.failure = None
     assert watch.next() == SERVING
-    watch.cancel()
 
 
 @pytest.mark.parametrize("check", [_coroutine, _generator, _async_generator])
@@ -216,16 +223,12 @@ def test_check_whose_code_has_not_run_has_failed(check):
     assert note.endswith(": a check must be an ordinary function")
 
 
-def test_check_that_returns_false_has_failed(checked):
-    server, check, probe = checked()
-    probe.wait_for(SERVING)
-    watch = probe.watch()
-    assert watch.next() == SERVING
+def test_check_that_returns_false_has_failed(passing):
+    server, check, watch = passing
     check.answer = False
     assert watch.next() == NOT_SERVING
     text = "it returned False: a check raises NotReady to say why"
     assert server.health.problem == ("checks", f"the check mine failed: {text}")
-    watch.cancel()
 
 
 def test_what_fails_around_the_checks_does_not_end_the_monitor(monkeypatch):

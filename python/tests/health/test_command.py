@@ -191,7 +191,9 @@ def test_tls(serve, capsys, certified):
         ["--addr", address, "--tls", *shown],  # trusts others
         [*trusted, *shown, "--tls-server-name", "elsewhere.example"],
     ):
-        assert "can't be asked: UNAVAILABLE" in complaint(*arguments)
+        said = complaint(*arguments)
+        assert "can't be asked: UNAVAILABLE" in said
+        assert said.endswith(". Does it want --tls?") == ("--tls" not in arguments)
 
 
 def test_files_that_can_not_be_used_are_named(certified, tmp_path):

@@ -70,7 +70,7 @@ def test_each_status_arrives(status, serve):
     assert probe.check("c.D") == status
 
 
-@pytest.mark.parametrize("status", [SERVICE_UNKNOWN, 4, -1, 256, "SERVING"])
+@pytest.mark.parametrize("status", [SERVICE_UNKNOWN, 4, -1, 256, "SERVING", True, False])
 def test_status_that_no_service_can_have_is_refused(status, serve):
     server, _, probe = serve()
     with pytest.raises(ValueError, match="UNKNOWN, SERVING or NOT_SERVING"):
