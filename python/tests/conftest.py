@@ -64,9 +64,11 @@ def start(tmp_path):
     """Start `grpcserver` processes; they are killed at the end of the test if they still run."""
     processes = []
 
-    def start(*arguments, environment=None, **setting):
+    def start(*arguments, environment=None, script=None, **setting):
         setting = {"servicers": ["sampleapp.servicer.grpc_hook"], "host": "127.0.0.1", **setting}
-        process = ServerProcess(tmp_path, *arguments, setting=setting, **(environment or {}))
+        process = ServerProcess(
+            tmp_path, *arguments, setting=setting, script=script, **(environment or {})
+        )
         processes.append(process)
         return process
 

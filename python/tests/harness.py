@@ -72,17 +72,18 @@ def start_on_terminal(terminal: int, *arguments: str, **kwargs: Any) -> subproce
 class ServerProcess:
     """A `grpcserver` with its own settings, whose output can be waited for."""
 
-    def __init__(self, folder, *arguments, setting, **environment):
+    def __init__(self, folder, *arguments, setting, script=None, **environment):
         path = os.pathsep.join(
             str(it) for it in (folder, Path(__file__).parent, os.environ.get("PYTHONPATH", ""))
         )
         (folder / "process_settings.py").write_text(
             f"from settings import *\n\nGRPCSERVER = {setting!r}\n"
         )
+        command = ("-m", "django", "grpcserver") if script is None else ("-c", script)
         self._lines = queue.SimpleQueue()
         self.output = ""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "django", "grpcserver", *arguments],
+            [sys.executable, *command, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

@@ -12,7 +12,8 @@ from harness import LISTENING, PATIENCE, eventually, listening
 MODULE = """
     import asyncio, atexit, sys, threading, time
     import grpc
-    from django_grpc.signals import grpc_shutdown
+    from asgiref.sync import sync_to_async
+    from django_grpc.signals import grpc_request_finished, grpc_request_started, grpc_shutdown
 
     def say_shutdown(**kwargs):
         print("grpc_shutdown was sent", flush=True)
@@ -64,6 +65,15 @@ MODULE = """
         time.sleep(1.5)
         return b""
 
+    def block_loop_for_a_while(request, context):
+        print("begun", flush=True)
+        while context.is_active():
+            time.sleep(0.01)
+        loop.call_soon_threadsafe(loop.call_later, 0.2, time.sleep, 5)
+        time.sleep(1)
+        print("came to its end", flush=True)
+        return b""
+
     async def note_loop(request, context):
         global loop
         loop = asyncio.get_running_loop()
@@ -72,6 +82,27 @@ MODULE = """
     async def block_loop(request, context):
         print("begun", flush=True)
         time.sleep(1000)
+
+    async def leave_blocking(request, context):
+        async def block():
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                time.sleep(1000)
+        global task
+        task = asyncio.create_task(block())
+        await asyncio.sleep(0)
+        print("begun", flush=True)
+        return b""
+
+    async def block_loop_and_receiver(request, context):
+        running = asyncio.get_running_loop()
+
+        def close(**kwargs):
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), running).result()
+
+        grpc_shutdown.connect(close, weak=False)
+        await block_loop(request, context)
 
     def start_thread(request, context):
         threading.Thread(target=time.sleep, args=(1000,)).start()
@@ -85,6 +116,17 @@ MODULE = """
         time.sleep(1)
         print("came to its end", flush=True)
         return b""
+
+    async def outlast_call_in_thread(request, context):
+        await sync_to_async(outlast_call)(request, context)
+
+    async def outlast_call_on_loop(request, context):
+        print("begun", flush=True)
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(2.5)
+            print("came to its end", flush=True)
 
     def hang_in_callback(request, context):
         context.add_callback(lambda: time.sleep(1000))
@@ -114,11 +156,21 @@ MODULE = """
         methods = (
             sleep_in_thread, ignore, leave_ignoring, leave_thread, leave_generator, block_loop,
             start_thread, take_time_at_exit, stay_at_exit, outlast_call, hang, hang_in_callback,
-            note_loop, block_loop_later,
+            note_loop, block_loop_later, leave_blocking, block_loop_and_receiver,
+            block_loop_for_a_while, outlast_call_in_thread, outlast_call_on_loop,
         )
         server.add_registered_method_handlers(
             "test.Endless", {it.__name__: grpc.unary_unary_rpc_method_handler(it) for it in methods}
         )
+"""
+
+SCRIPT = """
+import sys
+import django
+from django.core.management import call_command
+
+django.setup()
+call_command("grpcserver", *sys.argv[1:])
 """
 
 
@@ -185,18 +237,52 @@ def test_a_method_that_blocks_the_loop(stop_during, arguments):
     assert "grpc_shutdown was sent" in process.output
 
 
+def test_a_task_that_blocks_the_loop_when_it_is_cancelled(stop_during):
+    """The grace is not what it waits for: the server has drained."""
+    arguments = ("--grace", str(10 * PATIENCE))
+    process = stop_during("leave_blocking", *arguments, **{"async": True})
+    assert "An async method blocks the event loop" in process.output
+    assert "Graceful shutdown completed" in process.output
+
+
+def test_a_receiver_that_waits_for_a_blocked_loop(stop_during):
+    process = stop_during("block_loop_and_receiver", **{"async": True})
+    assert process.output.count("grpc_shutdown was sent") == 1
+
+
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
 @pytest.mark.parametrize("is_async", [True, False])
-def test_a_method_whose_call_is_over_is_not_cut_in_the_middle(stop_during, arguments, is_async):
+@pytest.mark.parametrize("where", ["", "_in_thread", "_on_loop"])
+def test_a_method_whose_call_is_over_is_not_cut_in_the_middle(
+    stop_during, where, arguments, is_async
+):
     arguments = (*arguments, "--grace", str(PATIENCE))
-    process = stop_during("outlast_call", *arguments, is_over=True, **{"async": is_async})
+    process = stop_during(f"outlast_call{where}", *arguments, is_over=True, **{"async": is_async})
     assert process.output.index("came to its end") < process.output.rindex("grpc_shutdown was sent")
 
 
 def test_a_loop_that_is_blocked_while_a_method_comes_to_its_end(stop_during):
-    process = stop_during("block_loop_later", "--grace", "10", is_over=True, **{"async": True})
+    process = stop_during("block_loop_later", "--grace", "2", is_over=True, **{"async": True})
     assert "An async method blocks the event loop" in process.output
     assert process.output.count("grpc_shutdown was sent") == 1
+
+
+def test_a_loop_that_is_blocked_within_the_grace(stop_during):
+    """And for longer than it has to take a turn in."""
+    process = stop_during(
+        "block_loop_for_a_while", "--grace", str(PATIENCE), is_over=True, **{"async": True}
+    )
+    assert "blocks the event loop" not in process.output
+    assert process.output.index("came to its end") < process.output.rindex("grpc_shutdown was sent")
+
+
+def test_a_script_whose_loop_is_blocked_hears_of_the_end(stop_during):
+    process = stop_during(
+        "block_loop_for_a_while", "--grace", "2", is_over=True, script=SCRIPT, **{"async": True}
+    )
+    assert "blocks the event loop" in process.output
+    assert process.output.count("grpc_shutdown was sent") == 1
+    assert "Graceful shutdown completed" in process.output
 
 
 @pytest.mark.parametrize("is_over", [True, False])

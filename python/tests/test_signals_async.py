@@ -20,6 +20,7 @@ from django.test import override_settings
 from harness import PATIENCE, eventually
 from sampleapp.caches import ClosableCache
 
+from django_grpc.shortage import NoThreadError
 from django_grpc.signals import (
     dispatch,
     grpc_got_request_exception,
@@ -921,9 +922,28 @@ def test_signal_after_one_without_a_thread_is_sent(monkeypatch):
             await grpc_request_finished.asend(None, request=None, context=None)
 
     with receiving(grpc_request_started, note), receiving(grpc_request_finished, note):
-        with pytest.raises(RuntimeError, match="can't start new thread"):
+        with pytest.raises(NoThreadError):
             asyncio.run(call())
     assert seen == ["finished"]
+
+
+def test_call_without_a_thread_for_its_receivers_is_unavailable(serve, monkeypatch):
+    def refuse(*arguments):
+        raise RuntimeError("can't start new thread")
+
+    async def answer(request, context):
+        return request
+
+    def note(**kwargs):
+        pass
+
+    channel = serve("unary_unary", answer)
+    with receiving(grpc_request_started, note), monkeypatch.context() as patch:
+        patch.setattr(SyncToAsync.single_thread_executor, "submit", refuse)
+        with pytest.raises(grpc.RpcError) as raised:
+            call(channel, "unary_unary")
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert raised.value.details() == "The server has no thread for what asks the database"
 
 
 def test_thread_that_is_in_use_stays_so():

@@ -161,7 +161,7 @@ class Server(grpc.aio.Server):
             self._inner.stop(None)
             self._stopped.set()
             return
-        self._inner.drain()
+        self._inner.drain(0.0 if grace is None else grace)
         if grace is not None and not await self._ends_within(grace):
             grace = None
         if grace is None:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from asgiref.sync import iscoroutinefunction
 
-from django_grpc.engine.crossings import NoThreadError
 from django_grpc.logs import GuardedLogger, class_name_of, text_of
+from django_grpc.shortage import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

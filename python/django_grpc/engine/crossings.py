@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from django_grpc.engine.loops import log_seldom
 from django_grpc.engine.surroundings import inside, log_exception
+from django_grpc.shortage import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 
 #: Seconds after which a thread that the system has refused is asked for again.
 _ASK_AGAIN = 0.5
-
-
-class NoThreadError(RuntimeError):
-    """There is no thread for a call, and none can be started."""
 
 
 class Look(enum.Enum):

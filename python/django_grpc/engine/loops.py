@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = GuardedLogger("django_grpc")
 
-#: How long a server that stops waits for servicers that were cancelled, in seconds.
+#: How long a server that stops waits for servicers that were cancelled, at the least, in seconds.
 CANCELLATION_TIMEOUT = 2.0
 
 
@@ -67,13 +67,22 @@ def attach(native: _engine.Server, loop: asyncio.AbstractEventLoop) -> int:
     return descriptor
 
 
-async def detach(native: _engine.Server, loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
-    """Take a server that has stopped off its loop, when its last task has ended."""
+async def detach(
+    native: _engine.Server, loop: asyncio.AbstractEventLoop, descriptor: int, timeout: float
+) -> None:
+    """Take a server that has stopped off its loop, when its last task has ended.
+
+    Args:
+        native: The server.
+        loop: The loop, on which this runs.
+        descriptor: What `attach` returned.
+        timeout: The seconds that tasks get whose calls are over.
+    """
     # Whatever the calls' ends have left in the inbox: the cancellations.
     native.run_events()
     pending: Iterable[asyncio.Task[None]] = ()
     if tasks := native.tasks():
-        _, pending = await asyncio.wait(tasks, timeout=CANCELLATION_TIMEOUT)
+        _, pending = await asyncio.wait(tasks, timeout=timeout)
     loop.remove_reader(descriptor)
     native.detach_loop()
     for task in pending:
@@ -102,6 +111,7 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._descriptor = -1
         self._stopping: asyncio.Event | None = None
+        self._timeout = CANCELLATION_TIMEOUT  # for tasks, when it stops
         # Set when the loop runs, or never will.
         self._has_begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="grpc-asyncio", daemon=True)
@@ -137,11 +147,16 @@ class LoopThread:
         self._has_begun.set()
         await self._stopping.wait()
         descriptor, self._descriptor = self._descriptor, -1
-        await detach(self._native, self._loop, descriptor)
+        await detach(self._native, self._loop, descriptor, self._timeout)
 
-    def stop(self) -> None:
-        """End the loop when the calls on it have ended; may be called on any thread."""
+    def stop(self, timeout: float) -> None:
+        """End the loop when the calls on it have ended; may be called on any thread.
+
+        Args:
+            timeout: The seconds that their tasks get.
+        """
         self._has_begun.wait(CANCELLATION_TIMEOUT)
+        self._timeout = timeout
         if self._loop is not None and self._stopping is not None:
             with contextlib.suppress(RuntimeError):  # it is closed
                 self._loop.call_soon_threadsafe(self._stopping.set)
@@ -153,7 +168,12 @@ class LoopThread:
     def join(self, timeout: float) -> None:
         """Wait for the end of the thread."""
         if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+            join(self._thread, timeout)
+
+
+def join(thread: threading.Thread, timeout: float) -> None:
+    """Wait for the end of a thread; as long as it takes, if need be."""
+    thread.join(min(timeout, threading.TIMEOUT_MAX))
 
 
 class _Seldom:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -93,6 +94,8 @@ class Server(grpc.Server):
         self._lock = threading.RLock()
         self._is_started = False
         self._is_stopping = False
+        # When what runs is cut, by the clock of `time.monotonic`; None before a stop.
+        self._cut_at: float | None = None
         # Whether it was started in the process that this one was forked from.
         self._is_lost = False
         self._on_end: Callable[[], None] = _nothing
@@ -394,7 +397,7 @@ class Server(grpc.Server):
                 self._stopped.set()
                 self.native.drain(_nothing)
                 return self._stopped
-        self.drain()
+        self.drain(0.0 if grace is None else grace)
         if grace is None:
             self.native.cancel_all_calls()
             # In the middle of a start, before there is a thread that would tell: `start` ends it.
@@ -404,13 +407,19 @@ class Server(grpc.Server):
             self.native.cancel_all_calls_after(grace)
         return self._stopped
 
-    def drain(self) -> None:
-        """Refuse new calls; what begins a stop."""
+    def drain(self, grace: float | None = None) -> None:
+        """Refuse new calls; what begins a stop.
+
+        Args:
+            grace: The seconds that what runs is given, if that is known. The shortest counts.
+        """
         if self._is_lost:
             return
         with self._lock:
             is_first = not self._is_stopping
             self._is_stopping = True
+            if grace is not None:
+                self._limit(grace)
         if is_first:
             self.health.stop()
             self.native.drain(self._on_stopped)
@@ -429,7 +438,11 @@ class Server(grpc.Server):
             on_end: Called on the control thread when the last connection is gone.
         """
         self._on_end = on_end
-        self._loop_descriptor = loops.attach(self.native, loop)
+        try:
+            self._loop_descriptor = loops.attach(self.native, loop)
+        except OSError as error:
+            self.stop(None)
+            raise RuntimeError(f"Cannot start the server: {error.strerror or error}") from error
         try:
             self.start()
         except BaseException:
@@ -441,7 +454,18 @@ class Server(grpc.Server):
     async def leave(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take the server, which has stopped, off the loop that `start_on` was given."""
         if self._loop_descriptor is not None:
-            await loops.detach(self.native, loop, self._loop_descriptor)
+            await loops.detach(self.native, loop, self._loop_descriptor, self._seconds_for_tasks())
+
+    def _limit(self, grace: float) -> None:
+        cut_at = time.monotonic()
+        with contextlib.suppress(TypeError, OverflowError):  # the engine refuses it
+            cut_at += grace
+        self._cut_at = cut_at if self._cut_at is None else min(cut_at, self._cut_at)
+
+    def _seconds_for_tasks(self) -> float:
+        """What tasks get whose calls are over: the rest of the grace, and a moment at the least."""
+        left = 0.0 if self._cut_at is None else self._cut_at - time.monotonic()
+        return max(loops.CANCELLATION_TIMEOUT, left)  # not left where that is no number
 
     @property
     def is_lost(self) -> bool:
@@ -488,7 +512,7 @@ class Server(grpc.Server):
 
     def _on_stopped(self) -> None:
         if self._loop_descriptor is None:
-            self._threads.stop_loop(loops.CANCELLATION_TIMEOUT)
+            self._threads.stop_loop(self._seconds_for_tasks())
         for observer in self._observers:
             observer.close()
             observer.join(_LOG_TIMEOUT)
@@ -599,7 +623,7 @@ class _Threads:
 
     def stop_loop(self, timeout: float = 0) -> None:
         if self._loop is not None:
-            self._loop.stop()
+            self._loop.stop(timeout)
             self._loop.join(timeout)
         if self._loop is None or self._loop.has_ended():
             self._native.detach_loop()  # so that no other begins
@@ -623,7 +647,8 @@ class _Threads:
 def _join(them: list[threading.Thread], deadline: float) -> bool:
     for thread in them:
         if thread is not threading.current_thread():
-            thread.join(max(0.0, deadline - time.monotonic()))
+            left = max(0.0, deadline - time.monotonic())
+            loops.join(thread, left)
     return not any(thread.is_alive() for thread in them)
 
 

@@ -22,9 +22,10 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django_grpc import conf, engine, tracing, utils
 from django_grpc.addresses import format_address
 from django_grpc.certificates import CertificateWatcher
-from django_grpc.engine import aio, loops
-from django_grpc.management import complaints, reloading, threads, titles
+from django_grpc.engine import aio
+from django_grpc.management import complaints, ending_loop, reloading, threads, titles
 from django_grpc.management.shutdown import ShutdownRequest
+from django_grpc.signals import hygiene
 from django_grpc.workers import systemd
 from django_grpc.workers.listeners import address_of
 
@@ -42,9 +43,6 @@ _DATABASE_TIMEOUT: Final = 5.0
 
 # The seconds that methods have whose calls have been cut.
 _LAST_MOMENT: Final = 1.0
-
-# The seconds that what is left on a loop gets to end in, when the server has drained.
-_LEFTOVERS_TIMEOUT: Final = 0.5
 
 
 def announce_shutdown(server: Any) -> None:
@@ -179,8 +177,8 @@ def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options
             _run_checks(command, **options)
         serving = _Serving(command, place, shutdown, config, options)
         if config.is_async:
-            with _making_runner(config) as runner:
-                runner.run(serving.run_async())
+            with ending_loop.making_runner(config) as (runner, watch):
+                runner.run(serving.run_async(watch))
         else:
             serving.run()
 
@@ -208,7 +206,7 @@ def list_handlers(command: "Command", **options: Any) -> None:
     with _naming_mistakes():
         config = command.read_config(**options)
         if config.is_async:
-            with _making_runner(config) as runner:
+            with ending_loop.making_runner(config) as (runner, _):
                 runner.run(write_async())
         else:
             write()
@@ -260,6 +258,7 @@ class _Serving:
         self._credentials: engine.ServerCredentials | None = None
         self._address = ""
         self._reason = ""  # of the end
+        self._shutting_down = threading.Lock()
         self._has_shut_down = False
 
     def run(self) -> None:
@@ -284,22 +283,15 @@ class _Serving:
         self._let_methods_end(cut_at)
         self._shut_down()
 
-    async def run_async(self) -> None:
+    async def run_async(self, watch: ending_loop.LoopWatch) -> None:
         # For what may block: the wait, and receivers of the shutdown, which may be ordinary
-        # functions that use the ORM. The thread is started now: later the system may refuse one.
+        # functions that use the ORM. The threads are started now: later the system may refuse one.
         executor = ThreadPoolExecutor(1, "grpcserver-wait")
-        loop = asyncio.get_running_loop()
-        has_drained = threading.Event()
-
-        def wait() -> float:
-            grace = self._wait()
-            executor.submit(self._watch_drain, loop, grace, has_drained)
-            return grace
-
+        run_blocking = functools.partial(asyncio.get_running_loop().run_in_executor, executor)
         try:
-            run_blocking = functools.partial(loop.run_in_executor, executor)
             try:
                 self._make_server()
+                watch.start(self._give_up)
                 with threads.explaining_refusal():
                     await run_blocking(_do_nothing)
                 self._shutdown.begin_serving()
@@ -310,60 +302,48 @@ class _Serving:
             with _naming_start():
                 await self._server.start()
             self._started()
-            grace = await run_blocking(wait)
-            cut_at = time.monotonic() + grace
+            grace, cut_at = await run_blocking(self._wait_on_thread, watch)
             await self._server.stop(grace)
-            has_drained.set()
-            await run_blocking(self._finish, loop, cut_at)
+            await run_blocking(self._finish, cut_at)
         finally:
-            has_drained.set()
             executor.shutdown(wait=False)
+
+    def _wait_on_thread(self, watch: ending_loop.LoopWatch) -> tuple[float, float]:
+        grace = self._wait()
+        cut_at = time.monotonic() + grace
+        watch.expect(cut_at)  # a method may block the loop for ever
+        return grace, cut_at
+
+    def _finish(self, cut_at: float) -> None:
+        """Do on a thread what comes after the drain; something may block the loop meanwhile."""
+        self._let_methods_end(cut_at)
+        self._shut_down()
+
+    def _give_up(self) -> None:
+        """End the process, as the loop does not go on."""
+        is_reload = self._reason == reloading.RELOAD
+        self._command.give_up(reloading.RELOAD_STATUS if is_reload else 0, self._shut_down)
 
     def _let_methods_end(self, cut_at: float) -> None:
         """Wait for methods whose calls are over: a client's deadline must not cut one short.
 
+        And for what they do in the thread of `sync_to_async`.
+
         Args:
             cut_at: When calls are cut; methods have a moment more, to see that theirs was.
         """
-        left = cut_at - time.monotonic()
-        have_ended = self._server.join(max(left, _LAST_MOMENT))
-        self._command.has_cut_calls = left <= 0 or not have_ended
-
-    def _watch_drain(
-        self, loop: asyncio.AbstractEventLoop, grace: float, has_drained: threading.Event
-    ) -> None:
-        """See that the loop goes on when the grace is over: a method may block it for ever."""
-        has_drained.wait(grace)
-        while not has_drained.is_set():
-            if not self._goes_on(loop):
-                return
-            has_drained.wait(1)
-
-    def _finish(self, loop: asyncio.AbstractEventLoop, cut_at: float) -> None:
-        """Do on a thread what comes after the drain; something may block the loop meanwhile."""
-        self._let_methods_end(cut_at)
-        if self._goes_on(loop):
-            self._shut_down()
-            self._goes_on(loop)
-
-    def _goes_on(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Return whether a loop runs; the process is given up where it does not."""
-        goes_on = threading.Event()
-        try:
-            loop.call_soon_threadsafe(goes_on.set)
-        except RuntimeError:  # it is closed
-            return False
-        if goes_on.wait(loops.CANCELLATION_TIMEOUT):
-            return True
-        is_reload = self._reason == reloading.RELOAD
-        self._command.give_up(reloading.RELOAD_STATUS if is_reload else 0, self._shut_down)
-        return False
+        was_cut = time.monotonic() >= cut_at
+        cut_at = max(cut_at, time.monotonic() + _LAST_MOMENT)
+        have_ended = self._server.join(cut_at - time.monotonic())
+        has_come_through = hygiene.wait_for_sync_thread(max(0.0, cut_at - time.monotonic()))
+        self._command.has_cut_calls = was_cut or not (have_ended and has_come_through)
 
     def _shut_down(self) -> None:
-        """Tell the project of the end, once."""
-        if not self._has_shut_down:
-            self._has_shut_down = True
-            self._command.on_shutdown()
+        """Tell the project of the end, once, and return when it has been told."""
+        with self._shutting_down:
+            if not self._has_shut_down:
+                self._has_shut_down = True
+                self._command.on_shutdown()
 
     def _make_server(self) -> None:
         self._server = _get_server(self._command, self._config)
@@ -400,35 +380,6 @@ class _Serving:
             )
             with threads.explaining_refusal():
                 watcher.start()
-
-
-@contextlib.contextmanager
-def _making_runner(config: conf.ServerConfig) -> Iterator[asyncio.Runner]:
-    """Make a runner, and end what is left on its loop without waiting for what ignores that.
-
-    `asyncio.Runner.close` would wait for ever: for tasks that were cancelled, and for the threads
-    of `asyncio.to_thread`.
-    """
-    # Its own factory would have the runner set the thread's loop, which only `close` takes back.
-    runner = asyncio.Runner(loop_factory=utils.loop_factory(config) or asyncio.new_event_loop)
-    loop = runner.get_loop()
-    try:
-        yield runner
-    finally:
-        try:
-            runner.run(_end_leftovers())
-        finally:
-            loop.close()
-
-
-async def _end_leftovers() -> None:
-    this = asyncio.current_task()
-    if tasks := [task for task in asyncio.all_tasks() if task is not this]:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks, timeout=_LEFTOVERS_TIMEOUT)
-    generators = asyncio.ensure_future(asyncio.get_running_loop().shutdown_asyncgens())
-    await asyncio.wait([generators], timeout=_LEFTOVERS_TIMEOUT)
 
 
 def _do_nothing() -> None:

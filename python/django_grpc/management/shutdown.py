@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn, Self
@@ -295,3 +296,17 @@ def end_process(status: int, seconds: float) -> NoReturn:
     greenlets.sleep(seconds)
     flush_or_lose()
     os._exit(status)
+
+
+def run_for(work: Callable[[], object], seconds: float) -> None:
+    """Do something on a thread of its own, and wait for its end no longer than that.
+
+    Where the system refuses a thread it is done here, as long as it takes.
+    """
+    thread = threading.Thread(target=work, name="grpcserver-last", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        work()
+    else:
+        thread.join(seconds)

@@ -7,6 +7,8 @@ from typing import Final
 
 from django.core.management.base import CommandError
 
+from django_grpc.shortage import is_refusal
+
 #: What to do where there are too few.
 MEND: Final = (
     "Raise the limit of threads (ulimit -u, systemd's TasksMax, a container's pids limit), or that "
@@ -44,8 +46,3 @@ def explaining_refusal(returncode: int = 1) -> Iterator[None]:
         raise CommandError(
             f"The system refuses the server a thread. {MEND}", returncode=returncode
         ) from error
-
-
-def is_refusal(error: RuntimeError) -> bool:
-    """Whether the system has refused a thread; Python has no class of its own for it."""
-    return str(error) == "can't start new thread"

@@ -9,6 +9,8 @@ runs for a call: interceptors, handlers that they make, callbacks, receivers.
 """
 
 import asyncio
+import concurrent.futures
+import contextlib
 import contextvars
 import functools
 import sys
@@ -29,6 +31,7 @@ from django.db.transaction import TransactionManagementError
 from django.utils.module_loading import import_string
 
 from django_grpc.logs import GuardedLogger
+from django_grpc.shortage import NoThreadError, is_refusal
 
 logger = GuardedLogger("django_grpc")
 
@@ -412,20 +415,48 @@ async def run_on_sync_thread(function: Callable[[], object]) -> None:
     cancelled would stay until the garbage is collected, and the cursors with them that it reads
     from: which then are closed on whatever thread that is, amid another query even, which psycopg
     waits for for ever. In a task of its own no exception is handled.
+
+    Raises:
+        NoThreadError: The system refuses the thread.
+        BaseException: What the function raises.
     """
-    if sys.exc_info()[0] is None:
-        is_in_use = SyncToAsync.deadlock_context.get(False)
-        try:
-            await sync_to_async(function)()
-        except RuntimeError:
-            # Where the thread can't be started, asgiref takes it for one in use from then on.
-            SyncToAsync.deadlock_context.set(is_in_use)
-            raise
-        return
-    context = contextvars.copy_context()
-    loop = asyncio.get_running_loop()
-    await loop.create_task(sync_to_async(function)(), context=context)
-    adopt(context)
+    try:
+        if sys.exc_info()[0] is None:
+            await _run_on_sync_thread(function)
+            return
+        context = contextvars.copy_context()
+        loop = asyncio.get_running_loop()
+        await loop.create_task(_run_on_sync_thread(function), context=context)
+        adopt(context)
+    except RuntimeError as error:
+        if is_refusal(error):
+            raise NoThreadError("The server has no thread for what asks the database") from error
+        raise
+
+
+async def _run_on_sync_thread(function: Callable[[], object]) -> None:
+    is_in_use = SyncToAsync.deadlock_context.get(False)
+    try:
+        await sync_to_async(function)()
+    except RuntimeError:
+        # Where the thread can't be started, asgiref takes it for one in use from then on.
+        SyncToAsync.deadlock_context.set(is_in_use)
+        raise
+
+
+def wait_for_sync_thread(timeout: float) -> bool:
+    """Wait until the thread of `sync_to_async` has done what it was given until now.
+
+    Args:
+        timeout: Seconds, at the most.
+
+    Returns:
+        Whether it has.
+    """
+    with contextlib.suppress(RuntimeError):  # it can't be started, or has been shut down
+        turn = SyncToAsync.single_thread_executor.submit(lambda: None)
+        return bool(concurrent.futures.wait([turn], timeout).done)
+    return True
 
 
 def adopt(context: contextvars.Context) -> None:

@@ -1155,6 +1155,19 @@ def test_a_grace_is_a_number(serve, grace):
     assert served.server.stop(0).wait(PATIENCE)
 
 
+@ours_only("grpcio's has no join()")
+@pytest.mark.parametrize("seconds", [1e10, float("inf")])
+def test_methods_are_waited_for_as_long_as_it_takes(serve, gate, seconds):
+    methods, entered, release, _ = blocking(gate)
+    served = serve(methods)
+    call = served.unary_unary("Block").future(b"", timeout=PATIENCE)
+    entered.pass_through()
+    call.cancel()
+    served.server.stop(seconds)
+    threading.Timer(0.1, release.set).start()
+    assert served.server.join(seconds)
+
+
 @ours_only("reads options of the engine's sockets")
 def test_connections_have_no_option_that_needs_privileges(serve):
     """TCP_NODELAY, and not what has its number among the options of any socket."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -57,6 +59,25 @@ def test_start_that_fails_leaves_a_server_that_has_stopped(monkeypatch):
             assert not await server.wait_for_termination()
         with pytest.raises(grpc.aio.UsageError):
             await server.start()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+
+    asyncio.run(run())
+
+
+@ours_only("grpcio's server needs no descriptor for the loop")
+def test_start_without_a_descriptor_for_the_loop(monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def run():
+        server = create_aio_server()
+        port = server.add_insecure_port("127.0.0.1:0")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "eventfd", refuse)
+            with pytest.raises(RuntimeError, match="Cannot start the server: Too many open files"):
+                await server.start()
+        assert not await server.wait_for_termination(PATIENCE)
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
 
@@ -258,3 +279,23 @@ def test_interceptor_that_raises(serve, caplog):
         error = served.failure("unary_unary", "Async")
     assert error.code() is grpc.StatusCode.UNKNOWN
     assert error.details() == "Unexpected <class 'ValueError'>: broken"
+
+
+@ours_only("grpcio's does not wait for methods whose calls are over")
+def test_stop_leaves_the_grace_to_tasks_whose_calls_are_over(serve):
+    entered, seen = Gate(), []
+
+    async def wait(request, context):
+        entered.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(2.5)  # longer than they have at the least
+            seen.append("finally")
+
+    served = serve({"Wait": handler("unary_unary", wait)})
+    call = served.call("unary_unary", "Wait")
+    entered.pass_through()
+    call.cancel()
+    served.stop(PATIENCE)
+    assert seen == ["finally"]

@@ -27,6 +27,7 @@ from django_grpc.management.shutdown import (
     end_process,
     end_process_soon,
     end_threads_soon,
+    run_for,
 )
 from django_grpc.signals import grpc_shutdown
 from django_grpc.workers import listeners, systemd
@@ -37,6 +38,9 @@ from django_grpc.workers.supervisor import SupervisionError, Supervisor
 # What needs the engine is imported where this process serves: the parent of workers does not.
 
 logger = GuardedLogger("django_grpc")
+
+# The seconds that receivers of grpc_shutdown have where something blocks the loop.
+_LAST_RECEIVERS_TIMEOUT = 5.0
 
 # The options that stand above keys of the settings, by attribute of `conf.ServerConfig`.
 _FLAGS = (
@@ -439,11 +443,11 @@ class Command(BaseCommand):
             shut_down: Called before, to tell the project.
         """
         logger.error(
-            "An async method blocks the event loop, on which the server can't stop: what blocks "
-            "belongs into asyncio.to_thread() or sync_to_async()."
+            "An async method blocks the event loop, or a task does, and the server can't stop: "
+            "what blocks belongs into asyncio.to_thread() or sync_to_async()."
         )
         if self._is_process:
-            shut_down()
+            run_for(shut_down, _LAST_RECEIVERS_TIMEOUT)  # they may wait for the loop
             end_process(status, 0)
 
     def _say_stopped(self) -> None:

@@ -1,0 +1,126 @@
+"""The event loop of a process that serves async methods, and its end, whatever runs on it."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from django_grpc import conf, utils
+from django_grpc.management import threads
+
+# The seconds that what is left on a loop gets to end in, when the server has drained.
+_LEFTOVERS_TIMEOUT: Final = 0.5
+
+# The seconds in which a loop has to take a turn, and those between two looks.
+_TURN_TIMEOUT: Final = 2.0
+_PAUSE: Final = 1.0
+
+
+class LoopWatch:
+    """Sees that a loop goes on at the end of a server: what blocks it may do so for ever.
+
+    A thread of its own looks, from the time on that `expect` is given until `end`.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Watch nothing yet."""
+        self._loop = loop
+        self._changed = threading.Condition()
+        self._next_look: float | None = None
+        self._has_ended = False
+
+    def start(self, on_blocked: Callable[[], None]) -> None:
+        """Start the thread.
+
+        Args:
+            on_blocked: Called on it, once, when the loop has taken no turn for two seconds.
+
+        Raises:
+            CommandError: The system refuses the thread.
+        """
+        threads.start(lambda: self._run(on_blocked), name="grpcserver-watch")
+
+    def expect(self, at: float) -> None:
+        """Have the loop watched from a time of `time.monotonic` on."""
+        with self._changed:
+            self._next_look = at
+            self._changed.notify()
+
+    def hasten(self) -> None:
+        """Have it watched from now on, if it was to be at all."""
+        with self._changed:
+            if self._next_look is not None:
+                self._next_look = time.monotonic()
+                self._changed.notify()
+
+    def end(self) -> None:
+        """Watch it no more."""
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify()
+
+    def _run(self, on_blocked: Callable[[], None]) -> None:
+        while self._wait_for_look():
+            if self._takes_turn():
+                continue
+            with self._changed:
+                has_ended = self._has_ended
+            if not has_ended:
+                on_blocked()
+            return
+
+    def _wait_for_look(self) -> bool:
+        """Wait until it is time to look; False at the end."""
+        with self._changed:
+            while not self._has_ended:
+                left = None if self._next_look is None else self._next_look - time.monotonic()
+                if left is not None and left <= 0:
+                    self._next_look = time.monotonic() + _PAUSE
+                    return True
+                self._changed.wait(left)
+            return False
+
+    def _takes_turn(self) -> bool:
+        has_turned = threading.Event()
+        try:
+            self._loop.call_soon_threadsafe(has_turned.set)
+        except RuntimeError:  # it is closed
+            return True
+        return has_turned.wait(_TURN_TIMEOUT)
+
+
+@contextlib.contextmanager
+def making_runner(config: conf.ServerConfig) -> Iterator[tuple[asyncio.Runner, LoopWatch]]:
+    """Make a runner, and end what is left on its loop without waiting for what ignores that.
+
+    `asyncio.Runner.close` would wait for ever: for tasks that were cancelled, and for the threads
+    of `asyncio.to_thread`.
+
+    Yields:
+        The runner, and a watch of its loop for who starts it.
+    """
+    # Its own factory would have the runner set the thread's loop, which only `close` takes back.
+    runner = asyncio.Runner(loop_factory=utils.loop_factory(config) or asyncio.new_event_loop)
+    loop = runner.get_loop()
+    watch = LoopWatch(loop)
+    try:
+        yield runner, watch
+    finally:
+        watch.hasten()
+        try:
+            runner.run(_end_leftovers())
+        finally:
+            loop.close()
+            watch.end()
+
+
+async def _end_leftovers() -> None:
+    this = asyncio.current_task()
+    if tasks := [task for task in asyncio.all_tasks() if task is not this]:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=_LEFTOVERS_TIMEOUT)
+    generators = asyncio.ensure_future(asyncio.get_running_loop().shutdown_asyncgens())
+    await asyncio.wait([generators], timeout=_LEFTOVERS_TIMEOUT)
