@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ import grpc.aio
 from grpc import RpcError, ServicerContext, StatusCode
 
 from django_grpc import _engine
+from django_grpc.engine import Metadatum
 from django_grpc.engine.types import AsyncServicerContext
 
 MetadataType = Sequence[tuple[str, Any]]
@@ -88,15 +90,24 @@ class _FakeCall:
     # What the test sets.
 
     def set_invocation_metadata(self, items: MetadataType) -> None:
-        """Set the metadata that the client sends."""
-        self._invocation_metadata = items
+        """Set the metadata that the client sends.
+
+        Raises:
+            TypeError: They are no pairs of a key and a value, as a dictionary is none.
+            ValueError: A key or a value is one that gRPC does not send.
+        """
+        self._invocation_metadata = tuple(itertools.starmap(Metadatum, _checked(items)))
 
     def set_time_remaining(self, seconds: float | None) -> None:
         """Set the seconds until the deadline; None for a call without one."""
+        if seconds is not None and not isinstance(seconds, int | float):
+            raise TypeError(f"The time until the deadline is in seconds, not {seconds!r}.")
         self._time_remaining = seconds
 
     def set_peer(self, peer: str) -> None:
         """Set the client's address as gRPC writes it, for example `ipv4:10.0.0.7:41234`."""
+        if not isinstance(peer, str):
+            raise TypeError(f"A peer is a text as 'ipv4:10.0.0.7:41234', not {peer!r}.")
         self._peer = peer
 
     def set_auth_context(
@@ -313,6 +324,8 @@ class FakeAsyncServicerContext(_FakeCall, AsyncServicerContext):  # type: ignore
     def __init__(self, requests: Iterable[Any] | AsyncIterable[Any] = ()) -> None:
         super().__init__()
         source: Any = requests
+        if not hasattr(source, "__aiter__") and not hasattr(source, "__iter__"):
+            raise TypeError(f"requests must be a list of messages, not {source!r}.")
         self._requests: Any = aiter(source) if hasattr(source, "__aiter__") else iter(source)
 
     def _forget(self) -> None:

@@ -108,9 +108,13 @@ class InProcessServer:
         Raises:
             TypeError: It is no class.
         """
-        if not callable(stub_class):
-            raise TypeError(f"stub() takes a generated class, as ShopStub, not {stub_class!r}.")
-        return stub_class(self.channel)
+        channel = self.channel
+        try:
+            return stub_class(channel)
+        except TypeError as error:
+            raise TypeError(
+                f"stub() takes a generated class of stubs, as ShopStub, not {stub_class!r}."
+            ) from error
 
     def open_channel(
         self,

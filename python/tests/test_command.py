@@ -526,6 +526,7 @@ def test_server_that_can_not_start_is_one_sentence(is_async, start, tmp_path):
 MISTAKEN = """
 import sys
 import grpc
+from sampleapp.helloworld_pb2_grpc import add_GreeterServicer_to_server
 from sampleapp.servicer import grpc_hook
 
 class NoInterceptor:
@@ -557,6 +558,12 @@ def waiting_hook(server):
 def stopping_hook(server):
     grpc_hook(server)
     server.stop(None)
+
+def swapping_hook(server):
+    add_GreeterServicer_to_server(server, object())
+
+def empty_hook(server):
+    add_GreeterServicer_to_server(None, server)
 
 def generating_hook(server):
     yield grpc_hook(server)
@@ -651,6 +658,16 @@ class WithoutSelf(grpc.ServerInterceptor):
                 ("waiting_hook", "wait_for_termination"),
                 ("stopping_hook", "stop"),
             )
+        ),
+        (
+            {"servicers": ["mistaken.swapping_hook"]},
+            "GRPCSERVER['servicers']: 'mistaken.swapping_hook': add_GreeterServicer_to_server() "
+            "takes a servicer and then the server, and the object of type 'Server' that it is "
+            "given for one of them has no 'SayHello'.",
+        ),
+        (
+            {"servicers": ["mistaken.empty_hook"]},
+            "and the object of type 'NoneType' that it is given for one of them has no 'SayHello'.",
         ),
         (
             {"methods": {"/helloworld.Greeter/SayHelo": {"concurrency": 1}}},

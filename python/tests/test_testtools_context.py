@@ -45,6 +45,20 @@ def test_they_have_every_method_of_their_own(fake: type, real: type) -> None:
 
 @CONTEXTS
 class TestBoth:
+    @pytest.mark.parametrize(
+        ("setter", "value"),
+        [
+            ("set_invocation_metadata", {"authorization": "token"}),
+            ("set_invocation_metadata", (("A B", "x"),)),
+            ("set_invocation_metadata", (("a", 5),)),
+            ("set_peer", 5),
+            ("set_time_remaining", "x"),
+        ],
+    )
+    def test_what_a_call_can_not_have_is_refused(self, fake: Any, setter: str, value: Any) -> None:
+        with pytest.raises((TypeError, ValueError)):
+            getattr(fake(), setter)(value)
+
     def test_what_the_test_sets_is_what_the_servicer_sees(self, fake: Any) -> None:
         context = fake()
         context.set_invocation_metadata((("a", "1"), ("a", "2")))
@@ -52,6 +66,7 @@ class TestBoth:
         context.set_peer("ipv4:10.0.0.7:1")
         context.set_auth_context({"x509_common_name": [b"billing"]}, "x509_common_name")
         assert context.invocation_metadata() == (("a", "1"), ("a", "2"))
+        assert context.invocation_metadata()[1].value == "2"
         assert context.time_remaining() == 1.5
         assert context.peer() == "ipv4:10.0.0.7:1"
         assert list(context.peer_identities()) == [b"billing"]

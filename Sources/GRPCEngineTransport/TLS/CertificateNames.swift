@@ -122,6 +122,16 @@ package struct CertificateNames: Sendable {
     return false
   }
 
+  /// Whether its key is one of RSA (RFC 8017 appendix A.1); the others go with ECDSA's cipher suites.
+  var hasRSAKey: Bool {
+    let fields = Self.fields(der: self.der)
+    // serialNumber, signature, issuer, validity, subject, subjectPublicKeyInfo
+    guard fields.count > 5, let algorithm = Self.element(fields[5].contents),
+      let type = Self.element(algorithm.contents)
+    else { return false }
+    return Array(type.contents) == [0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x01]
+  }
+
   /// The subject's attributes, in order.
   private static func subjectAttributes(der: [UInt8]) -> [Attribute] {
     let fields = Self.fields(der: der)

@@ -194,6 +194,7 @@ private struct ContextMaker {
 
   private func configuration(_ pair: KeyPair) throws(InvalidCredentials) -> TLSConfiguration {
     let chain = try Self.certificates(pair.certificateChain, "certificate chain")
+    try self.refuseUselessSuites(chain)
     var configuration = TLSConfiguration.makeServerConfiguration(
       certificateChain: chain.map { .certificate($0) },
       privateKey: .privateKey(try Self.privateKey(pair.privateKey))
@@ -207,6 +208,19 @@ private struct ContextMaker {
         self.requireClientAuth ? .noHostnameVerification : .optionalVerification
     }
     return configuration
+  }
+
+  /// With suites of the other kind of key only, no client of TLS 1.2 could connect.
+  private func refuseUselessSuites(
+    _ chain: [NIOSSLCertificate]
+  ) throws(InvalidCredentials) {
+    guard self.policy.minimumVersion == .tls12, let first = chain.first else { return }
+    let kind = CertificateNames(first).hasRSAKey ? "RSA" : "ECDSA"
+    guard !self.policy.cipherSuites.contains(where: { $0.contains("-\(kind)-") }) else { return }
+    throw InvalidCredentials(
+      message: "no cipher suite goes with the key of the certificate: name one with \(kind), or "
+        + "have TLSv1.3 as the lowest version"
+    )
   }
 
   private static func context(

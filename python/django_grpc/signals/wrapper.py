@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import logging
+import re
 import threading
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -33,6 +35,9 @@ logger = logging.getLogger("django_grpc")
 # A handler that is made anew for every call (a proxy's, say) is wrapped anew; the cache that spares
 # all the others must not grow with it.
 _WRAPPED_HANDLERS = 1024
+
+# What generated code calls the function that adds a servicer.
+_ADDER = re.compile(r"add_\w+_to_server")
 
 # What starts and ends a server.
 _OF_THE_MAKER = frozenset({"start", "stop", "wait_for_termination"})
@@ -104,10 +109,21 @@ class SignalWrapper:
 
         Args:
             hook: Who it is, for the message.
+
+        Raises:
+            ImproperlyConfigured: It does, or it gives generated code something else than a servicer
+                and the server.
         """
         self._hook, self._hook_thread = hook, threading.get_ident()
         try:
             yield
+        except AttributeError as error:
+            if (adder := _adder_that_raised(error)) is None:
+                raise
+            raise ImproperlyConfigured(
+                f"{hook}: {adder}() takes a servicer and then the server, and the "
+                f"{_describe(error.obj)} that it is given for one of them has no {error.name!r}."
+            ) from error
         finally:
             self._hook = None
 
@@ -381,3 +397,18 @@ _KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {
     (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
     (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
 }
+
+
+def _adder_that_raised(error: AttributeError) -> str | None:
+    """Return the name of generated code that an object lacks something for, if that it is."""
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # What this wrapper does not have, is looked for in the server's.
+    if frames and frames[-1] is SignalWrapper.__getattr__.__code__:
+        frames.pop()
+    return frames[-1].co_name if frames and _ADDER.fullmatch(frames[-1].co_name) else None
+
+
+def _describe(given: object) -> str:
+    if isinstance(given, type):
+        return f"class {given.__name__}"
+    return f"object of type {type(given).__name__!r}"

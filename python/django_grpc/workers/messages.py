@@ -114,6 +114,9 @@ class Plan:
     The attributes are those of `conf.ServerConfig`.
     """
 
+    host: str
+    port: int
+    metrics: str | None
     workers: int
     max_workers: int
     grace: float

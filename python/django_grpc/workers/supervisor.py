@@ -89,6 +89,7 @@ class Supervisor:
         room = Board.slots_for(plan.workers)
         self._board = Board(room)
         self._fleet = Fleet(plan, room)
+        self._first_plan = plan  # by which it was bound
         self._balancer = Balancer(self._board)
         self._selector = selectors.DefaultSelector()
         self._signals = SignalQueue(_SIGNALS)
@@ -189,11 +190,24 @@ class Supervisor:
             self._fleet.hung_up(worker.key, now)
         elif message["event"] == messages.READY:
             plan = self._fleet.plan.told(message.get("plan", {}))
+            self._warn_of_address(plan)
             self._fleet.listens(worker.key, plan, now)
         elif message["event"] == messages.LEAVING:
             self._fleet.wants_to_leave(worker.key, now)
         elif message["event"] == messages.DRAINING:
             self._fleet.drains_itself(worker.key, now)
+
+    def _warn_of_address(self, plan: Plan) -> None:
+        """Say once of new code that wants another address that a reload can't give it."""
+        for key in ("host", "port", "metrics"):
+            value = getattr(plan, key)
+            if value not in (getattr(self._fleet.plan, key), getattr(self._first_plan, key)):
+                logger.warning(
+                    "GRPCSERVER[%r] is %r now, and a reload keeps the address: start the server "
+                    "anew to have it there.",
+                    key,
+                    value,
+                )
 
     def _reap(self, now: float) -> None:
         for worker in list(self._workers.values()):

@@ -488,6 +488,19 @@ def test_cipher_suites_can_be_chosen(serve, authority, rsa_pair, name):
         served.raw(ssl_context=tls12(authority, "ECDHE-RSA-AES128-GCM-SHA256"))
 
 
+@ours_only("grpcio has no such arguments")
+@pytest.mark.parametrize("kind", ["RSA", "ECDSA"])
+def test_cipher_suites_that_the_key_can_not_use(authority, rsa_pair, server_pair, kind):
+    """Only clients of TLS 1.3 could connect, which is to be said."""
+    pair, other = (rsa_pair, "ECDSA") if kind == "RSA" else (server_pair, "RSA")
+    pairs, suites = [(pair.private_key, pair.certificate)], [f"ECDHE-{other}-AES128-GCM-SHA256"]
+    with pytest.raises(ValueError, match=f"no cipher suite goes with .* name one with {kind}"):
+        ssl_server_credentials(pairs, cipher_suites=suites)
+    assert ssl_server_credentials(pairs, cipher_suites=suites, minimum_tls_version="TLSv1.3")
+    suites.append(f"ECDHE-{kind}-AES128-GCM-SHA256")
+    assert ssl_server_credentials(pairs, cipher_suites=suites)
+
+
 @ours_only("grpcio has no such argument")
 def test_lowest_version_can_be_raised(serve, authority, server_pair):
     """TLS 1.2 is refused then."""

@@ -196,6 +196,13 @@ def test_tls(serve, capsys, certified):
         assert said.endswith(". Does it want --tls?") == ("--tls" not in arguments)
 
 
+def test_the_hint_is_the_one_that_helps(serve):
+    _, address = serve()
+    assert complaint("--addr", address, "--tls").endswith(". Is it without TLS?")
+    for elsewhere in ("127.0.0.1:1", "unix:/nope", "dns:///nowhere.invalid:1"):
+        assert "TLS" not in complaint("--addr", elsewhere, timeout=2).upper()
+
+
 def test_files_that_can_not_be_used_are_named(certified, tmp_path):
     authority, server, client = map(str, (it.certificate_file for it in certified))
     key = str(certified[2].key_file)

@@ -54,6 +54,18 @@ def test_a_reload_takes_variables_from_their_file(serve_with, tmp_path, more):
     assert "killed" not in server.process.output
 
 
+def test_a_reload_says_that_it_keeps_the_address(serve_with, tmp_path):
+    more = "GRPCSERVER['metrics'] = os.environ.get('METRICS')"
+    server = serve_with(more)
+    server.wait_up()
+    for variables in ("METRICS=127.0.0.1:1", "METRICS=127.0.0.1:1", ""):
+        (tmp_path / "variables").write_text(f"TOLD=second\n{variables}".strip())
+        server.reload()
+    assert server.stop() == 0
+    assert server.process.output.count("GRPCSERVER['metrics'] is '127.0.0.1:1' now") == 1
+    assert server.process.output.count("a reload keeps the address") == 1
+
+
 def test_starting_a_worker_runs_nothing_of_the_parents_libraries(serve_with):
     """As grpcio's handlers of forks, which wait for the threads of its clients."""
     server = serve_with("os.register_at_fork(before=lambda: os.write(2, b'forked\\n'))")

@@ -116,9 +116,7 @@ class Command(BaseCommand):
                 status = probe.check()
             except grpc.RpcError as error:
                 reason = _explain(error, address, **options)
-                if credentials is None and error.code() is grpc.StatusCode.UNAVAILABLE:
-                    reason += ". Does it want --tls?"
-                raise CommandError(reason) from error
+                raise CommandError(reason + _hint(error, is_tls=credentials is not None)) from error
             except KeyboardInterrupt:
                 raise CommandError("Interrupted.", returncode=128 + signal.SIGINT) from None
         if status != "SERVING":
@@ -226,6 +224,16 @@ def _read(path: str) -> bytes:
 
 def _name(service: str) -> str:
     return f"The service {service}" if service else "The server"
+
+
+def _hint(error: Any, *, is_tls: bool) -> str:
+    """Say what may be missing, where it is TLS that one side wants and the other has not."""
+    details = error.details() or ""
+    if is_tls and "WRONG_VERSION_NUMBER" in details:
+        return ". Is it without TLS?"
+    if not is_tls and any(it in details for it in ("Socket closed", "reset", "Broken pipe")):
+        return ". Does it want --tls?"
+    return ""
 
 
 def _explain(error: Any, address: str, *, service: str, timeout: float, **options: Any) -> str:
