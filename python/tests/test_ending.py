@@ -354,3 +354,19 @@ def test_a_late_signal_ends_what_is_registered_with_atexit(start_endless, number
     assert process.wait() == 128 + number
     assert "Graceful shutdown completed" in process.output
     assert "Ended at once" in process.output
+
+
+def test_a_thread_that_hears_no_signals_says_so(start_endless):
+    script = """
+import sys, threading
+import django
+from django.core.management import call_command
+
+django.setup()
+threading.Thread(target=call_command, args=("grpcserver", *sys.argv[1:])).start()
+"""
+    process = start_endless(script=script)
+    process.wait_for(LISTENING)
+    assert "SIGTERM and SIGINT start no drain" in process.output
+    process.send(signal.SIGTERM)
+    assert process.wait() == -signal.SIGTERM

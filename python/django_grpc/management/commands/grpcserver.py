@@ -243,6 +243,7 @@ class Command(BaseCommand):
             else:
                 shutdown.wake_for_signals()
                 self._say_unheeded(config)
+                self._say_unheard()
                 self._serve_alone(shutdown, **options)
 
     def _serve_reloaded(self, shutdown: ShutdownRequest, **options: Any) -> None:
@@ -421,6 +422,16 @@ class Command(BaseCommand):
     def _say_starting(self) -> None:
         self.say(f"gRPC server starting at {datetime.datetime.now()}")
         self.say(f"Django version {get_version()}, using settings {settings.SETTINGS_MODULE!r}")
+
+    def _say_unheard(self) -> None:
+        """Warn where Python runs no handlers of signals."""
+        if threading.current_thread() is not threading.main_thread():
+            self.say(
+                self.style.WARNING(
+                    "Here is not the main thread, so SIGTERM and SIGINT start no drain: run the "
+                    "command there, or in a process of its own."
+                )
+            )
 
     def _say_listening(self, address: str, config: conf.ServerConfig, threads: str) -> None:
         port = address if is_unix(address) else address.rpartition(":")[2]
