@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +17,14 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 from google.protobuf.descriptor_pb2 import DescriptorProto
 
-from django_grpc.serializers import BaseModelSerializer, SerializationError, serialize_model
+from django_grpc.serializers import (
+    BaseModelSerializer,
+    SerializationError,
+    deserialize_into,
+    message_to_python,
+    serialize_model,
+    serialize_queryset,
+)
 
 NOON = datetime.datetime(2024, 2, 29, 12, 0, 0, 250_000, tzinfo=datetime.UTC)
 
@@ -497,3 +505,72 @@ def test_the_proto_has_the_presence_that_these_tests_are_about() -> None:
     proto = DescriptorProto()
     pb.Product.DESCRIPTOR.CopyToProto(proto)
     assert {field.name for field in proto.field if field.proto3_optional} == {"subtitle", "stock"}
+
+
+class NamesNoClass(BaseModelSerializer):
+    model_class = "catalog.City"
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (lambda: serialize_model(pb.City, City), "an instance is needed, not the class City"),
+        (
+            lambda: serialize_model(pb.City, City(), ["S"]),
+            "serializers must be BaseModelSerializers with a model_class, not an object of type "
+            "str",
+        ),
+        (
+            lambda: serialize_model(pb.City, City(), [City]),
+            "serializers must be BaseModelSerializers with a model_class, not the class City",
+        ),
+        (
+            lambda: serialize_model(pb.City, City(), BaseModelSerializer(City)),
+            "serializers must be a list of them, not an object of type BaseModelSerializer",
+        ),
+        (
+            lambda: BaseModelSerializer("catalog.City"),
+            "serializers must be BaseModelSerializers with a model_class",
+        ),
+        (
+            lambda: serialize_model(pb.City, City(), [NamesNoClass]),
+            "with a model_class, not the class NamesNoClass",
+        ),
+        (
+            lambda: serialize_queryset(pb.City, City.objects.all(), 5),
+            "serializers must be a list of them, not an object of type int",
+        ),
+        (
+            lambda: serialize_queryset(pb.City, City.objects.all(), ["S"]),
+            "serializers must be BaseModelSerializers with a model_class, not an object of type "
+            "str",
+        ),
+        (
+            lambda: serialize_queryset(pb.City, City.objects.all(), chunk_size="5"),
+            "chunk_size must be a whole number, not an object of type str",
+        ),
+        (
+            lambda: deserialize_into(pb.City(), City()),
+            "a model instance comes first, not an object of type City",
+        ),
+        (
+            lambda: deserialize_into(City, pb.City()),
+            "a model instance comes first, not the class City",
+        ),
+        (lambda: deserialize_into(City(), pb.City), "a message is needed, not the class City"),
+        (lambda: deserialize_into(City(), {}), "a message is needed, not an object of type dict"),
+        (
+            lambda: deserialize_into(None, pb.City()),
+            "a model instance comes first, not an object of type NoneType",
+        ),
+        (lambda: message_to_python(None), "a message is needed, not an object of type NoneType"),
+        (lambda: message_to_python([]), "a message is needed, not an object of type list"),
+        (lambda: message_to_python(pb.City), "a message is needed, not the class City"),
+    ],
+)
+def test_arguments_of_another_kind_are_told_in_a_sentence(
+    call: Callable[[], object], complaint: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert complaint in str(caught.value)

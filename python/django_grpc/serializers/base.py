@@ -10,11 +10,17 @@ from django.db import models
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
+from .arguments import (
+    require_instance,
+    require_message_class,
+    require_serializer,
+    sequence_of,
+)
 from .builder import Build, make_builder
 from .errors import SerializationError
 from .messages import message_to_python as message_to_python
 from .plan import FieldPlan, plan_field
-from .schema import message_type, require_message_class
+from .schema import message_type
 
 Message = TypeVar("Message")
 
@@ -44,6 +50,7 @@ def serialize_model(
 
     Raises:
         SerializationError: The model has nothing for a message field, or a value does not fit.
+        TypeError: One of the arguments is something else.
     """
     if not serializers:
         try:
@@ -54,6 +61,7 @@ def serialize_model(
             message: Message = build(instance, (), None)
             return message
     require_message_class(message_class)
+    require_instance(instance)
     message = BaseModelSerializer.serialize_model(message_class, instance, serializers)
     return message
 
@@ -92,6 +100,7 @@ class BaseModelSerializer:
                 f"{type(self).__name__} has no model: give it as an argument, or as model_class "
                 "in the class"
             )
+        require_serializer(self)
         self.serializers = serializers
 
     def _to_dict(
@@ -111,12 +120,13 @@ class BaseModelSerializer:
         plan = _field_plans.get(key)
         if plan is None:
             plan = _field_plans[key] = self._plan_field(grpc_field, instance)
-        return plan.value(grpc_field, instance, _sequence(self.serializers), self)
+        return plan.value(grpc_field, instance, sequence_of(self.serializers), self)
 
     @classmethod
     def find_for_model(cls, instance: Any, serializers: Iterable[Any]) -> BaseModelSerializer:
         """Return the first serializer for this instance, or one of this class without one."""
         for serializer in serializers:
+            require_serializer(serializer)
             model_class = serializer.model_class
             if isinstance(instance, model_class):
                 is_class = isinstance(serializer, type)
@@ -127,7 +137,7 @@ class BaseModelSerializer:
     @classmethod
     def serialize_model(cls, message_class: Any, instance: Any, serializers: Iterable[Any]) -> Any:
         """Do what `serialize_model` does, with this class where no serializer is for a model."""
-        serializers = _sequence(serializers)
+        serializers = sequence_of(serializers)
         serializer = cls.find_for_model(instance, serializers)
         serializer.serializers = serializers
         return serializer._build(message_class, instance, serializers)
@@ -189,13 +199,6 @@ class BaseModelSerializer:
 def _serialize_many(field: FieldDescriptor, items: Iterable[Any], serializers: Any) -> list[Any]:
     message_class = GetMessageClass(message_type(field))
     return [serialize_model(message_class, item, serializers) for item in items]
-
-
-def _sequence(serializers: Iterable[Any] | None) -> Sequence[Any]:
-    """Keep a list as it is; an iterator could not be asked again for related objects."""
-    if isinstance(serializers, (list, tuple)):
-        return serializers
-    return tuple(serializers or ())
 
 
 _NO_INSTANCES = (Mapping, list, tuple, models.QuerySet, models.Manager)

@@ -10,6 +10,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import models
 from google.protobuf.descriptor import FieldDescriptor
 
+from .arguments import require_message, require_model_instance
 from .columns import (
     column_converter,
     column_value,
@@ -59,10 +60,12 @@ def deserialize_into(
         The names of the model fields that were set, as `save(update_fields=...)` takes them.
 
     Raises:
-        TypeError: `exclude` is a text.
+        TypeError: `exclude` is a text, or another argument is something else.
         SerializationError: The model has no such field, it cannot be set (a to-many relation, a
             property, a file, the key of a saved row), or the value does not fit.
     """
+    require_model_instance(instance)
+    require_message(message)
     _refuse_unknown(instance, message, exclude)
     changed: dict[str, Any] = {}
     for field, key in _chosen(message, fields):

@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
+from .arguments import require_message
 from .errors import SerializationError
 from .schema import is_map, is_repeated, map_entry
 from .values import EPOCH, WRAPPERS
@@ -24,7 +25,11 @@ def message_to_python(message: Any, *, well_known: bool = False) -> dict[str, An
         message: A message of any class.
         well_known: Whether a `Timestamp` becomes an aware datetime in UTC, a `Duration` a
             timedelta, and a wrapper its value. By default they are dicts of their fields.
+
+    Raises:
+        TypeError: It is no message.
     """
+    require_message(message)
     return {
         f"[{field.full_name}]" if field.is_extension else field.name: field_to_python(
             field, value, well_known=well_known

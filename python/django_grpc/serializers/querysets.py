@@ -23,9 +23,10 @@ from google.protobuf.message_factory import GetMessageClass
 
 from django_grpc._engine import RowEncoder, RowIterator, make_row_encoder
 
+from .arguments import require_chunk_size, require_message_class, sequence_of
 from .errors import SerializationError
 from .row_plan import Columns, Scope, plan_message
-from .schema import is_map, is_repeated, message_type, require_message_class
+from .schema import is_map, is_repeated, message_type
 from .values import EPOCH
 
 
@@ -100,6 +101,8 @@ def serialize_queryset(
     Raises:
         SerializationError: The model has nothing for a message field, or rows don't hold it, or
             (from the iterator: when it comes to it) a value does not fit.
+        TypeError: One of the arguments is something else.
+        ValueError: `chunk_size` is below 1.
     """
     require_message_class(message_class)
     if isinstance(queryset, Manager):
@@ -117,12 +120,11 @@ def serialize_queryset(
             f"{message_class.DESCRIPTOR.full_name} cannot be filled from rows of a "
             f"{queryset.query.combinator}: use serialize_model, or filter with Q objects instead"
         )
-    serializers = tuple(serializers)
+    serializers = sequence_of(serializers)
     if field is None:
         if fields:
             raise TypeError(f"{', '.join(fields)}: there is no list without field=")
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size must be 1 or more, not {chunk_size}")
+        require_chunk_size(chunk_size)
         plan = _plan(message_class, queryset, serializers)
         return plan.encoder.stream(_rows(queryset, plan, chunk_size))
     descriptor = _list_field(message_class, field)

@@ -17,6 +17,7 @@ from django.db.models.query_utils import DeferredAttribute
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
+from .arguments import require_serializer
 from .base import BaseModelSerializer, _is_customized, _serialize_many, serialize_model
 from .builder import BLANK
 from .columns import has_common_values
@@ -160,6 +161,7 @@ def refused(field: FieldDescriptor, model: type, reason: str) -> SerializationEr
 def _serializer(scope: Scope) -> Any:
     """Return the serializer that `serialize_model` would ask, None for the base class."""
     for serializer in scope.serializers:
+        require_serializer(serializer)
         if issubclass(scope.model, serializer.model_class):
             owner = serializer if isinstance(serializer, type) else type(serializer)
             if _is_customized(owner):

@@ -13,19 +13,6 @@ _NOT_A_WORD = re.compile(r"\W+")
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
-def require_message_class(message_class: Any) -> None:
-    """Refuse what is no generated message class.
-
-    Raises:
-        TypeError: It is something else, a message for example.
-    """
-    if not isinstance(message_class, type) or not hasattr(message_class, "DESCRIPTOR"):
-        raise TypeError(
-            f"a generated message class comes first, not an object of type "
-            f"{type(message_class).__name__}"
-        )
-
-
 def is_repeated(field: FieldDescriptor) -> bool:
     """Tell whether a field is repeated; a map is.
 
