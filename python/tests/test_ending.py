@@ -1,6 +1,7 @@
 """That `manage.py grpcserver` ends when it is told to, whatever goes on in it."""
 
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -83,12 +84,27 @@ MODULE = """
         print("begun", flush=True)
         time.sleep(1000)
 
+    async def block():
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            time.sleep(1000)
+
+    async def flush():
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            time.sleep(6)
+            print("flushed", flush=True)
+
+    async def leave_flushing(request, context):
+        global task
+        task = asyncio.create_task(flush())
+        await asyncio.sleep(0)
+        print("begun", flush=True)
+        return b""
+
     async def leave_blocking(request, context):
-        async def block():
-            try:
-                await asyncio.sleep(1000)
-            finally:
-                time.sleep(1000)
         global task
         task = asyncio.create_task(block())
         await asyncio.sleep(0)
@@ -152,12 +168,21 @@ MODULE = """
             time.sleep(1000)
         return b""
 
+    def blocking_hook(server):
+        async def begin():
+            global task
+            task = asyncio.create_task(block())
+            await asyncio.sleep(0)
+        global beginning
+        beginning = asyncio.get_running_loop().create_task(begin())
+        grpc_hook(server)
+
     def grpc_hook(server):
         methods = (
             sleep_in_thread, ignore, leave_ignoring, leave_thread, leave_generator, block_loop,
             start_thread, take_time_at_exit, stay_at_exit, outlast_call, hang, hang_in_callback,
             note_loop, block_loop_later, leave_blocking, block_loop_and_receiver,
-            block_loop_for_a_while, outlast_call_in_thread, outlast_call_on_loop,
+            leave_flushing, block_loop_for_a_while, outlast_call_in_thread, outlast_call_on_loop,
         )
         server.add_registered_method_handlers(
             "test.Endless", {it.__name__: grpc.unary_unary_rpc_method_handler(it) for it in methods}
@@ -238,11 +263,29 @@ def test_a_method_that_blocks_the_loop(stop_during, arguments):
 
 
 def test_a_task_that_blocks_the_loop_when_it_is_cancelled(stop_during):
-    """The grace is not what it waits for: the server has drained."""
-    arguments = ("--grace", str(10 * PATIENCE))
-    process = stop_during("leave_blocking", *arguments, **{"async": True})
+    process = stop_during("leave_blocking", **{"async": True})
     assert "An async method blocks the event loop" in process.output
     assert "Graceful shutdown completed" in process.output
+
+
+def test_a_task_that_blocks_the_loop_within_the_grace_when_it_is_cancelled(stop_during):
+    """And for longer than it would have without one."""
+    arguments = ("--grace", str(PATIENCE))
+    process = stop_during("leave_flushing", *arguments, **{"async": True})
+    assert "flushed" in process.output
+
+
+@pytest.mark.parametrize("arguments", [("--metrics", "127.0.0.1:{taken}"), ("--list-handlers",)])
+def test_a_task_that_blocks_the_loop_after_a_start_that_fails(start, tmp_path, arguments):
+    (tmp_path / "endless.py").write_text(textwrap.dedent(MODULE))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        arguments = [it.format(taken=taken.getsockname()[1]) for it in arguments]
+        hooks = ["endless.blocking_hook"]
+        process = start("--port", "0", *arguments, servicers=hooks, **{"async": True})
+        status = process.wait()
+    assert status == (0 if "--list-handlers" in arguments else 1)
+    assert ("CommandError: Metrics can't be served" in process.output) == (status == 1)
+    assert "An async method blocks the event loop, or a task does" in process.output
 
 
 def test_a_receiver_that_waits_for_a_blocked_loop(stop_during):

@@ -454,3 +454,14 @@ def test_attributes_that_servers_look_for_are_kept(kind):
     wrapped = getattr(server.registered[SERVICE]["Method"], kind)
     assert wrapped.experimental_thread_pool == "a pool"
     assert not hasattr(wrapped, "experimental_non_blocking")
+
+
+def test_hook_named_as_generated_code_keeps_its_own_errors(engine_server):
+    """Only where an argument lacks something it is the argument that is wrong."""
+
+    def add_shop_to_server(server):
+        mock.ShopServicer()
+
+    wrapper = SignalWrapper(engine_server())
+    with pytest.raises(AttributeError, match="ShopServicer"), wrapper.in_hook("the hook"):
+        add_shop_to_server(wrapper)

@@ -24,6 +24,9 @@ logger = GuardedLogger("django_grpc")
 #: How long a server that stops waits for servicers that were cancelled, at the least, in seconds.
 CANCELLATION_TIMEOUT = 2.0
 
+# The seconds after which it is asked again how long they have.
+_LOOK_AGAIN = 0.2
+
 
 def loop_factory(
     options: Iterable[ChannelArgument] | None,
@@ -68,7 +71,10 @@ def attach(native: _engine.Server, loop: asyncio.AbstractEventLoop) -> int:
 
 
 async def detach(
-    native: _engine.Server, loop: asyncio.AbstractEventLoop, descriptor: int, timeout: float
+    native: _engine.Server,
+    loop: asyncio.AbstractEventLoop,
+    descriptor: int,
+    cut_at: Callable[[], float],
 ) -> None:
     """Take a server that has stopped off its loop, when its last task has ended.
 
@@ -76,13 +82,15 @@ async def detach(
         native: The server.
         loop: The loop, on which this runs.
         descriptor: What `attach` returned.
-        timeout: The seconds that tasks get whose calls are over.
+        cut_at: When tasks are left whose calls are over, by `time.monotonic`; it may come closer.
+            They get a moment at the least.
     """
     # Whatever the calls' ends have left in the inbox: the cancellations.
     native.run_events()
-    pending: Iterable[asyncio.Task[None]] = ()
-    if tasks := native.tasks():
-        _, pending = await asyncio.wait(tasks, timeout=timeout)
+    pending: Iterable[asyncio.Task[None]] = native.tasks()
+    least = time.monotonic() + CANCELLATION_TIMEOUT
+    while pending and (left := max(least, cut_at()) - time.monotonic()) > 0:
+        _, pending = await asyncio.wait(pending, timeout=min(left, _LOOK_AGAIN))
     loop.remove_reader(descriptor)
     native.detach_loop()
     for task in pending:
@@ -111,7 +119,7 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._descriptor = -1
         self._stopping: asyncio.Event | None = None
-        self._timeout = CANCELLATION_TIMEOUT  # for tasks, when it stops
+        self._cut_at = time.monotonic  # see `detach`
         # Set when the loop runs, or never will.
         self._has_begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="grpc-asyncio", daemon=True)
@@ -147,16 +155,16 @@ class LoopThread:
         self._has_begun.set()
         await self._stopping.wait()
         descriptor, self._descriptor = self._descriptor, -1
-        await detach(self._native, self._loop, descriptor, self._timeout)
+        await detach(self._native, self._loop, descriptor, self._cut_at)
 
-    def stop(self, timeout: float) -> None:
+    def stop(self, cut_at: Callable[[], float] = time.monotonic) -> None:
         """End the loop when the calls on it have ended; may be called on any thread.
 
         Args:
-            timeout: The seconds that their tasks get.
+            cut_at: As `detach` takes it.
         """
         self._has_begun.wait(CANCELLATION_TIMEOUT)
-        self._timeout = timeout
+        self._cut_at = cut_at
         if self._loop is not None and self._stopping is not None:
             with contextlib.suppress(RuntimeError):  # it is closed
                 self._loop.call_soon_threadsafe(self._stopping.set)
@@ -165,15 +173,12 @@ class LoopThread:
         """Whether nothing runs on it any more."""
         return not self._thread.is_alive()
 
-    def join(self, timeout: float) -> None:
-        """Wait for the end of the thread."""
+    def join(self, cut_at: Callable[[], float]) -> None:
+        """Wait for the end of the thread, as long as its tasks have."""
         if threading.current_thread() is not self._thread:
-            join(self._thread, timeout)
-
-
-def join(thread: threading.Thread, timeout: float) -> None:
-    """Wait for the end of a thread; as long as it takes, if need be."""
-    thread.join(min(timeout, threading.TIMEOUT_MAX))
+            least = time.monotonic() + CANCELLATION_TIMEOUT
+            while self._thread.is_alive() and (left := max(least, cut_at()) - time.monotonic()) > 0:
+                self._thread.join(min(left, _LOOK_AGAIN))
 
 
 class _Seldom:

@@ -454,7 +454,7 @@ class Server(grpc.Server):
     async def leave(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take the server, which has stopped, off the loop that `start_on` was given."""
         if self._loop_descriptor is not None:
-            await loops.detach(self.native, loop, self._loop_descriptor, self._seconds_for_tasks())
+            await loops.detach(self.native, loop, self._loop_descriptor, self._when_cut)
 
     def _limit(self, grace: float) -> None:
         cut_at = time.monotonic()
@@ -462,10 +462,9 @@ class Server(grpc.Server):
             cut_at += grace
         self._cut_at = cut_at if self._cut_at is None else min(cut_at, self._cut_at)
 
-    def _seconds_for_tasks(self) -> float:
-        """What tasks get whose calls are over: the rest of the grace, and a moment at the least."""
-        left = 0.0 if self._cut_at is None else self._cut_at - time.monotonic()
-        return max(loops.CANCELLATION_TIMEOUT, left)  # not left where that is no number
+    def _when_cut(self) -> float:
+        """When tasks are left whose calls are over: as ordinary methods, at the grace's end."""
+        return time.monotonic() if self._cut_at is None else self._cut_at
 
     @property
     def is_lost(self) -> bool:
@@ -512,7 +511,7 @@ class Server(grpc.Server):
 
     def _on_stopped(self) -> None:
         if self._loop_descriptor is None:
-            self._threads.stop_loop(self._seconds_for_tasks())
+            self._threads.stop_loop(self._when_cut)
         for observer in self._observers:
             observer.close()
             observer.join(_LOG_TIMEOUT)
@@ -621,10 +620,12 @@ class _Threads:
             self._native.lose_loop()
             loops.log_seldom("Cannot start the asyncio thread", error)
 
-    def stop_loop(self, timeout: float = 0) -> None:
+    def stop_loop(self, cut_at: Callable[[], float] | None = None) -> None:
+        """End the loop's thread, and wait for that if it is told how long."""
         if self._loop is not None:
-            self._loop.stop(timeout)
-            self._loop.join(timeout)
+            self._loop.stop(cut_at or time.monotonic)
+            if cut_at is not None:
+                self._loop.join(cut_at)
         if self._loop is None or self._loop.has_ended():
             self._native.detach_loop()  # so that no other begins
 
@@ -648,7 +649,7 @@ def _join(them: list[threading.Thread], deadline: float) -> bool:
     for thread in them:
         if thread is not threading.current_thread():
             left = max(0.0, deadline - time.monotonic())
-            loops.join(thread, left)
+            thread.join(min(left, threading.TIMEOUT_MAX))
     return not any(thread.is_alive() for thread in them)
 
 

@@ -13,6 +13,9 @@ from django_grpc.management import threads
 # The seconds that what is left on a loop gets to end in, when the server has drained.
 _LEFTOVERS_TIMEOUT: Final = 0.5
 
+# The seconds that one of them may block the loop then, where none of the grace is left.
+_BLOCKING_TIMEOUT: Final = 3.0
+
 # The seconds in which a loop has to take a turn, and those between two looks.
 _TURN_TIMEOUT: Final = 2.0
 _PAUSE: Final = 1.0
@@ -21,39 +24,40 @@ _PAUSE: Final = 1.0
 class LoopWatch:
     """Sees that a loop goes on at the end of a server: what blocks it may do so for ever.
 
-    A thread of its own looks, from the time on that `expect` is given until `end`.
+    A thread of its own looks, from the time on that `watch_from` is given until `end`.
+
+    Attributes:
+        error: What the loop's work has raised.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Watch nothing yet."""
-        self._loop = loop
-        self._changed = threading.Condition()
-        self._next_look: float | None = None
-        self._has_ended = False
-
-    def start(self, on_blocked: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_blocked: Callable[[BaseException | None], object],
+    ) -> None:
         """Start the thread.
 
         Args:
-            on_blocked: Called on it, once, when the loop has taken no turn for two seconds.
+            loop: The loop.
+            on_blocked: Called on the thread, once, when the loop has taken no turn for two seconds,
+                with what its work has raised until then.
 
         Raises:
             CommandError: The system refuses the thread.
         """
-        threads.start(lambda: self._run(on_blocked), name="grpcserver-watch")
+        self.error: BaseException | None = None
+        self._loop = loop
+        self._on_blocked = on_blocked
+        self._changed = threading.Condition()
+        self._next_look: float | None = None
+        self._has_ended = False
+        threads.start(self._run, name="grpcserver-watch")
 
-    def expect(self, at: float) -> None:
-        """Have the loop watched from a time of `time.monotonic` on."""
+    def watch_from(self, at: float) -> None:
+        """Have the loop watched from a time of `time.monotonic` on; the latest one counts."""
         with self._changed:
-            self._next_look = at
+            self._next_look = at if self._next_look is None else max(at, self._next_look)
             self._changed.notify()
-
-    def hasten(self) -> None:
-        """Have it watched from now on, if it was to be at all."""
-        with self._changed:
-            if self._next_look is not None:
-                self._next_look = time.monotonic()
-                self._changed.notify()
 
     def end(self) -> None:
         """Watch it no more."""
@@ -61,14 +65,14 @@ class LoopWatch:
             self._has_ended = True
             self._changed.notify()
 
-    def _run(self, on_blocked: Callable[[], None]) -> None:
+    def _run(self) -> None:
         while self._wait_for_look():
             if self._takes_turn():
                 continue
             with self._changed:
                 has_ended = self._has_ended
             if not has_ended:
-                on_blocked()
+                self._on_blocked(self.error)
             return
 
     def _wait_for_look(self) -> bool:
@@ -92,28 +96,45 @@ class LoopWatch:
 
 
 @contextlib.contextmanager
-def making_runner(config: conf.ServerConfig) -> Iterator[tuple[asyncio.Runner, LoopWatch]]:
+def making_runner(
+    config: conf.ServerConfig, on_blocked: Callable[[BaseException | None], object]
+) -> Iterator[tuple[asyncio.Runner, LoopWatch]]:
     """Make a runner, and end what is left on its loop without waiting for what ignores that.
 
     `asyncio.Runner.close` would wait for ever: for tasks that were cancelled, and for the threads
     of `asyncio.to_thread`.
 
+    Args:
+        config: Names the loop.
+        on_blocked: As `LoopWatch` takes it; it is watched from the end of the block on.
+
     Yields:
-        The runner, and a watch of its loop for who starts it.
+        The runner, and the watch of its loop.
+
+    Raises:
+        CommandError: The system refuses a thread.
     """
     # Its own factory would have the runner set the thread's loop, which only `close` takes back.
     runner = asyncio.Runner(loop_factory=utils.loop_factory(config) or asyncio.new_event_loop)
     loop = runner.get_loop()
-    watch = LoopWatch(loop)
+    watch: LoopWatch | None = None
     try:
+        watch = LoopWatch(loop, on_blocked)
         yield runner, watch
+    except BaseException as error:
+        if watch is not None:
+            watch.error = error
+        raise
     finally:
-        watch.hasten()
+        if watch is not None:
+            watch.watch_from(time.monotonic() + _BLOCKING_TIMEOUT)
         try:
             runner.run(_end_leftovers())
         finally:
             loop.close()
-            watch.end()
+            if watch is not None:
+                watch.end()
+                watch.error = None  # whose frames lead here
 
 
 async def _end_leftovers() -> None:

@@ -177,7 +177,7 @@ def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options
             _run_checks(command, **options)
         serving = _Serving(command, place, shutdown, config, options)
         if config.is_async:
-            with ending_loop.making_runner(config) as (runner, watch):
+            with ending_loop.making_runner(config, serving.give_up) as (runner, watch):
                 runner.run(serving.run_async(watch))
         else:
             serving.run()
@@ -206,7 +206,7 @@ def list_handlers(command: "Command", **options: Any) -> None:
     with _naming_mistakes():
         config = command.read_config(**options)
         if config.is_async:
-            with ending_loop.making_runner(config) as (runner, _):
+            with ending_loop.making_runner(config, command.give_up) as (runner, _):
                 runner.run(write_async())
         else:
             write()
@@ -291,7 +291,6 @@ class _Serving:
         try:
             try:
                 self._make_server()
-                watch.start(self._give_up)
                 with threads.explaining_refusal():
                     await run_blocking(_do_nothing)
                 self._shutdown.begin_serving()
@@ -311,7 +310,7 @@ class _Serving:
     def _wait_on_thread(self, watch: ending_loop.LoopWatch) -> tuple[float, float]:
         grace = self._wait()
         cut_at = time.monotonic() + grace
-        watch.expect(cut_at)  # a method may block the loop for ever
+        watch.watch_from(cut_at)  # a method may block the loop for ever
         return grace, cut_at
 
     def _finish(self, cut_at: float) -> None:
@@ -319,10 +318,10 @@ class _Serving:
         self._let_methods_end(cut_at)
         self._shut_down()
 
-    def _give_up(self) -> None:
+    def give_up(self, error: BaseException | None) -> None:
         """End the process, as the loop does not go on."""
-        is_reload = self._reason == reloading.RELOAD
-        self._command.give_up(reloading.RELOAD_STATUS if is_reload else 0, self._shut_down)
+        status = reloading.RELOAD_STATUS if self._reason == reloading.RELOAD else 0
+        self._command.give_up(error, status, self._shut_down if self._reason else _do_nothing)
 
     def _let_methods_end(self, cut_at: float) -> None:
         """Wait for methods whose calls are over: a client's deadline must not cut one short.

@@ -400,12 +400,16 @@ _KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {
 
 
 def _adder_that_raised(error: AttributeError) -> str | None:
-    """Return the name of generated code that an object lacks something for, if that it is."""
-    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    """Return the name of generated code that an argument lacks something for, if that it is."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    given = error.obj
     # What this wrapper does not have, is looked for in the server's.
-    if frames and frames[-1] is SignalWrapper.__getattr__.__code__:
-        frames.pop()
-    return frames[-1].co_name if frames and _ADDER.fullmatch(frames[-1].co_name) else None
+    if frames and frames[-1].f_code is SignalWrapper.__getattr__.__code__:
+        given = frames.pop().f_locals["self"]
+    if not frames or not _ADDER.fullmatch(frames[-1].f_code.co_name):
+        return None
+    is_argument = any(it is given for it in frames[-1].f_locals.values())
+    return frames[-1].f_code.co_name if is_argument else None
 
 
 def _describe(given: object) -> str:

@@ -13,6 +13,7 @@ import threading
 import grpc
 import grpc.aio
 import pytest
+from harness import eventually
 
 from .support import OURS, PATIENCE, SERVICE, Gate, create_aio_server, handler, ours_only
 
@@ -299,3 +300,33 @@ def test_stop_leaves_the_grace_to_tasks_whose_calls_are_over(serve):
     call.cancel()
     served.stop(PATIENCE)
     assert seen == ["finally"]
+
+
+@ours_only("grpcio's does not wait for methods whose calls are over")
+@pytest.mark.parametrize("grace", [None, 0.1])
+def test_second_stop_may_shorten_what_tasks_have_whose_calls_are_over(serve, grace):
+    entered, leave, seen, tasks = Gate(), Gate(), [], []
+
+    async def wait(request, context):
+        tasks.append(asyncio.current_task())
+        entered.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await leave.passed()
+            seen.append("finally")
+
+    served = serve({"Wait": handler("unary_unary", wait)})
+    call = served.call("unary_unary", "Wait")
+    entered.pass_through()
+    call.cancel()
+    first = threading.Thread(target=served.stop, args=(2 * PATIENCE,))
+    first.start()
+    first.join(0.5)
+    assert first.is_alive()
+    served.stop(grace)
+    first.join(PATIENCE)
+    assert not first.is_alive()
+    assert seen == []
+    leave.set()
+    assert eventually(tasks[0].done)

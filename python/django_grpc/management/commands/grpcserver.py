@@ -446,11 +446,17 @@ class Command(BaseCommand):
             f"calls in flight have {grace:g} s to end..."
         )
 
-    def give_up(self, status: int, shut_down: Callable[[], None]) -> None:
+    def give_up(
+        self,
+        error: BaseException | None,
+        status: int = 0,
+        shut_down: Callable[[], object] = lambda: None,
+    ) -> None:
         """End the process, if it is the command's own, as the server's loop does not go on.
 
         Args:
-            status: The process's.
+            error: What was to end it otherwise; it is told, and gives the status.
+            status: The process's where there is none.
             shut_down: Called before, to tell the project.
         """
         logger.error(
@@ -459,6 +465,10 @@ class Command(BaseCommand):
         )
         if self._is_process:
             run_for(shut_down, _LAST_RECEIVERS_TIMEOUT)  # they may wait for the loop
+            if error is not None and not isinstance(error, StoppedAtStart):
+                kind = CommandError if isinstance(error, ImproperlyConfigured) else type(error)
+                self.stderr.write(f"{kind.__name__}: {error}")
+                status = error.returncode if isinstance(error, CommandError) else 1
             end_process(status, 0)
 
     def _say_stopped(self) -> None:
