@@ -144,8 +144,11 @@ class ServicerContext {
       let error = PythonError.fetch()
       // The serializer is not the project's: what it raises leads to no line of theirs.
       let type = Python.typeName(response)
+      let hint =
+        type == "coroutine"
+        ? " An ordinary interceptor that calls methods itself can't serve async ones." : ""
       let line =
-        "\(message) Servicer method [\(self.call.head.path)] gave an object of type '\(type)'."
+        "\(message) Servicer method [\(self.call.head.path)] gave an object of type '\(type)'.\(hint)"
       if let error {
         self.bindings.log(line, error)
       } else {

@@ -476,6 +476,27 @@ def test_the_later_place_wins():
     assert conf.parse(setting, {**environment, "GRPCSERVER_WORKERS": "3"})[0].workers == 3
 
 
+@pytest.mark.parametrize("word", ["on", "true"])
+def test_what_says_yes_keeps_what_the_setting_says(word):
+    setting = {
+        "access_log": {"format": "json", "sample": 0.5, "sql": True},
+        "health": {"interval": 5},
+    }
+    expected = conf.parse(setting)[0]
+    environment = {"GRPCSERVER_ACCESS_LOG": word, "GRPCSERVER_HEALTH": word}
+    assert conf.parse(setting, environment)[0] == expected
+    assert conf.parse(setting, {}, {"health": True})[0] == expected
+
+
+def test_a_format_changes_nothing_else():
+    setting = {"access_log": {"format": "json", "sample": 0.5, "sql": True}}
+    expected = conf.AccessLog(format="text", sample=0.5, sql=True)
+    assert conf.parse(setting, {}, {"access_log": "text"})[0].access_log == expected
+    assert conf.parse(setting, {"GRPCSERVER_ACCESS_LOG": "text"})[0].access_log == expected
+    assert conf.parse(setting, {"GRPCSERVER_ACCESS_LOG": "off"})[0].access_log is None
+    assert conf.parse(setting, {"GRPCSERVER_ACCESS_LOG": "xml"})[1]
+
+
 @pytest.mark.parametrize(
     ("environment", "flags", "text"),
     [

@@ -387,6 +387,15 @@ class TestKeys:
         with pytest.raises(ImproperlyConfigured, match=f"{key}' asks for .*, which has no fields"):
             get_keys_values(request, FakeServicerContext(), [key])
 
+    def test_a_field_that_the_message_has_not_is_told_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for name in ("Lamp", "Chair"):
+            keys = ["request:naem", "request:name"]
+            assert get_keys_values(pb.Product(name=name), FakeServicerContext(), keys) == ["", name]
+        (record,) = caplog.records
+        assert "'request:naem' asks for 'naem', which catalog.Product has not" in record.message
+
     def test_a_field_of_one_that_is_absent_is_absent(self) -> None:
         values = get_keys_values(pb.Product(), FakeServicerContext(), ["request:nothing.more"])
         assert values == [""]

@@ -16,6 +16,7 @@ from django.db.models import Count
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 from google.protobuf.descriptor_pb2 import DescriptorProto
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from django_grpc.serializers import (
     BaseModelSerializer,
@@ -562,6 +563,14 @@ class NamesNoClass(BaseModelSerializer):
         (
             lambda: deserialize_into(None, pb.City()),
             "a model instance comes first, not an object of type NoneType",
+        ),
+        (
+            lambda: deserialize_into(City(), pb.City(), fields="name"),
+            "fields must be a list of paths, not 'name'",
+        ),
+        (
+            lambda: deserialize_into(City(), pb.City(), fields=FieldMask(paths=["name"])),
+            "fields must be a list of paths, as update_mask.paths, not the message",
         ),
         (lambda: message_to_python(None), "a message is needed, not an object of type NoneType"),
         (lambda: message_to_python([]), "a message is needed, not an object of type list"),

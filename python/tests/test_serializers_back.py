@@ -245,6 +245,12 @@ class TestWhatSaysTheSameAlready:
         deserialize_into(product, pb.Product(price="1.500"))
         assert product.price == Decimal("1.5")
 
+    def test_a_number_that_is_none_is_taken(self) -> None:
+        """It is not equal to itself, which is no contradiction."""
+        city = City()
+        assert deserialize_into(city, pb.City(latitude=float("nan"))) == ["latitude"]
+        assert city.latitude != city.latitude
+
 
 class TestExclude:
     @pytest.mark.parametrize("exclude", ["name", "nam_e"])

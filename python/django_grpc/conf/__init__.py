@@ -131,8 +131,12 @@ def parse(
     values: dict[str, Any] = {"max_workers": default_max_workers()}
     for name, key in KEYS.items():
         for place, value in _given(name, key, setting, environment or {}, flags or {}):
+            previous = values.get(key.attribute)
             try:
-                values[key.attribute] = key.parse(resolve(value))
+                if previous is None or key.adjust is None:
+                    values[key.attribute] = key.parse(resolve(value))
+                else:
+                    values[key.attribute] = key.adjust(previous, resolve(value))
             except Invalid as invalid:
                 problems.append(Problem(key.code, f"{place}{invalid.complaint}", invalid.hint))
     return (None if problems else ServerConfig(**values)), problems

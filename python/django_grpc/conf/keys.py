@@ -14,12 +14,15 @@ class Key(NamedTuple):
         attribute: The attribute of `ServerConfig` that it sets.
         parse: Takes the setting's value; see `django_grpc.conf.values`.
         read: Takes the text of the environment variable ``GRPCSERVER_KEY``; None: there is none.
+        adjust: Changes what the setting's dictionary has come to by what stands above it, which
+            can't say as much; None: the value of that takes its place.
     """
 
     code: str
     attribute: str
     parse: Callable[[Any], Any]
     read: Callable[[str], Any] | None = None
+    adjust: Callable[[Any, Any], Any] | None = None
 
     @property
     def flag(self) -> str:
@@ -54,9 +57,15 @@ KEYS: dict[str, Key] = {
     ),
     "worker_max_age": Key("E020", "worker_max_age", values.parse_duration, values.read_number),
     "worker_max_memory": Key("E021", "worker_max_memory", values.parse_limit, values.read_number),
-    "health": Key("E022", "health", values.parse_health, values.read_bool),
+    "health": Key("E022", "health", values.parse_health, values.read_bool, values.adjust_health),
     "metrics": Key("E023", "metrics", values.parse_metrics, values.read_text_or_none),
-    "access_log": Key("E024", "access_log", values.parse_access_log, values.read_bool),
+    "access_log": Key(
+        "E024",
+        "access_log",
+        values.parse_access_log,
+        values.read_bool,
+        values.adjust_access_log,
+    ),
     "watchdog": Key("E025", "watchdog", values.parse_duration, values.read_number),
     "methods": Key("E026", "methods", values.parse_methods),
     "opentelemetry": Key("E027", "opentelemetry", values.parse_opentelemetry, values.read_bool),

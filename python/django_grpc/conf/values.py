@@ -4,6 +4,7 @@ A parser takes what the setting holds and returns what `ServerConfig` has, or ra
 reader makes of a text, from an environment variable, what a parser takes.
 """
 
+import dataclasses
 import difflib
 import math
 import operator
@@ -349,6 +350,19 @@ def parse_health(value: Any) -> Health | None:
     if isinstance(value, bool):
         return Health() if value else None
     return Health(**_parse_dictionary(value, _HEALTH_KEYS, "True, False or a dictionary"))
+
+
+def adjust_health(health: Health, value: Any) -> Health | None:
+    """Keep the checks of the setting where a flag or a variable says yes."""
+    return health if value is True else parse_health(value)
+
+
+def adjust_access_log(log: AccessLog, value: Any) -> AccessLog | None:
+    """Change the format of the setting, and keep the rest."""
+    if value is True:
+        return log
+    adjusted = parse_access_log(value)
+    return adjusted and dataclasses.replace(log, format=adjusted.format)
 
 
 def parse_access_log(value: Any) -> AccessLog | None:

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, TypeVar
 
 import grpc
@@ -17,8 +17,13 @@ from django.conf import settings
 from django.core.cache import InvalidCacheBackendError, caches
 from django.core.cache.backends.base import BaseCache
 from django.core.exceptions import ImproperlyConfigured
+from google.protobuf.message import Message
+
+from django_grpc.logs import GuardedLogger
 
 from .retry_info import set_retry_info
+
+logger = GuardedLogger("django_grpc")
 
 #: What tells clients apart: `"request:path.to.field"`, `"metadata:name"`, or a function of
 #: request and context that returns text. On an async method the function may be async.
@@ -88,9 +93,22 @@ def _request_value(request: Any, key: str) -> str:
                 "no fields"
             )
         if not hasattr(value, field):
+            if isinstance(value, Message):
+                _warn_of_missing(key, field, value.DESCRIPTOR.full_name)
             return ""
         value = getattr(value, field)
     return _text(value)
+
+
+@cache
+def _warn_of_missing(key: str, field: str, message: str) -> None:
+    """Say once of a message that it has no such field; one key may serve several."""
+    logger.warning(
+        "The ratelimit key %r asks for %r, which %s has not: all of its clients share one limit.",
+        key,
+        field,
+        message,
+    )
 
 
 def _text(value: Any) -> str:

@@ -11,7 +11,10 @@ from django.core.management.base import CommandError
 from django_grpc import conf
 
 _REASONS = {
-    errno.EACCES: "this user has no permission for it",
+    errno.EACCES: (
+        "this user has no permission for it. Ports below 1024 need the capability "
+        "CAP_NET_BIND_SERVICE, sockets a folder that the user may write into"
+    ),
     errno.EADDRINUSE: "it is already in use",
     errno.EADDRNOTAVAIL: "it is not an address of this machine",
 }

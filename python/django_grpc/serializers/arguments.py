@@ -48,6 +48,18 @@ def require_model_instance(instance: Any) -> None:
         raise TypeError(f"a model instance comes first, not {_describe(instance)}")
 
 
+def require_paths(fields: Any) -> None:
+    """Refuse what are no paths of fields.
+
+    Raises:
+        TypeError: It is one text, or a `FieldMask` itself.
+    """
+    if isinstance(fields, str):
+        raise TypeError(f"fields must be a list of paths, not {fields[:100]!r}")
+    if isinstance(fields, Message):
+        raise TypeError("fields must be a list of paths, as update_mask.paths, not the message")
+
+
 def require_serializer(serializer: Any) -> None:
     """Refuse what is no serializer of a model.
 

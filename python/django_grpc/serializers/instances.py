@@ -10,7 +10,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import models
 from google.protobuf.descriptor import FieldDescriptor
 
-from .arguments import require_message, require_model_instance
+from .arguments import require_message, require_model_instance, require_paths
 from .columns import (
     column_converter,
     column_value,
@@ -66,6 +66,7 @@ def deserialize_into(
     """
     require_model_instance(instance)
     require_message(message)
+    require_paths(fields)
     _refuse_unknown(instance, message, exclude)
     changed: dict[str, Any] = {}
     for field, key in _chosen(message, fields):
@@ -79,7 +80,8 @@ def deserialize_into(
         if model_field is None:
             continue
         value = vars(instance)[instance._meta.get_field(model_field).attname]
-        if changed.setdefault(model_field, value) != value:
+        said = changed.setdefault(model_field, value)
+        if said is not value and said != value:  # NaN is not equal to itself
             raise misfit(field, instance, f"another field says otherwise of {model_field!r}")
     return list(changed)
 

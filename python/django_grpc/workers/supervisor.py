@@ -70,6 +70,7 @@ class Supervisor:
         listeners: Sequence[ListeningSocket],
         metrics: Sequence[ListeningSocket],
         *,
+        has_bound: bool,
         write: Callable[[str], object],
         on_up: Callable[[Plan], object],
     ) -> None:
@@ -79,6 +80,7 @@ class Supervisor:
             plan: The parent's part of the settings.
             listeners: Sockets to accept on; closed when the server stops.
             metrics: Sockets for the workers to serve metrics on; closed with the others.
+            has_bound: Whether the address is that of the settings, and not systemd's.
             write: Prints a line for the operator; does not raise.
             on_up: Called once, when all workers serve.
         """
@@ -89,7 +91,8 @@ class Supervisor:
         room = Board.slots_for(plan.workers)
         self._board = Board(room)
         self._fleet = Fleet(plan, room)
-        self._first_plan = plan  # by which it was bound
+        self._first_plan = plan
+        self._has_bound = has_bound
         self._balancer = Balancer(self._board)
         self._selector = selectors.DefaultSelector()
         self._signals = SignalQueue(_SIGNALS)
@@ -199,7 +202,7 @@ class Supervisor:
 
     def _warn_of_address(self, plan: Plan) -> None:
         """Say once of new code that wants another address that a reload can't give it."""
-        for key in ("host", "port", "metrics"):
+        for key in ("host", "port", "metrics") if self._has_bound else ():
             value = getattr(plan, key)
             if value not in (getattr(self._fleet.plan, key), getattr(self._first_plan, key)):
                 logger.warning(

@@ -33,15 +33,19 @@ class WorkerPlace(Place):
 
     is_worker = True
 
-    def __init__(self, inheritance: Inheritance, shutdown: ShutdownRequest) -> None:
+    def __init__(
+        self, inheritance: Inheritance, shutdown: ShutdownRequest, address: tuple[str, int]
+    ) -> None:
         """Take the place.
 
         Args:
             inheritance: What the parent left.
             shutdown: Is requested when the parent says so, or has ended.
+            address: Where it would listen by the settings of now; the parent may have another.
         """
         self.is_first = inheritance.is_first
         self._inheritance = inheritance
+        self._address = address
         self._shutdown = shutdown
         self._control = socket.socket(fileno=inheritance.control)
         self._control.settimeout(None)  # the settings may have changed the default
@@ -58,7 +62,7 @@ class WorkerPlace(Place):
 
     def configure(self, config: conf.ServerConfig) -> conf.ServerConfig:
         """Have the server count in the shared memory; the limit on connections is the parent's."""
-        self._config = config
+        self._config = dataclasses.replace(config, host=self._address[0], port=self._address[1])
         shared = (
             ("django_grpc.statistics_descriptor", self._inheritance.board),
             ("django_grpc.statistics_slot", self._inheritance.slot),

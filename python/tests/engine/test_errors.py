@@ -297,6 +297,21 @@ def test_answer_of_the_wrong_type(serve, caplog):
         assert named in caplog.records[0].getMessage()
 
 
+@ours_only("grpcio says nothing of it")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_answer_that_nobody_has_awaited(serve, caplog):
+    """As of an ordinary interceptor that wraps an async method: the line says so."""
+
+    async def method(request, context):
+        return request
+
+    served = serve({"Call": unary_unary(lambda request, context: method(request, context))})
+    with caplog.at_level(logging.ERROR, LOGGER_NAME):
+        failure(lambda: served.run("unary_unary", "Call"))
+        assert eventually(lambda: len(caplog.records) >= 1)
+    assert "An ordinary interceptor that calls methods itself" in caplog.records[0].getMessage()
+
+
 def test_answer_of_none_without_a_serializer(serve):
     """None is no answer where bytes go out as they are."""
     served = serve({"Call": unary_unary(lambda _r, _c: None)})

@@ -55,8 +55,11 @@ def test_a_reload_takes_variables_from_their_file(serve_with, tmp_path, more):
 
 
 def test_a_reload_says_that_it_keeps_the_address(serve_with, tmp_path):
-    more = "GRPCSERVER['metrics'] = os.environ.get('METRICS')"
-    server = serve_with(more)
+    """But not of a key that the command line stands above: it would change nothing."""
+    server = serve_with(
+        "GRPCSERVER['metrics'] = os.environ.get('METRICS')\n"
+        "GRPCSERVER['port'] = 1 if 'METRICS' in os.environ else 2"
+    )
     server.wait_up()
     for variables in ("METRICS=127.0.0.1:1", "METRICS=127.0.0.1:1", ""):
         (tmp_path / "variables").write_text(f"TOLD=second\n{variables}".strip())

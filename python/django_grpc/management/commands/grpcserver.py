@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import datetime
 import importlib
 import threading
@@ -163,7 +164,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--access-log",
             choices=("text", "json"),
-            help="Log every call to the logger django_grpc.access.",
+            help="Log calls to the logger django_grpc.access, in this format.",
         )
         parser.add_argument(
             "--watchdog",
@@ -293,7 +294,7 @@ class Command(BaseCommand):
             titles.name_process("worker")
         with ShutdownRequest() as shutdown:
             with complaints.naming_share():
-                place = WorkerPlace(inheritance, shutdown)
+                place = WorkerPlace(inheritance, shutdown, self._get_address(**options))
             serving.serve(self, place, shutdown, **options)
 
     def _supervise(
@@ -308,7 +309,8 @@ class Command(BaseCommand):
         if self._is_process:
             titles.name_process("parent")
         sockets = _take_sockets()
-        address = format_address(*self._get_address(**options))
+        host, port = self._get_address(**options)
+        address = format_address(host, port)
         reuse_port = dict(reversed(config.options)).get("grpc.so_reuseport", 0)
         listening: list[listeners.ListeningSocket] = []
         metrics: list[listeners.ListeningSocket] = []
@@ -338,7 +340,12 @@ class Command(BaseCommand):
                 raise CommandError(complaints.about_metrics(where_metrics, error)) from error
             with complaints.naming_share():
                 supervisor = Supervisor(
-                    Plan.of(config), listening, metrics, write=self.say, on_up=on_up
+                    Plan.of(dataclasses.replace(config, host=host, port=port)),
+                    listening,
+                    metrics,
+                    has_bound=not sockets.calls,
+                    write=self.say,
+                    on_up=on_up,
                 )
         except BaseException:
             for bound in listening + metrics:
