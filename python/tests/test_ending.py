@@ -168,6 +168,33 @@ MODULE = """
             time.sleep(1000)
         return b""
 
+    async def leave_raising(request, context):
+        async def leave():
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                raise SystemExit(5)
+        global task
+        task = asyncio.create_task(leave())
+        await asyncio.sleep(0)
+        print("begun", flush=True)
+        return b""
+
+    async def stop_server(request, context):
+        global stopping
+        stopping = asyncio.create_task(served.server.stop(1))
+        return b""
+
+    async def stop_loop(request, context):
+        asyncio.get_running_loop().stop()
+        return b""
+
+    async def leave_by_exit(request, context):
+        def leave():
+            raise SystemExit(5)
+        asyncio.get_running_loop().call_soon(leave)
+        return b""
+
     def blocking_hook(server):
         async def begin():
             global task
@@ -178,7 +205,10 @@ MODULE = """
         grpc_hook(server)
 
     def grpc_hook(server):
+        global served
+        served = server
         methods = (
+            leave_raising, stop_server, stop_loop, leave_by_exit,
             sleep_in_thread, ignore, leave_ignoring, leave_thread, leave_generator, block_loop,
             start_thread, take_time_at_exit, stay_at_exit, outlast_call, hang, hang_in_callback,
             note_loop, block_loop_later, leave_blocking, block_loop_and_receiver,
@@ -286,6 +316,57 @@ def test_a_task_that_blocks_the_loop_after_a_start_that_fails(start, tmp_path, a
     assert status == (0 if "--list-handlers" in arguments else 1)
     assert ("CommandError: Metrics can't be served" in process.output) == (status == 1)
     assert "An async method blocks the event loop, or a task does" in process.output
+
+
+def test_a_task_that_leaves_when_it_is_cancelled(stop_during):
+    process = stop_during("leave_raising", **{"async": True})
+    assert "A task that was left at the end has raised SystemExit(5)" in process.output
+
+
+@pytest.mark.parametrize(
+    ("method", "status"), [("stop_server", 0), ("stop_loop", 1), ("leave_by_exit", 5)]
+)
+@pytest.mark.parametrize("script", [None, SCRIPT])
+def test_an_end_that_comes_from_within(start_endless, method, status, script):
+    """Nothing waits for a signal any more, and the project is told."""
+    process = start_endless(script=script, **{"async": True})
+    port = process.wait_for(LISTENING).group(1)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary(f"/test.Endless/{method}").future(b"", timeout=PATIENCE)
+        assert process.wait() == status
+        assert eventually(call.done)
+    assert process.output.count("grpc_shutdown was sent") == 1
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_an_on_listening_that_raises_leaves_no_server(start_endless, is_async):
+    script = """
+import socket, sys, threading
+import django
+
+django.setup()
+from django.core.management import call_command
+from django_grpc.management.commands import grpcserver
+
+class Command(grpcserver.Command):
+    def on_listening(self, server, config, address, **options):
+        self.address = address
+        raise ValueError("no")
+
+command = Command()
+try:
+    call_command(command, *sys.argv[1:])
+except ValueError:
+    host, _, port = command.address.rpartition(":")
+    print("refused", socket.socket().connect_ex((host, int(port))) != 0)
+    for thread in threading.enumerate():
+        if "grpc" in thread.name:
+            thread.join(10)
+    print([it.name for it in threading.enumerate() if "grpc" in it.name])
+"""
+    process = start_endless(script=script, **{"async": is_async})
+    assert process.wait() == 0
+    assert process.output.rstrip().endswith("refused True\n[]")
 
 
 def test_a_receiver_that_waits_for_a_blocked_loop(stop_during):

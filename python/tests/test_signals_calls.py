@@ -460,7 +460,8 @@ def test_hook_named_as_generated_code_keeps_its_own_errors(engine_server):
     """Only where an argument lacks something it is the argument that is wrong."""
 
     def add_shop_to_server(server):
-        mock.ShopServicer()
+        imported_here = mock
+        imported_here.ShopServicer()
 
     wrapper = SignalWrapper(engine_server())
     with pytest.raises(AttributeError, match="ShopServicer"), wrapper.in_hook("the hook"):

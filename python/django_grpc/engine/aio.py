@@ -168,6 +168,13 @@ class Server(grpc.aio.Server):
             self._inner.cancel_all_calls()
         await self._stopped.wait()
 
+    def stop_without_loop(self) -> None:
+        """Stop at once, and wait for that, where the loop does not run any more."""
+        if self._loop is not None:
+            self._inner.lose_loop(self._loop)
+        self._inner.stop(None)
+        self._stopped.set()
+
     async def wait_for_termination(self, timeout: float | None = None) -> bool:
         """Wait until the server has stopped.
 

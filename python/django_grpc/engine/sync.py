@@ -422,7 +422,8 @@ class Server(grpc.Server):
                 self._limit(grace)
         if is_first:
             self.health.stop()
-            self.native.drain(self._on_stopped)
+        # By whoever comes: a signal handler that stops it, too, may have interrupted the first.
+        self.native.drain(self._on_stopped)
 
     def cancel_all_calls(self) -> None:
         """End every call in flight with UNAVAILABLE."""
@@ -455,6 +456,14 @@ class Server(grpc.Server):
         """Take the server, which has stopped, off the loop that `start_on` was given."""
         if self._loop_descriptor is not None:
             await loops.detach(self.native, loop, self._loop_descriptor, self._when_cut)
+
+    def lose_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Go on without the loop that `start_on` was given, which runs no more; its calls end."""
+        if self._loop_descriptor is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                loop.remove_reader(self._loop_descriptor)
+            self._loop_descriptor = None
+            self.native.lose_loop()
 
     def _limit(self, grace: float) -> None:
         cut_at = time.monotonic()

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from django_grpc import conf, utils
+from django_grpc.logs import GuardedLogger
 from django_grpc.management import threads
+
+logger = GuardedLogger("django_grpc")
 
 # The seconds that what is left on a loop gets to end in, when the server has drained.
 _LEFTOVERS_TIMEOUT: Final = 0.5
@@ -130,6 +133,8 @@ def making_runner(
             watch.watch_from(time.monotonic() + _BLOCKING_TIMEOUT)
         try:
             runner.run(_end_leftovers())
+        except (KeyboardInterrupt, SystemExit) as error:
+            logger.error("A task that was left at the end has raised %r", error)
         finally:
             loop.close()
             if watch is not None:

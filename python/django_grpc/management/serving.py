@@ -177,10 +177,14 @@ def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options
             _run_checks(command, **options)
         serving = _Serving(command, place, shutdown, config, options)
         if config.is_async:
-            with ending_loop.making_runner(config, serving.give_up) as (runner, watch):
+            with (
+                ending_loop.making_runner(config, serving.give_up) as (runner, watch),
+                serving.abandoned_on_error(),
+            ):
                 runner.run(serving.run_async(watch))
         else:
-            serving.run()
+            with serving.abandoned_on_error():
+                serving.run()
 
 
 def list_handlers(command: "Command", **options: Any) -> None:
@@ -258,6 +262,7 @@ class _Serving:
         self._credentials: engine.ServerCredentials | None = None
         self._address = ""
         self._reason = ""  # of the end
+        self._has_started = False
         self._shutting_down = threading.Lock()
         self._has_shut_down = False
 
@@ -266,14 +271,9 @@ class _Serving:
             self._server.wait_for_termination()
             self._shutdown.request(STOPPED)
 
-        try:
-            self._make_server()
-            threads.start(follow_server, name="grpcserver-follow")
-            self._shutdown.begin_serving()
-        except BaseException:
-            if self._server is not None:
-                self._server.stop(None)  # it gives its ports back
-            raise
+        self._make_server()
+        threads.start(follow_server, name="grpcserver-follow")
+        self._shutdown.begin_serving()
         with _naming_start():
             self._server.start()
         self._started()
@@ -289,23 +289,39 @@ class _Serving:
         executor = ThreadPoolExecutor(1, "grpcserver-wait")
         run_blocking = functools.partial(asyncio.get_running_loop().run_in_executor, executor)
         try:
-            try:
-                self._make_server()
-                with threads.explaining_refusal():
-                    await run_blocking(_do_nothing)
-                self._shutdown.begin_serving()
-            except BaseException:
-                if self._server is not None:
-                    await self._server.stop(None)  # it gives its ports back
-                raise
+            self._make_server()
+            with threads.explaining_refusal():
+                await run_blocking(_do_nothing)
+            self._shutdown.begin_serving()
             with _naming_start():
                 await self._server.start()
+            following = asyncio.ensure_future(self._follow_server())
             self._started()
             grace, cut_at = await run_blocking(self._wait_on_thread, watch)
             await self._server.stop(grace)
             await run_blocking(self._finish, cut_at)
+            await following
         finally:
             executor.shutdown(wait=False)
+
+    async def _follow_server(self) -> None:
+        await self._server.wait_for_termination()  # in case that a servicer stops it
+        self._shutdown.request(STOPPED)
+
+    @contextlib.contextmanager
+    def abandoned_on_error(self) -> Iterator[None]:
+        """Leave no server, nor a thread that waits for its end, behind what is raised."""
+        try:
+            yield
+        except BaseException:
+            self._shutdown.request(STOPPED)
+            if isinstance(self._server, aio.Server):
+                self._server.stop_without_loop()
+            elif self._server is not None:
+                self._server.stop(None)
+            if self._has_started:
+                self._shut_down()
+            raise
 
     def _wait_on_thread(self, watch: ending_loop.LoopWatch) -> tuple[float, float]:
         grace = self._wait()
@@ -353,6 +369,7 @@ class _Serving:
         _leave_to_the_process()
 
     def _started(self) -> None:
+        self._has_started = True
         self._command.on_listening(self._server, self._config, self._address, **self._options)
         titles.name_threads()
         self._place.started()

@@ -408,8 +408,9 @@ def _adder_that_raised(error: AttributeError) -> str | None:
         given = frames.pop().f_locals["self"]
     if not frames or not _ADDER.fullmatch(frames[-1].f_code.co_name):
         return None
-    is_argument = any(it is given for it in frames[-1].f_locals.values())
-    return frames[-1].f_code.co_name if is_argument else None
+    code, variables = frames[-1].f_code, frames[-1].f_locals
+    arguments = (variables.get(it) for it in code.co_varnames[: code.co_argcount])
+    return code.co_name if any(it is given for it in arguments) else None
 
 
 def _describe(given: object) -> str:

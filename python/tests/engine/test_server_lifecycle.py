@@ -1155,6 +1155,23 @@ def test_a_grace_is_a_number(serve, grace):
     assert served.server.stop(0).wait(PATIENCE)
 
 
+@ours_only("forces the instant in the engine's own code")
+def test_stop_that_interrupts_another_one_ends(serve, monkeypatch):
+    """As by a handler of a signal, on the thread that is in the middle of the first."""
+    served = serve()
+    server, stopped = served.server, []
+
+    def interrupt():
+        monkeypatch.undo()
+        stopped.append(server.stop(None).wait(PATIENCE))
+
+    monkeypatch.setattr(server.health, "stop", interrupt)
+    first = threading.Thread(target=lambda: stopped.append(server.stop(None).wait(PATIENCE)))
+    first.start()
+    first.join(PATIENCE)
+    assert stopped == [True, True]
+
+
 @ours_only("grpcio's has no join()")
 @pytest.mark.parametrize("seconds", [1e10, float("inf")])
 def test_methods_are_waited_for_as_long_as_it_takes(serve, gate, seconds):

@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import datetime
 import importlib
+import signal
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -472,11 +474,20 @@ class Command(BaseCommand):
         )
         if self._is_process:
             run_for(shut_down, _LAST_RECEIVERS_TIMEOUT)  # they may wait for the loop
-            if error is not None and not isinstance(error, StoppedAtStart):
-                kind = CommandError if isinstance(error, ImproperlyConfigured) else type(error)
-                self.stderr.write(f"{kind.__name__}: {error}")
-                status = error.returncode if isinstance(error, CommandError) else 1
-            end_process(status, 0)
+            end_process(status if error is None else self._tell(error), 0)
+
+    def _tell(self, error: BaseException) -> int:
+        """Tell of what is raised as Django does, and return the status that goes with it."""
+        if isinstance(error, StoppedAtStart):
+            return 0
+        if isinstance(error, KeyboardInterrupt):
+            return 128 + signal.SIGINT
+        if isinstance(error, CommandError | ImproperlyConfigured | MemoryError):
+            text = str(error) or complaints.about_memory("The server can't go on")
+            self.stderr.write(f"CommandError: {text}")
+        else:
+            traceback.print_exception(error)
+        return error.returncode if isinstance(error, CommandError) else 1
 
     def _say_stopped(self) -> None:
         self.say("Graceful shutdown completed")
