@@ -33,10 +33,16 @@ class Screen:
         self._old_wakeup = -1
         self._old_handlers: dict[int, Any] = {}
         self._is_interrupted = False
+        self._empty_reads = 0
 
     def __enter__(self) -> Self:
         self._attributes = termios.tcgetattr(self._input)
         tty.setcbreak(self._input)
+        # A read that waits misses an interrupt that comes just before it: what select has seen may
+        # have been its character, which is gone by then.
+        attributes = termios.tcgetattr(self._input)
+        attributes[6][termios.VMIN] = 0
+        termios.tcsetattr(self._input, termios.TCSANOW, attributes)
         self._resized = os.pipe()
         for end in self._resized:
             os.set_blocking(end, False)
@@ -93,8 +99,16 @@ class Screen:
                 os.read(self._resized[0], 512)
                 on_resize()
             if self._input in ready:
-                # At the end of the input, a terminal that has gone, there is nothing to go on for.
-                return os.read(self._input, 1).decode(errors="replace") or "q"
+                if key := os.read(self._input, 1):
+                    self._empty_reads = 0
+                    return key.decode(errors="replace")
+                # Again and again at the end of the input, a terminal that has gone: there is
+                # nothing to go on for.
+                self._empty_reads += 1
+                if self._empty_reads > 1:
+                    return "q"
+            else:
+                self._empty_reads = 0
         return None
 
     def _handle(self, number: int, handler: Callable[[int, Any], None]) -> None:
