@@ -8,7 +8,11 @@ import textwrap
 
 import grpc
 import pytest
+from django.core.management.base import CommandError
 from harness import LISTENING, PATIENCE, eventually, listening
+
+from django_grpc.management.commands.grpcserver import Command
+from django_grpc.management.shutdown import StoppedAtStart
 
 MODULE = """
     import asyncio, atexit, sys, threading, time
@@ -97,19 +101,18 @@ MODULE = """
             time.sleep(6)
             print("flushed", flush=True)
 
-    async def leave_flushing(request, context):
+    async def leave(work):
         global task
-        task = asyncio.create_task(flush())
+        task = asyncio.create_task(work)
         await asyncio.sleep(0)
         print("begun", flush=True)
         return b""
 
+    async def leave_flushing(request, context):
+        return await leave(flush())
+
     async def leave_blocking(request, context):
-        global task
-        task = asyncio.create_task(block())
-        await asyncio.sleep(0)
-        print("begun", flush=True)
-        return b""
+        return await leave(block())
 
     async def block_loop_and_receiver(request, context):
         running = asyncio.get_running_loop()
@@ -494,3 +497,17 @@ threading.Thread(target=call_command, args=("grpcserver", *sys.argv[1:])).start(
     assert "SIGTERM and SIGINT start no drain" in process.output
     process.send(signal.SIGTERM)
     assert process.wait() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (StoppedAtStart("SIGTERM"), 0, ""),
+        (KeyboardInterrupt(), 130, ""),
+        (CommandError("no", returncode=3), 3, "CommandError: no\n"),
+        (LookupError("x"), 1, "LookupError: x\n"),
+    ],
+)
+def test_what_was_to_end_a_server_that_is_given_up_is_told(capsys, error, status, text):
+    assert Command()._tell(error) == status
+    assert capsys.readouterr().err.endswith(text)

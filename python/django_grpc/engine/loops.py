@@ -14,7 +14,7 @@ from django_grpc.engine.options import UVLOOP
 from django_grpc.logs import GuardedLogger, exc_info_of, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from django_grpc import _engine
     from django_grpc.engine.options import ChannelArgument
@@ -88,13 +88,21 @@ async def detach(
     # Whatever the calls' ends have left in the inbox: the cancellations.
     native.run_events()
     pending: Iterable[asyncio.Task[None]] = native.tasks()
-    least = time.monotonic() + CANCELLATION_TIMEOUT
-    while pending and (left := max(least, cut_at()) - time.monotonic()) > 0:
-        _, pending = await asyncio.wait(pending, timeout=min(left, _LOOK_AGAIN))
+    for seconds in _waits(cut_at):
+        if not pending:
+            break
+        _, pending = await asyncio.wait(pending, timeout=seconds)
     loop.remove_reader(descriptor)
     native.detach_loop()
     for task in pending:
         logger.error("A servicer goes on although its call was cancelled: %r", task)
+
+
+def _waits(cut_at: Callable[[], float]) -> Iterator[float]:
+    """Yield the seconds until the next look, as long as there are any; a moment at the least."""
+    least = time.monotonic() + CANCELLATION_TIMEOUT
+    while (left := max(least, cut_at()) - time.monotonic()) > 0:
+        yield min(left, _LOOK_AGAIN)
 
 
 class LoopThread:
@@ -157,7 +165,7 @@ class LoopThread:
         descriptor, self._descriptor = self._descriptor, -1
         await detach(self._native, self._loop, descriptor, self._cut_at)
 
-    def stop(self, cut_at: Callable[[], float] = time.monotonic) -> None:
+    def stop(self, cut_at: Callable[[], float]) -> None:
         """End the loop when the calls on it have ended; may be called on any thread.
 
         Args:
@@ -176,9 +184,10 @@ class LoopThread:
     def join(self, cut_at: Callable[[], float]) -> None:
         """Wait for the end of the thread, as long as its tasks have."""
         if threading.current_thread() is not self._thread:
-            least = time.monotonic() + CANCELLATION_TIMEOUT
-            while self._thread.is_alive() and (left := max(least, cut_at()) - time.monotonic()) > 0:
-                self._thread.join(min(left, _LOOK_AGAIN))
+            for seconds in _waits(cut_at):
+                if not self._thread.is_alive():
+                    break
+                self._thread.join(seconds)
 
 
 class _Seldom:

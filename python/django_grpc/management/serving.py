@@ -179,6 +179,7 @@ def serve(command: "Command", place: Place, shutdown: ShutdownRequest, **options
         if config.is_async:
             with (
                 ending_loop.making_runner(config, serving.give_up) as (runner, watch),
+                _naming_mistakes(),
                 serving.abandoned_on_error(),
             ):
                 runner.run(serving.run_async(watch))
@@ -210,7 +211,10 @@ def list_handlers(command: "Command", **options: Any) -> None:
     with _naming_mistakes():
         config = command.read_config(**options)
         if config.is_async:
-            with ending_loop.making_runner(config, command.give_up) as (runner, _):
+            with (
+                ending_loop.making_runner(config, command.give_up) as (runner, _),
+                _naming_mistakes(),
+            ):
                 runner.run(write_async())
         else:
             write()
@@ -285,7 +289,7 @@ class _Serving:
 
     async def run_async(self, watch: ending_loop.LoopWatch) -> None:
         # For what may block: the wait, and receivers of the shutdown, which may be ordinary
-        # functions that use the ORM. The threads are started now: later the system may refuse one.
+        # functions that use the ORM. The thread is started now: later the system may refuse it.
         executor = ThreadPoolExecutor(1, "grpcserver-wait")
         run_blocking = functools.partial(asyncio.get_running_loop().run_in_executor, executor)
         try:
@@ -319,8 +323,7 @@ class _Serving:
                 self._server.stop_without_loop()
             elif self._server is not None:
                 self._server.stop(None)
-            if self._has_started:
-                self._shut_down()
+            self._shut_down()
             raise
 
     def _wait_on_thread(self, watch: ending_loop.LoopWatch) -> tuple[float, float]:
@@ -337,7 +340,7 @@ class _Serving:
     def give_up(self, error: BaseException | None) -> None:
         """End the process, as the loop does not go on."""
         status = reloading.RELOAD_STATUS if self._reason == reloading.RELOAD else 0
-        self._command.give_up(error, status, self._shut_down if self._reason else _do_nothing)
+        self._command.give_up(error, status, self._shut_down)
 
     def _let_methods_end(self, cut_at: float) -> None:
         """Wait for methods whose calls are over: a client's deadline must not cut one short.
@@ -354,9 +357,9 @@ class _Serving:
         self._command.has_cut_calls = was_cut or not (have_ended and has_come_through)
 
     def _shut_down(self) -> None:
-        """Tell the project of the end, once, and return when it has been told."""
+        """Tell the project of the end of what has served, once; return when it has been told."""
         with self._shutting_down:
-            if not self._has_shut_down:
+            if self._has_started and not self._has_shut_down:
                 self._has_shut_down = True
                 self._command.on_shutdown()
 

@@ -482,12 +482,11 @@ class Command(BaseCommand):
             return 0
         if isinstance(error, KeyboardInterrupt):
             return 128 + signal.SIGINT
-        if isinstance(error, CommandError | ImproperlyConfigured | MemoryError):
-            text = str(error) or complaints.about_memory("The server can't go on")
-            self.stderr.write(f"CommandError: {text}")
-        else:
-            traceback.print_exception(error)
-        return error.returncode if isinstance(error, CommandError) else 1
+        if isinstance(error, CommandError):
+            self.stderr.write(f"{type(error).__name__}: {error}")
+            return error.returncode
+        traceback.print_exception(error)
+        return 1
 
     def _say_stopped(self) -> None:
         self.say("Graceful shutdown completed")
