@@ -22,7 +22,7 @@ extension PythonServer {
     self.healthListener = PythonHandle(retaining: listener)
     guard isFirst else { return }
     let control = self.control
-    self.server.health.onChange { control.submit(.healthChanged) }
+    self.server.health.onChange { _ in control.submit(.healthChanged) }
   }
 
   /// Called on the control thread.

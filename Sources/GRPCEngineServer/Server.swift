@@ -289,7 +289,7 @@ package final class Server: Sendable {
   /// Looks at the health from now on, and has other processes see it.
   private func startHealth(on eventLoop: any EventLoop) {
     let (health, ready) = (self.health, self.statistics.slot[.ready])
-    health.onChange { ready.set(health.isReady ? 1 : 0) }
+    health.onChange { ready.set($0.isReady ? 1 : 0) }
     ready.set(health.isReady ? 1 : 0)
     health.start(on: eventLoop)
   }

@@ -131,7 +131,9 @@ struct HandoverTests {
     let acceptor = try Acceptor()
     let client = try acceptor.handOverNew()
     let server = Server(configuration: ServerConfiguration())
-    server.methods.register(TestHandler.echo(), for: "/t/echo")
+    let handler = TestHandler.echo()
+    defer { CallLog.forget([handler]) }
+    server.methods.register(handler, for: "/t/echo")
     try server.adoptConnections(from: acceptor.source())
     try server.start()
     #expect(throws: Server.WrongState.self) {

@@ -30,4 +30,24 @@ struct StartTests {
       try hasStopped.wait("the server's end") { $0 }
     }
   }
+
+  @Test("Nothing holds a server that has stopped, nor its health")
+  func released() throws {
+    weak var server: Server?
+    weak var health: HealthBoard?
+    func serve() throws {
+      let made = Server(configuration: ServerConfiguration())
+      (server, health) = (made, made.health)
+      _ = try made.addPort("127.0.0.1:0", credentials: nil)
+      try made.start()
+      let hasStopped = Monitor(false)
+      made.drain { hasStopped.update { $0 = true } }
+      try hasStopped.wait("the server's end") { $0 }
+    }
+    try serve()
+    // Its threads may be about to leave.
+    let giveUpAt = NIODeadline.now() + .seconds(10)
+    while server != nil || health != nil, NIODeadline.now() < giveUpAt { usleep(1_000) }
+    #expect(server == nil && health == nil)
+  }
 }

@@ -19,7 +19,7 @@ package final class HealthBoard: Sendable {
     var wasReady = true
     /// What the observers were told last.
     var lastProblem: Readiness.Problem?
-    var observers: [@Sendable () -> Void] = []
+    var observers: [@Sendable (HealthBoard) -> Void] = []
     var queue: Queue?
   }
 
@@ -80,7 +80,9 @@ package final class HealthBoard: Sendable {
 
   /// Calls `callback` on each change of `problem`, on whichever thread brings it about. A lease
   /// that runs out and a queue that is stuck are noticed within `lookInterval`.
-  package func onChange(_ callback: @escaping @Sendable () -> Void) {
+  ///
+  /// - Parameter callback: is given the board, which it must not hold: that holds it.
+  package func onChange(_ callback: @escaping @Sendable (HealthBoard) -> Void) {
     self.state.withLock { $0.observers.append(callback) }
   }
 
@@ -203,7 +205,7 @@ package final class HealthBoard: Sendable {
   /// - Parameter service: the one whose own status changes.
   private func change(_ service: String? = nil, _ body: (inout State) -> Void) {
     let (watchers, observers) = self.state.withLock {
-      state -> ([HealthWatcher], [@Sendable () -> Void]) in
+      state -> ([HealthWatcher], [@Sendable (HealthBoard) -> Void]) in
       body(&state)
       var watchers: [HealthWatcher] = []
       let isReady = state.readiness.problem(at: self.now()) == nil
@@ -219,6 +221,6 @@ package final class HealthBoard: Sendable {
       return (watchers, state.observers)
     }
     for watcher in watchers { watcher.update(from: self) }
-    for observer in observers { observer() }
+    for observer in observers { observer(self) }
   }
 }

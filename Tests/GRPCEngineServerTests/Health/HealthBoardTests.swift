@@ -18,7 +18,7 @@ struct HealthBoardTests {
   /// What observers were told.
   private func observe(_ board: HealthBoard) -> Monitor<[Readiness.Problem.Cause?]> {
     let causes = Monitor<[Readiness.Problem.Cause?]>([])
-    board.onChange { causes.update { $0.append(board.problem?.cause) } }
+    board.onChange { board in causes.update { $0.append(board.problem?.cause) } }
     return causes
   }
 
