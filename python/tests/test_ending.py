@@ -511,3 +511,43 @@ threading.Thread(target=call_command, args=("grpcserver", *sys.argv[1:])).start(
 def test_what_was_to_end_a_server_that_is_given_up_is_told(capsys, error, status, text):
     assert Command()._tell(error) == status
     assert capsys.readouterr().err.endswith(text)
+
+
+LATE = """
+import signal
+from django_grpc.management.commands import grpcserver
+
+end = grpcserver.end_in_peace
+
+def end_late():
+    signal.raise_signal(signal.SIGTERM)
+    end()
+
+grpcserver.end_in_peace = end_late
+
+from sampleapp.servicer import grpc_hook
+"""
+
+
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2"), ("--autoreload",)])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_second_signal_at_the_very_end_changes_no_status(start, tmp_path, arguments, is_async):
+    """Where a wrapper signals the process and its group, the second may come at any moment."""
+    (tmp_path / "late.py").write_text(LATE)
+    script = """
+import sys
+import late
+from django.core.management import execute_from_command_line
+
+execute_from_command_line(["manage.py", "grpcserver", *sys.argv[1:]])
+"""
+    process = start(
+        *("--port", "0", *arguments),
+        script=script if "--workers" in arguments else None,  # the parent imports no servicers
+        servicers=["late.grpc_hook"],
+        **{"async": is_async},
+    )
+    process.wait_for(LISTENING)
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+    assert "Graceful shutdown completed" in process.output

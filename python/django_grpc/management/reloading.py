@@ -46,19 +46,20 @@ def is_child() -> bool:
     return os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) == "true"
 
 
-def run_child(serve: Callable[[ShutdownRequest], None]) -> None:
+def run_child(serve: Callable[[ShutdownRequest], None], *, is_process: bool) -> None:
     """Serve on a thread, and watch the files until one changes or a signal comes.
 
     Args:
         serve: Serves until the request that it is given; what it raises is printed, and it is
             called again, in a new process, when a file has changed.
+        is_process: Whether the process ends with it.
 
     Raises:
         SystemExit: With status 3, when a file has changed, or the project's own.
         StoppedAtStart: A signal came before anything was served.
         CommandError: The system has no thread left to serve on.
     """
-    shutdown = ShutdownRequest(is_starting=True)
+    shutdown = ShutdownRequest(is_starting=True, is_last=is_process)
     has_ended = threading.Event()
     broken = _BrokenFiles()
 

@@ -55,14 +55,18 @@ class ShutdownRequest:
     Of a start, a request ends what happens: see `begin_serving`.
     """
 
-    def __init__(self, *, is_starting: bool = False) -> None:
+    def __init__(self, *, is_starting: bool = False, is_last: bool = False) -> None:
         """Prepare to be entered.
 
         Args:
             is_starting: Whether nothing is served yet: until `begin_serving`, a signal raises
                 StoppedAtStart wherever the main thread is.
+            is_last: Whether the process ends when it is left. Then signals that come after the one
+                that has been waited for stay handled: there is no moment in which one of them
+                would change the exit status before `end_in_peace` is called.
         """
         self._is_starting = is_starting
+        self._is_last = is_last
         self._process = os.getpid()
         # A signal handler runs on the main thread between any two steps of what that does, so what
         # it calls must be reentrant. SimpleQueue.put is, Event.set is not.
@@ -94,9 +98,10 @@ class ShutdownRequest:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+        if not self._is_last or self._requested_at is None:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+            self._previous.clear()
         if self._waker is not None:
             self._waker.stop()
             self._waker = None

@@ -236,9 +236,12 @@ class Command(BaseCommand):
     def _serve_or_supervise(self, **options: Any) -> None:
         if options["autoreload"]:
             self.say("ATTENTION! Autoreload is enabled!")
-            reloading.run_child(lambda shutdown: self._serve_reloaded(shutdown, **options))
+            reloading.run_child(
+                lambda shutdown: self._serve_reloaded(shutdown, **options),
+                is_process=self._is_process,
+            )
             return
-        with ShutdownRequest(is_starting=True) as shutdown:
+        with ShutdownRequest(is_starting=True, is_last=self._is_process) as shutdown:
             self._say_starting()
             config = self.read_config(**options)
             if config.worker_count > 1:
@@ -294,7 +297,7 @@ class Command(BaseCommand):
 
         if self._is_process:
             titles.name_process("worker")
-        with ShutdownRequest() as shutdown:
+        with ShutdownRequest(is_last=self._is_process) as shutdown:
             with complaints.naming_share():
                 place = WorkerPlace(inheritance, shutdown, self._get_address(**options))
             serving.serve(self, place, shutdown, **options)
@@ -357,6 +360,7 @@ class Command(BaseCommand):
             supervisor.run(shutdown.begin_serving)
         except SupervisionError as error:
             raise CommandError(str(error), returncode=error.status) from error
+        shutdown.request("stopped")  # whose signals the supervisor has had
         self._say_stopped()
 
     def _get_address(self, **options: Any) -> tuple[str, int]:
