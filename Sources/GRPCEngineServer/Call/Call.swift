@@ -49,6 +49,9 @@ package final class Call: Sendable {
     case terminated
   }
 
+  /// How long messages of a cancelled call may wait for the peer.
+  package static let cancellationPatience = TimeAmount.seconds(2)
+
   package let head: RequestHead
   package let peer: Peer
   /// The point in time after which the call is answered DEADLINE_EXCEEDED.
@@ -329,8 +332,12 @@ package final class Call: Sendable {
 
   /// Ends the call in its servicer's stead: with CANCELLED, as `context.cancel()` does, or another
   /// status.
+  ///
+  /// Messages that were sent before go first, as with grpcio, where sending one is to wait until it has
+  /// left. A peer that does not read them within `cancellationPatience` gets a reset in their place.
   package func cancel(_ status: Status = Status(code: .cancelled, details: "CANCELLED")) {
-    self.end(status, metadata: nil, as: .cancelledByServer, isLast: false)
+    let end = CallState.End(status: status, metadata: nil, keepsMessages: true)
+    self.end(end, as: .cancelledByServer, isLast: false)
   }
 
   /// Nothing of the servicer runs any more. May be called more than once.
@@ -347,8 +354,17 @@ package final class Call: Sendable {
     isLast: Bool,
     lastMessage: (inout CallState) -> Void = { _ in }
   ) {
-    if isLast { self.handlerReturned() }
     let end = CallState.End(status: status, metadata: metadata)
+    self.end(end, as: termination, isLast: isLast, lastMessage: lastMessage)
+  }
+
+  private func end(
+    _ end: CallState.End,
+    as termination: Termination,
+    isLast: Bool,
+    lastMessage: (inout CallState) -> Void = { _ in }
+  ) {
+    if isLast { self.handlerReturned() }
     let effects = self.state.withLock {
       $0.end(end, as: termination, lastMessage: lastMessage)
     }
@@ -462,6 +478,16 @@ package final class Call: Sendable {
     self.flush()
   }
 
+  /// Has what the peer does not read dropped after a while, or at the deadline if that comes first.
+  private func expireSoon() {
+    let soon = self.eventLoop.now + Self.cancellationPatience
+    if let deadline = self.deadline, deadline < soon { return }
+    self.deadlineTimer?.cancel()
+    self.deadlineTimer = self.eventLoop.assumeIsolated().scheduleTask(deadline: soon) {
+      self.deadlinePassed()
+    }
+  }
+
   private func endOnLoop(_ status: Status, as termination: Termination) {
     let isLast = self.awaitsFirstMessage
     if isLast { self.waiting = .nothing }
@@ -491,6 +517,7 @@ package final class Call: Sendable {
     }
     if var end = pending.end {
       self.hasEnded = true
+      if end.keepsMessages { self.expireSoon() }
       var trailers = ResponseHeaders.trailers(end.status, end.metadata)
       if end.metadata != nil, ResponseHeaders.isTooLarge(trailers) {
         end = CallState.End(status: ResponseHeaders.tooLarge, metadata: nil)

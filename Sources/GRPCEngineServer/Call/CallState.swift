@@ -20,6 +20,8 @@ struct CallState {
   struct End {
     let status: Status
     let metadata: Metadata?
+    /// Whether messages go first though the call is given up, see `Call.cancel`.
+    var keepsMessages = false
   }
 
   private enum Answer {
@@ -118,8 +120,8 @@ struct CallState {
     guard self.termination == nil else { return nil }
     lastMessage(&self)
     self.answer = .ended(termination, end.status.code, unsent: end)
-    // A servicer's own status lets the messages before it go first; any other end does not.
-    if termination != .answered { self.outbox = nil }
+    // A servicer's own end lets the messages before it go first; any other does not.
+    if termination != .answered, !end.keepsMessages { self.outbox = nil }
     // Nobody reads on, though the call may stay in a queue for long.
     if termination != .answered, termination != .invalidRequest { self.dropInbox() }
     return (self.takeWakeUps(), self.enqueueOnce())

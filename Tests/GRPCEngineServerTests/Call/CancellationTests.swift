@@ -138,6 +138,41 @@ struct CancellationTests {
     }
   }
 
+  @Test("Messages that were sent before a servicer cancels its call go first")
+  func messagesBeforeCancellation() throws {
+    let handler = TestHandler(startsOnFirstMessage: true) { call, _ in
+      for byte: UInt8 in [1, 2, 3] {
+        _ = try? [byte].withUnsafeBytes { try call.send($0, mayCompress: false) }
+      }
+      call.cancel()
+      #expect((try? [4].withUnsafeBytes { try call.send($0, mayCompress: false) }) == .terminated)
+      call.handlerReturned()
+    }
+    try RunningServer.run(["/t/cancel": handler]) { running in
+      let answer = try running.connect().unary("/t/cancel")
+      #expect(answer.code == .cancelled && answer.payloads == [[1], [2], [3]])
+    }
+  }
+
+  @Test("A cancelled call whose peer does not read is reset")
+  func cancelledBehindFullWindow() throws {
+    let handler = TestHandler(startsOnFirstMessage: true) { call, _ in
+      let message = [UInt8](repeating: 0, count: 100_000)
+      _ = try? message.withUnsafeBytes { try call.send($0, mayCompress: false) }
+      call.cancel()
+      call.handlerReturned()
+    }
+    try RunningServer.run(["/t/cancel": handler]) { running in
+      let client = try running.connect()
+      client.grantsWindows = false
+      let stream = client.open("/t/cancel")
+      try client.message([], on: stream, isEnd: true)
+      try client.wait("a reset") { client.answers[stream]?.reset != nil }
+      #expect(client.answers[stream]?.receivedBytes == 65_535)
+      try running.waitForRelease()
+    }
+  }
+
   @Test("A call that is given up and answered at the same time ends once", arguments: 0..<20)
   func race(round: Int) throws {
     let go = Monitor(false)
