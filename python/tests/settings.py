@@ -10,6 +10,7 @@ INSTALLED_APPS = [
     "django_grpc",
     "sampleapp",
     "catalog",
+    "library",
 ]
 
 DATABASES = {
