@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -245,15 +246,19 @@ def test_every_address_is_asked_on_loopback(measured):
 
 
 class Terminal:
-    """`grpctop` on a pseudo terminal."""
+    """`grpctop` on a pseudo terminal, by itself or under a shell."""
 
-    def __init__(self, *arguments, lines=24, columns=100):
+    def __init__(self, *arguments, lines=24, columns=100, in_shell=False):
         self.output = ""
         self._master, slave = pty.openpty()
         self.resize(lines, columns)
+        command = ("-m", "django", "grpctop", "--interval", "0.2", *arguments)
+        if in_shell:
+            self.command = shlex.join([sys.executable, *command])
+            command = ("-c", "import os; os.execvp('sh', ['sh', '-i'])")
         self.process = start_on_terminal(
             slave,
-            *("-m", "django", "grpctop", "--interval", "0.2", *arguments),
+            *command,
             env={
                 **{k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")},
                 "PYTHONPATH": os.pathsep.join(
@@ -354,6 +359,40 @@ def test_terminal_of_another_size(measured, terminal):
     assert max(len(line.replace("\x1b[K", "")) for line in page.split("\r\n")) <= 40
     screen.press(b"q")
     screen.end()
+
+
+def type_in(screen, line):
+    """Type a line in the shell, which echoes it, and wait for what it prints."""
+    screen.press(line.encode() + b"; echo 'd'one\n")
+    screen.wait_for("done\r\n")
+
+
+@pytest.mark.parametrize("by", ["the keyboard", signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_shell_goes_on(by, measured, terminal):
+    """Under dash, which reads keys as the terminal is set: a read of nothing is its end."""
+    _, address, _ = measured()
+    screen = terminal("--addr", address, in_shell=True)
+    screen.press(f"{screen.command}\n".encode())
+    screen.wait_for(r"\x1b\[\?1049h.*Quit with q")
+    if by == "the keyboard":
+        screen.press(b"\x1a")
+        screen.wait_for(r"\x1b\[\?25h\x1b\[\?1049l.*Stopped")
+        type_in(screen, "stty")
+        screen.press(b"fg\n")
+        screen.wait_for(r"\x1b\[\?1049h.*Quit with q")
+        screen.press(b"q")
+    else:
+        [child] = (
+            Path(f"/proc/{screen.process.pid}/task/{screen.process.pid}/children")
+            .read_text()
+            .split()
+        )
+        os.kill(int(child), by)
+    if by != signal.SIGKILL:
+        screen.wait_for(r"\x1b\[\?25h\x1b\[\?1049l")
+    type_in(screen, "stty sane")
+    screen.press(b"exit\n")
+    assert screen.process.wait(PATIENCE) == 0
 
 
 def test_server_that_goes_and_comes_back(start, terminal, tmp_path):

@@ -23,26 +23,26 @@ _REVERSED, _PLAIN = "\x1b[7m", "\x1b[m"
 class Screen:
     """The terminal of standard input and output, within a ``with``; it is left as it was.
 
-    For the main thread, whose signals tell of the terminal's new size.
+    Also where the process is stopped by Ctrl-Z, or ended by SIGTERM. For the main thread, whose
+    signals tell of the terminal's new size.
     """
 
     def __init__(self) -> None:
         self._input = sys.stdin.fileno()
+        self._output = sys.stdout.fileno()
+        self._keys = -1
         self._attributes: list[Any] = []
         self._resized: tuple[int, int] = (-1, -1)
         self._old_wakeup = -1
         self._old_handlers: dict[int, Any] = {}
         self._is_interrupted = False
-        self._empty_reads = 0
 
     def __enter__(self) -> Self:
-        self._attributes = termios.tcgetattr(self._input)
-        tty.setcbreak(self._input)
         # A read that waits misses an interrupt that comes just before it: what select has seen may
-        # have been its character, which is gone by then.
-        attributes = termios.tcgetattr(self._input)
-        attributes[6][termios.VMIN] = 0
-        termios.tcsetattr(self._input, termios.TCSANOW, attributes)
+        # have been its character, which is gone by then. The descriptor is our own, as whether it
+        # waits is a matter of all who share one: the shell's would not wait either.
+        self._keys = os.open(os.ttyname(self._input), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        self._attributes = termios.tcgetattr(self._input)
         self._resized = os.pipe()
         for end in self._resized:
             os.set_blocking(end, False)
@@ -50,7 +50,10 @@ class Screen:
         self._handle(signal.SIGWINCH, lambda *_: None)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._handle(signal.SIGINT, self._interrupt)
-        self._write(_ENTER)
+        for number, handler in ((signal.SIGTSTP, self._stop), (signal.SIGTERM, self._end)):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                self._handle(number, handler)
+        self._take()
         return self
 
     def __exit__(
@@ -59,12 +62,19 @@ class Screen:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._write(_LEAVE)
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
+        for number, old in self._old_handlers.items():
+            signal.signal(number, old)
+        self._give_back()
         signal.set_wakeup_fd(self._old_wakeup)
-        for end in self._resized:
+        for end in (*self._resized, self._keys):
             os.close(end)
+
+    def _take(self) -> None:
+        tty.setcbreak(self._input)
+        self._write(_ENTER)
+
+    def _give_back(self) -> None:
+        self._write(_LEAVE)
         termios.tcsetattr(self._input, termios.TCSADRAIN, self._attributes)
 
     def show(self, write: Callable[[int, int], list[str]], title: str) -> None:
@@ -94,21 +104,18 @@ class Screen:
         while (left := until - time.monotonic()) > 0:
             if self._is_interrupted:
                 raise KeyboardInterrupt
-            ready, _, _ = select.select([self._input, self._resized[0]], [], [], left)
+            ready, _, _ = select.select([self._keys, self._resized[0]], [], [], left)
             if self._resized[0] in ready:
                 os.read(self._resized[0], 512)
                 on_resize()
-            if self._input in ready:
-                if key := os.read(self._input, 1):
-                    self._empty_reads = 0
-                    return key.decode(errors="replace")
-                # Again and again at the end of the input, a terminal that has gone: there is
-                # nothing to go on for.
-                self._empty_reads += 1
-                if self._empty_reads > 1:
-                    return "q"
-            else:
-                self._empty_reads = 0
+            if self._keys in ready:
+                try:
+                    key = os.read(self._keys, 1)
+                except BlockingIOError:
+                    continue
+                # Nothing is the end of the input, a terminal that has gone: there is nothing to go
+                # on for.
+                return key.decode(errors="replace") if key else "q"
         return None
 
     def _handle(self, number: int, handler: Callable[[int, Any], None]) -> None:
@@ -119,6 +126,22 @@ class Screen:
         self._is_interrupted = True
         raise KeyboardInterrupt
 
+    def _stop(self, number: int, frame: Any) -> None:
+        """Stop as nobody had handled the signal; return when the process goes on."""
+        self._give_back()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        signal.signal(number, self._stop)
+        self._take()
+        os.write(self._resized[1], b"\0")  # the page is to be shown anew
+
+    def _end(self, number: int, frame: Any) -> None:
+        self._give_back()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
     def _write(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        # Not by `sys.stdout`: a handler may come in the middle of a write.
+        data = text.encode(sys.stdout.encoding, errors="replace")
+        while data:
+            data = data[os.write(self._output, data) :]
