@@ -20,10 +20,10 @@ from django.db.models.fields.files import FieldFile
 from django.db.models.functions import Upper
 from django.test.utils import CaptureQueriesContext
 
-from django_grpc._engine import SerializedMessage
 from django_grpc.serializers import (
     BaseModelSerializer,
     SerializationError,
+    SerializedMessage,
     serialize_model,
     serialize_queryset,
 )
@@ -245,6 +245,15 @@ def test_a_serialized_message_behaves_as_bytes_and_as_a_message(cities: list[Cit
     assert item.SerializeToString() == bytes(item)
     assert len(item) == len(bytes(item))
     assert repr(item) == f"<SerializedMessage City, {len(item)} bytes>"
+
+
+def test_a_serialized_message_takes_no_attribute_in_silence(cities: list[City]) -> None:
+    """It would not reach the client."""
+    message = serialize_queryset(rows_pb2.CityList, City.objects.all(), field="cities")
+    with pytest.raises(AttributeError, match="'next' can't be set any more: give serialize_qu"):
+        message.next = "more"  # type: ignore[union-attr]
+    with pytest.raises(AttributeError, match="can't be set any more"):
+        del message.next  # type: ignore[union-attr]
 
 
 def test_a_manager_will_do(cities: list[City]) -> None:

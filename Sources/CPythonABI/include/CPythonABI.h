@@ -33,6 +33,7 @@ static inline int py_is_callable(PyObject *object) { return PyCallable_Check(obj
 // Variables that Swift 6 takes for shared mutable state.
 static inline PyObject *py_value_error(void) { return PyExc_ValueError; }
 static inline PyObject *py_type_error(void) { return PyExc_TypeError; }
+static inline PyObject *py_attribute_error(void) { return PyExc_AttributeError; }
 static inline PyObject *py_runtime_error(void) { return PyExc_RuntimeError; }
 static inline PyObject *py_os_error(void) { return PyExc_OSError; }
 static inline PyObject *py_stop_iteration(void) { return PyExc_StopIteration; }

@@ -28,6 +28,17 @@ final class SerializedMessage {
     let length: @convention(c) (PythonPointer?) -> Py_ssize_t = { object in
       HeapType<SerializedMessage>.payload(object).map { PyBytes_Size($0.bytes.pointer) } ?? -1
     }
+    typealias SetAttribute =
+      @convention(c) (PythonPointer?, PythonPointer?, PythonPointer?) -> CInt
+    let setAttribute: SetAttribute = { _, name, _ in
+      let name = name.flatMap { PythonString.value($0) } ?? "it"
+      PythonError.raise(
+        py_attribute_error(),
+        "This message is serialized already, '\(name)' can't be set any more: give serialize_queryset() "
+          + "its value as a keyword argument, or set it on what .message() returns"
+      )
+      return -1
+    }
     return HeapType.make(
       name: "django_grpc._engine.SerializedMessage",
       documentation: "A message that is serialized already; the engine sends it as it is.",
@@ -43,7 +54,11 @@ final class SerializedMessage {
           HeapType<SerializedMessage>.payload(object)?.parsed()
         },
       ],
-      slots: [typeSlot(Py_tp_repr, repr), typeSlot(Py_sq_length, length)]
+      slots: [
+        typeSlot(Py_tp_repr, repr),
+        typeSlot(Py_sq_length, length),
+        typeSlot(Py_tp_setattro, setAttribute),
+      ]
     )
   }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from django_grpc._engine import SerializedMessage
+
 from .base import BaseModelSerializer, serialize_model
 from .errors import SerializationError
 from .instances import deserialize_into
@@ -13,6 +15,7 @@ from .querysets import serialize_queryset
 __all__ = [
     "BaseModelSerializer",
     "SerializationError",
+    "SerializedMessage",
     "deserialize_into",
     "deserialize_message",
     "message_to_python",
