@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from unittest.mock import Mock
@@ -199,6 +200,45 @@ class TestDecorator:
         with pytest.raises(ImproperlyConfigured) as caught:
             ratelimit(max_calls=1, time_period=1, keys=[key])
         assert text in str(caught.value)
+
+    @pytest.mark.parametrize("value", [object(), len, (it for it in ()), Servicer().Foo])
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_a_function_that_returns_no_text_is_an_error(self, value: Any, is_async: bool) -> None:
+        """Its address would be a limit for each call, or one for all."""
+
+        def key(request: Any, context: Any) -> Any:
+            return value
+
+        record = record_call_async if is_async else record_call
+        with pytest.raises(ImproperlyConfigured, match=r"key .*key returns an object of type"):
+            record(Servicer.Foo, None, FakeServicerContext(), 10, keys=[key])
+
+    @pytest.mark.parametrize("value", ["a", b"a", 1, None, uuid.uuid4(), ("a", 1)])
+    def test_a_function_may_return_any_value(self, value: Any) -> None:
+        assert (
+            record_call(Servicer.Foo, None, FakeServicerContext(), 10, keys=[lambda *_: value])[0]
+            == 1
+        )
+
+    def test_an_async_function_on_an_ordinary_method_is_an_error(self) -> None:
+        async def key(request: Any, context: Any) -> str:
+            return "a"
+
+        with pytest.raises(ImproperlyConfigured, match="only an async method's key may be async"):
+            record_call(Servicer.Foo, None, FakeServicerContext(), 10, keys=[key])
+
+    def test_a_group_that_is_no_text_is_an_error_at_once(self) -> None:
+        with pytest.raises(ImproperlyConfigured, match="group must be text"):
+            ratelimit(max_calls=1, time_period=1, group=lambda *_: "a")  # type: ignore[arg-type]
+
+    def test_a_cache_that_is_no_name_is_an_error(self, settings: Any) -> None:
+        settings.RATELIMIT_USE_CACHE = None
+        with pytest.raises(ImproperlyConfigured, match="RATELIMIT_USE_CACHE is None"):
+            record_call(Servicer.Foo, None, FakeServicerContext(), 10)
+
+
+def record_call_async(*arguments: Any, **named: Any) -> tuple[int, int]:
+    return asyncio.run(arecord_call(*arguments, **named))
 
 
 def google_rpc() -> dict[str, Any]:

@@ -68,7 +68,7 @@ def get_keys_values(request: Any, context: Any, keys: Sequence[Key]) -> list[str
     values = []
     for key in keys:
         if callable(key):
-            values.append(_text(key(request, context)))
+            values.append(_checked_text(key, key(request, context)))
         elif key.startswith("request:"):
             values.append(_request_value(request, key))
         elif key.startswith("metadata:"):
@@ -111,6 +111,26 @@ def _warn_of_missing(key: str, field: str, message: str) -> None:
     )
 
 
+def _checked_text(key: Callable[..., Any], value: Any) -> str:
+    """Return as text what a function says.
+
+    Raises:
+        ImproperlyConfigured: That would be an object's address, which says nothing of the client.
+    """
+    kind: Any = type(value)
+    is_anonymous = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+    is_deferred = inspect.isawaitable(value) or hasattr(value, "__next__")
+    if not (is_anonymous or is_deferred or callable(value)):
+        return _text(value)
+    if inspect.iscoroutine(value):
+        value.close()  # nobody awaits it
+    why = "; only an async method's key may be async" if inspect.isawaitable(value) else ""
+    raise ImproperlyConfigured(
+        f"ratelimit key {getattr(key, '__qualname__', key)} returns an object of type "
+        f"{type(value).__name__}, and has to return text{why}"
+    )
+
+
 def _text(value: Any) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
@@ -144,7 +164,7 @@ def _cache() -> BaseCache:
     name = getattr(settings, "RATELIMIT_USE_CACHE", "default")
     try:
         return caches[name]
-    except InvalidCacheBackendError as error:
+    except (InvalidCacheBackendError, TypeError) as error:  # TypeError: it is no text
         raise ImproperlyConfigured(
             f"RATELIMIT_USE_CACHE is {name!r}, and settings.CACHES has no such cache"
         ) from error
@@ -240,7 +260,8 @@ async def arecord_call(
     for key in keys or ():
         if callable(key):
             value = key(request, context)
-            values.append(_text(await value if inspect.isawaitable(value) else value))
+            value = await value if inspect.isawaitable(value) else value
+            values.append(_checked_text(key, value))
         else:
             values += get_keys_values(request, context, [key])
     cache_key = create_cache_key(_group(rpc, group), values, time_window, time_period)
@@ -283,13 +304,16 @@ def ratelimit(
         keys: See `record_call`.
 
     Raises:
-        ImproperlyConfigured: A key is unknown, or can't be the name of a field or of metadata; or a
-            number is none, or too small.
+        ImproperlyConfigured: A key is unknown, or can't be the name of a field or of metadata; a
+            number is none, or too small; or the group is no text. In a call: a function of `keys`
+            returns something else than text, a number or None.
     """
     _check_number("max_calls", max_calls, least=0)
     _check_number("time_period", time_period, least=1)
     if isinstance(keys, str):
         raise ImproperlyConfigured(f"ratelimit's keys must be a list, not {keys!r}: [{keys!r}]")
+    if group is not None and not isinstance(group, str):
+        raise ImproperlyConfigured(f"ratelimit's group must be text, not {group!r}")
     for key in keys or ():
         if not callable(key):
             _check_key(key)
