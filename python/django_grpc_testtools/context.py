@@ -45,6 +45,9 @@ class _FakeCall:
         compression_disabled: How often `disable_next_message_compression` was called.
     """
 
+    # As in a call: None before there are some, "" with grpc.aio.
+    _no_details: str | None = None
+
     def __init__(self) -> None:
         self._invocation_metadata: MetadataType = ()
         self._time_remaining: float | None = DEFAULT_TIME_REMAINING
@@ -57,6 +60,8 @@ class _FakeCall:
     def _forget(self) -> None:
         self.abort_status: StatusCode = StatusCode.UNKNOWN
         self.abort_message: str = ""
+        self._code: Any = None
+        self._details: str | None = None
         self.abort_called: bool = False
         self.cancelled_by_servicer: bool = False
         self.initial_metadata: MetadataType | None = None
@@ -188,20 +193,22 @@ class _FakeCall:
         return self._trailing_metadata
 
     def set_code(self, code: StatusCode) -> None:
-        """Set the status code."""
-        self.abort_status = code
+        """Set the status code; the client gets UNKNOWN for what is none."""
+        self._code = code
+        self.abort_status = code if isinstance(code, StatusCode) else StatusCode.UNKNOWN
 
     def set_details(self, details: str) -> None:
         """Set the details of the status; what is no text is a TypeError."""
-        self.abort_message = _text(details)
+        self._details = self.abort_message = _text(details)
 
-    def code(self) -> StatusCode:
-        """Return the status code."""
-        return self.abort_status
+    def code(self) -> StatusCode | None:
+        """Return the status code that was set, None before one was."""
+        code: StatusCode | None = self._code
+        return code
 
-    def details(self) -> str:
-        """Return the details of the status."""
-        return self.abort_message
+    def details(self) -> str | None:
+        """Return the details of the status that were set; before, what a call of the kind has."""
+        return self._no_details if self._details is None else self._details
 
     def _note_initial_metadata(self, initial_metadata: MetadataType) -> None:
         if self.initial_metadata is not None:
@@ -218,8 +225,8 @@ class _FakeCall:
         elif not isinstance(code, StatusCode):
             code = StatusCode.UNKNOWN  # which is what the client gets
         self.abort_called = True
-        self.abort_status = code
-        self.abort_message = details
+        self.abort_status = self._code = code
+        self.abort_message = self._details = details
         debug = (
             f'UNKNOWN:Error received from peer  {{grpc_message:"{details}", '
             f'grpc_status:{code.value[0]}, created_time:"{datetime.now(UTC)}"}}'
@@ -266,9 +273,9 @@ class FakeServicerContext(_FakeCall, ServicerContext):  # type: ignore[misc]
         for callback in callbacks:
             callback()
 
-    def abort(self, status: StatusCode, message: str = "") -> NoReturn:
+    def abort(self, code: StatusCode, details: str) -> NoReturn:
         """End the call with a status; raises `grpc.RpcError`."""
-        text = self._note_abort(status, message)
+        text = self._note_abort(code, details)
         self.finish()
         raise RpcError(text)
 
@@ -320,6 +327,8 @@ class FakeAsyncServicerContext(_FakeCall, AsyncServicerContext):  # type: ignore
     Attributes:
         written: The messages that the servicer wrote.
     """
+
+    _no_details = ""
 
     def __init__(self, requests: Iterable[Any] | AsyncIterable[Any] = ()) -> None:
         super().__init__()

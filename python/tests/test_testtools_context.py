@@ -119,7 +119,13 @@ class TestBoth:
         context = fake()
         with pytest.raises(error):
             getattr(context, method)(argument)
-        assert (context.trailing_metadata(), context.details()) == ((), "")
+        assert (context.trailing_metadata(), context.abort_message) == ((), "")
+
+    @pytest.mark.parametrize("code", [5, "NOT_FOUND", None])
+    def test_a_code_that_is_none_is_unknown_to_the_client(self, fake: Any, code: Any) -> None:
+        context = fake()
+        context.set_code(code)
+        assert (context.code(), context.abort_status) == (code, StatusCode.UNKNOWN)
 
     def test_metadata_may_be_none_or_an_iterator(self, fake: Any) -> None:
         context = fake()
@@ -151,6 +157,20 @@ class TestBoth:
 
 
 class TestSync:
+    def test_what_is_not_set_is_as_in_a_call(self) -> None:
+        assert FakeServicerContext().code() is None
+        assert FakeServicerContext().details() is None
+        assert FakeAsyncServicerContext().code() is None
+        assert FakeAsyncServicerContext().details() == ""
+
+    def test_abort_takes_its_arguments_by_their_names(self) -> None:
+        context = FakeServicerContext()
+        with pytest.raises(grpc.RpcError):
+            context.abort(code=StatusCode.NOT_FOUND, details="gone")
+        assert (context.code(), context.details()) == (StatusCode.NOT_FOUND, "gone")
+        with pytest.raises(TypeError, match="details"):
+            context.abort(StatusCode.NOT_FOUND)  # type: ignore[call-arg]
+
     def test_abort_raises_and_is_noted(self) -> None:
         context = FakeServicerContext()
         with pytest.raises(grpc.RpcError, match=r"StatusCode\.UNAVAILABLE"):
