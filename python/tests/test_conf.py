@@ -394,6 +394,8 @@ def test_configured_path_is_imported():
         ("sampleapp.nowhere.grpc_hook", "No module named 'sampleapp.nowhere'"),
         ("sampleapp.servicer.nothing", "has no 'nothing'"),
         ("sampleapp.servicer.not_callable", "is of type str, which can't be called"),
+        ("sampleapp.servicer.Greeter", "can't be called as it has to be"),
+        ("nowhere_pb2.Greeter", "If its code was never generated: python -m grpc_tools.protoc"),
     ],
 )
 def test_configured_path_that_fails_is_named(path, complaint):

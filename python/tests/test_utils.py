@@ -332,6 +332,40 @@ def test_one_of_several_hooks_may_add_nothing(settings, hook, caplog):
     assert "'sampleapp.servicer.another_hook' adds no servicer" in record.getMessage()
 
 
+def test_a_stub_in_the_place_of_a_hook_is_told(settings):
+    settings.GRPCSERVER = {"servicers": ["sampleapp.helloworld_pb2_grpc.GreeterStub"]}
+    with pytest.raises(ImproperlyConfigured, match=r"GreeterStub' asks the server .*'unary_unary'"):
+        utils.create_server(1, 0)
+
+
+def test_a_method_that_is_none_is_told(settings, hook):
+    class Nothing(helloworld_pb2_grpc.GreeterServicer):
+        SayHello = None
+
+    def add(server):
+        helloworld_pb2_grpc.add_GreeterServicer_to_server(Nothing(), server)
+
+    settings.GRPCSERVER = {"servicers": [hook(add)], "host": "127.0.0.1"}
+    server = utils.create_server(1, 0)
+    with pytest.raises(TypeError, match=r"/helloworld\.Greeter/SayHello"):
+        server.start()
+
+
+def test_an_address_in_use_that_a_hook_binds_is_told(settings, hook):
+    """As each worker process does, after the first."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        settings.GRPCSERVER = {
+            "servicers": [hook(lambda server: server.add_insecure_port(f"127.0.0.1:{port}"))]
+        }
+        with pytest.raises(ImproperlyConfigured) as caught:
+            utils.create_server(1, 0)
+    text = str(caught.value)
+    assert text.startswith("The hook 'sampleapp.servicer.another_hook'") or "another_hook" in text
+    assert "calls add_insecure_port()" in text
+    assert "Leave addresses to the command" in text
+
+
 def test_what_a_hook_adds_without_signals_counts(settings, hook, caplog):
     path = hook(lambda server: grpc_hook(server.server))
     settings.GRPCSERVER = {"servicers": [path], "host": "127.0.0.1"}

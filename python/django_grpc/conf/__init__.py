@@ -199,6 +199,11 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
         code, hint = "E013", "Give the dotted path of a module that exists and of a name in it."
         if (culprit := _culprit(path, error)) is not None:
             code, hint = "W004", f"Mend the import in {culprit}."
+        if str(error.name).endswith(("_pb2", "_pb2_grpc")):
+            hint = (
+                f"{hint} If its code was never generated: python -m grpc_tools.protoc -I. "
+                "--python_out=. --grpc_python_out=. your.proto"
+            )
         raise InvalidSetting(
             Problem(code, f"{place}: '{path}' can't be imported: {str(error).rstrip('.')}.", hint)
         ) from error
@@ -223,8 +228,9 @@ def import_configured(key: str, path: str) -> Callable[..., Any]:
                 "one.",
             )
         )
-    if key == "health.checks":
-        _refuse_misfit(key, path, found, ())
+    if not takes(found, *_ARGUMENTS[key]):
+        message = f"{place}: '{path}' can't be called as it has to be."
+        raise InvalidSetting(Problem("E014", message, _HINTS[key]))
     result: Callable[..., Any] = found
     return result
 
@@ -289,13 +295,18 @@ def call_configured(key: str, path: str, *arguments: Any) -> Any:
         InvalidSetting: As `import_configured`. Whatever else it raises propagates.
     """
     function = import_configured(key, path)
-    _refuse_misfit(key, path, function, arguments)
     try:
         return function(*arguments)
     except SystemExit as leaving:
         raise _exited("E014", f"{_place(key)}: '{path}'", leaving) from leaving
 
 
+# What is called with something, and what to give in place of a thing that does not take it.
+_ARGUMENTS: dict[str, tuple[object, ...]] = {
+    "servicers": (None,),
+    "interceptors": (),
+    "health.checks": (),
+}
 _HINTS = {
     "servicers": "Give a function that takes the server and adds servicers to it: def "
     "grpc_hook(server): add_MyServiceServicer_to_server(MyService(), server).",
@@ -303,15 +314,6 @@ _HINTS = {
     "arguments, or the path of a function that makes one.",
     "health.checks": "Give a function without arguments.",
 }
-
-
-def _refuse_misfit(
-    key: str, path: str, function: Callable[..., Any], arguments: tuple[Any, ...]
-) -> None:
-    """Say what to give instead where a function does not take such arguments."""
-    if not takes(function, *arguments):
-        message = f"{_place(key)}: '{path}' can't be called as it has to be."
-        raise InvalidSetting(Problem("E014", message, _HINTS[key]))
 
 
 def takes(function: Any, *arguments: Any) -> bool:

@@ -42,6 +42,9 @@ _ADDER = re.compile(r"add_\w+_to_server")
 # What starts and ends a server.
 _OF_THE_MAKER = frozenset({"start", "stop", "wait_for_termination"})
 
+# What gives it an address.
+_BINDING = frozenset({"add_insecure_port", "add_secure_port"})
+
 _DictionaryHandler = type(grpc.method_handlers_generic_handler("", {}))
 
 
@@ -90,9 +93,22 @@ class SignalWrapper:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._server, name)
-        if self._hook is None or name not in _OF_THE_MAKER:
+        if self._hook is None:
             return found
-        return functools.partial(self._call_for_maker, name, found)
+        if name in _OF_THE_MAKER:
+            return functools.partial(self._call_for_maker, name, found)
+        if name in _BINDING:
+            return functools.partial(self._bind_for_hook, name, found)
+        return found
+
+    def _bind_for_hook(self, name: str, method: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        try:
+            return method(*args, **kw)
+        except RuntimeError as error:
+            raise ImproperlyConfigured(
+                f"{self._hook or 'A hook'} calls {name}() of the server that it is given: {error}. "
+                "Leave addresses to the command; each worker process calls the hook."
+            ) from error
 
     def _call_for_maker(self, name: str, method: Callable[..., Any], *args: Any, **kw: Any) -> Any:
         # It may be called later, or on a thread of the hook's own.
@@ -118,6 +134,11 @@ class SignalWrapper:
         try:
             yield
         except AttributeError as error:
+            if error.obj is self._server:
+                raise ImproperlyConfigured(
+                    f"{hook} asks the server that it is given for {error.name!r}, which no server "
+                    "has: give a function that takes the server and adds servicers to it."
+                ) from error
             if (adder := _adder_that_raised(error)) is None:
                 raise
             raise ImproperlyConfigured(
@@ -230,6 +251,8 @@ def wrap_method_handler(
     streams = bool(handler.request_streaming), bool(handler.response_streaming)
     field, make_handler = _KINDS[streams]
     behavior: Behavior = getattr(handler, field)
+    if not callable(behavior):
+        return handler  # as before
     shape = shape_of(behavior, response_streaming=streams[1])
     wrapper = _WRAPPERS[shape](behavior)
     for instrument in instruments:
