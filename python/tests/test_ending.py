@@ -9,7 +9,7 @@ import textwrap
 import grpc
 import pytest
 from django.core.management.base import CommandError
-from harness import LISTENING, PATIENCE, eventually, listening
+from harness import LISTENING, PATIENCE, eventually, listening, say_hello
 
 from django_grpc.management.commands.grpcserver import Command
 from django_grpc.management.shutdown import StoppedAtStart
@@ -40,6 +40,19 @@ MODULE = """
     async def leave_ignoring(request, context):
         global task
         task = asyncio.create_task(ignore(request, context))
+        await asyncio.sleep(0)
+        return b""
+
+    async def leave_stopping(request, context):
+        async def stop_loop_when_cancelled():
+            print("begun", flush=True)
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                asyncio.get_running_loop().stop()
+
+        global task
+        task = asyncio.create_task(stop_loop_when_cancelled())
         await asyncio.sleep(0)
         return b""
 
@@ -211,7 +224,7 @@ MODULE = """
         global served
         served = server
         methods = (
-            leave_raising, stop_server, stop_loop, leave_by_exit,
+            leave_raising, leave_stopping, stop_server, stop_loop, leave_by_exit,
             sleep_in_thread, ignore, leave_ignoring, leave_thread, leave_generator, block_loop,
             start_thread, take_time_at_exit, stay_at_exit, outlast_call, hang, hang_in_callback,
             note_loop, block_loop_later, leave_blocking, block_loop_and_receiver,
@@ -551,3 +564,146 @@ execute_from_command_line(["manage.py", "grpcserver", *sys.argv[1:]])
     process.send(signal.SIGTERM)
     assert process.wait() == 0
     assert "Graceful shutdown completed" in process.output
+
+
+AFTERWARDS = """
+import sys, time
+from django.core.management import execute_from_command_line
+
+execute_from_command_line(["manage.py", "grpcserver", *sys.argv[1:]])
+time.sleep(2.5)
+print("went on", flush=True)
+"""
+
+
+def test_a_program_goes_on_after_the_command(start_endless):
+    process = start_endless("--list-handlers", script=AFTERWARDS)
+    assert process.wait() == 0
+    assert process.output.endswith("went on\n")
+
+
+@pytest.mark.parametrize("method", ["ignore", "leave_thread"])
+def test_a_program_goes_on_after_a_stop_that_cut_calls(stop_during, method):
+    process = stop_during(method, script=AFTERWARDS)
+    assert process.output.endswith("went on\n")
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_servers_of_one_process_are_released(start, is_async):
+    """A script may call the command again and again."""
+    script = """
+import gc, os, signal, sys, time, weakref
+import django
+
+django.setup()
+from django.core.management import call_command
+from django_grpc.management.commands import grpcserver
+
+servers = []
+
+class Command(grpcserver.Command):
+    def get_server(self, config):
+        server = super().get_server(config)
+        servers.append(weakref.ref(server))
+        return server
+
+    def on_listening(self, server, config, address, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+for _ in range(3):
+    call_command(Command(), *sys.argv[1:])
+for _ in range(100):  # threads may be about to leave
+    gc.collect()
+    if not any(server() for server in servers):
+        break
+    time.sleep(0.1)
+print("left:", sum(server() is not None for server in servers))
+"""
+    servicers = ["sampleapp.servicer.grpc_hook"]
+    process = start("--port", "0", script=script, servicers=servicers, **{"async": is_async})
+    assert process.wait() == 0
+    assert "left: 0" in process.output
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize("where", ["in a callback", "in on_listening"])
+def test_a_forked_child_that_leaves_takes_nothing_along(start, where, is_async):
+    """Its parent goes on serving, and the project is told of one end: the parent's."""
+    script = """
+import asyncio, os, sys, threading, time
+import django
+
+django.setup()
+from django.core.management import execute_from_command_line
+from django_grpc.management.commands import grpcserver
+from django_grpc.signals import grpc_shutdown
+
+def leave():
+    child = os.fork()
+    if child == 0:
+        sys.exit(0)
+    # Not before the child has gone.
+    threading.Thread(target=lambda: (os.waitpid(child, 0), print("child left", flush=True))).start()
+
+on_listening = grpcserver.Command.on_listening
+
+def fork(self, server, config, *arguments, **options):
+    on_listening(self, server, config, *arguments, **options)
+    if config.is_async and WHERE == "in a callback":
+        asyncio.get_running_loop().call_later(0.1, leave)
+    else:
+        leave()
+
+grpcserver.Command.on_listening = fork
+grpc_shutdown.connect(lambda **kwargs: print("told", flush=True), weak=False)
+execute_from_command_line(["manage.py", "grpcserver", *sys.argv[1:]])
+"""
+    servicer = "sampleapp.async_servicer" if is_async else "sampleapp.servicer"
+    process = start(
+        *("--port", "0"),
+        script=f"WHERE = {where!r}\n{script}",
+        servicers=[f"{servicer}.grpc_hook"],
+        **{"async": is_async},
+    )
+    port = process.wait_for(LISTENING).group(1)
+    process.wait_for("child left")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for _ in range(3):
+            say_hello(channel)
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+    assert process.output.count("told") == 1
+    assert process.output.count("Graceful shutdown completed") == 1
+
+
+def test_a_leftover_that_stops_the_loop(stop_during):
+    process = stop_during("leave_stopping", **{"async": True})
+    assert "A task that was left at the end has raised RuntimeError" in process.output
+    assert "Traceback" not in process.output
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_an_on_shutdown_that_raises_ends_the_command(start_endless, is_async):
+    """Also by what no future takes: StopIteration, as a bare `next()` raises it."""
+    script = """
+import sys
+import django
+
+django.setup()
+from django.core.management import call_command
+from django_grpc.management.commands import grpcserver
+
+class Command(grpcserver.Command):
+    def on_shutdown(self):
+        next(iter(()))
+
+try:
+    call_command(Command(), *sys.argv[1:])
+except (StopIteration, RuntimeError) as error:
+    print("raised")
+"""
+    process = start_endless(script=script, **{"async": is_async})
+    process.wait_for(LISTENING)
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+    assert process.output.endswith("raised\n")

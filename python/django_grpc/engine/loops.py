@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import importlib
 import os
 import threading
@@ -51,6 +52,15 @@ def loop_factory(
         ) from error
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     return factory
+
+
+def abandon(loop: asyncio.AbstractEventLoop) -> None:
+    """Have a loop that a forked process has inherited never be closed there, not even at its end.
+
+    What it waits with is the parent's as well, and what is taken off there would be taken off the
+    parent's loop.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(loop))
 
 
 def attach(native: _engine.Server, loop: asyncio.AbstractEventLoop) -> int:

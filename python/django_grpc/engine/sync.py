@@ -82,14 +82,13 @@ class Server(grpc.Server):
             exit_callbacks=exit_callbacks,
             asks_on_loop=is_aio,
         )
-        self.native = _engine.make_server(settings)
+        native = _engine.make_server(settings)
         if is_aio:
-            self.native.follow_grpc_aio()
-        # First: `__del__` asks for them, also where what follows raises.
+            native.follow_grpc_aio()
         self._stopped = threading.Event()
         self._observers: list[CallLogThread | Watchdog] = []
-        self.health = Health(self.native, self._handlers.known)
-        self._threads = _Threads(self.native, loop_factory, exit_callbacks)
+        self.health = Health(native, self._handlers.known)
+        self._threads = _Threads(native, loop_factory, exit_callbacks)
         # Reentrant, as a handler of a signal may stop the server in the middle of its start.
         self._lock = threading.RLock()
         self._is_started = False
@@ -101,6 +100,8 @@ class Server(grpc.Server):
         self._on_end: Callable[[], None] = _nothing
         # That of a loop of somebody else's; None when async methods run on one of ours.
         self._loop_descriptor: int | None = None
+        # The last: `__del__` asks for it, also where a signal has raised in between.
+        self.native = native
         if handlers:
             self.add_generic_rpc_handlers(handlers)
 
@@ -362,10 +363,11 @@ class Server(grpc.Server):
 
     def _give_up(self) -> None:
         """Undo a start that has failed, as far as it came."""
+        # If it listens: until that is over. Otherwise, or without a control thread, nobody waits.
+        # A stop in the middle of the start has its own callback called, in the place of this one.
+        is_over = self._stopped if self._is_stopping else threading.Event()
         self._is_stopping = True
         self.health.stop()
-        # If it listens: until that is over. Otherwise, or without a control thread, nobody waits.
-        is_over = threading.Event()
         self.native.drain(is_over.set)
         self.native.cancel_all_calls()
         deadline = time.monotonic() + _EXIT_TIMEOUT
@@ -458,8 +460,11 @@ class Server(grpc.Server):
             await loops.detach(self.native, loop, self._loop_descriptor, self._when_cut)
 
     def lose_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Go on without the loop that `start_on` was given, which runs no more; its calls end."""
-        if self._loop_descriptor is not None:
+        """Go on without the loop that `start_on` was given, which runs no more; its calls end.
+
+        Not in a process that was forked: what the loop waits with is the parent's as well.
+        """
+        if self._loop_descriptor is not None and not self._is_lost:
             with contextlib.suppress(RuntimeError):  # it is closed
                 loop.remove_reader(self._loop_descriptor)
             self._loop_descriptor = None

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from django_grpc import conf, utils
+from django_grpc.engine import loops
 from django_grpc.logs import GuardedLogger
 from django_grpc.management import threads
 
@@ -120,6 +122,7 @@ def making_runner(
     # Its own factory would have the runner set the thread's loop, which only `close` takes back.
     runner = asyncio.Runner(loop_factory=utils.loop_factory(config) or asyncio.new_event_loop)
     loop = runner.get_loop()
+    process = os.getpid()
     watch: LoopWatch | None = None
     try:
         watch = LoopWatch(loop, on_blocked)
@@ -129,17 +132,28 @@ def making_runner(
             watch.error = error
         raise
     finally:
+        if os.getpid() == process:
+            _end(runner, watch)
+        else:
+            loops.abandon(loop)
+
+
+def _end(runner: asyncio.Runner, watch: LoopWatch | None) -> None:
+    if watch is not None:
+        watch.watch_from(time.monotonic() + _BLOCKING_TIMEOUT)
+    try:
+        runner.run(_end_leftovers())
+    except (
+        KeyboardInterrupt,
+        SystemExit,
+        RuntimeError,
+    ) as error:  # RuntimeError: it stops the loop
+        logger.error("A task that was left at the end has raised %r", error)
+    finally:
+        runner.get_loop().close()
         if watch is not None:
-            watch.watch_from(time.monotonic() + _BLOCKING_TIMEOUT)
-        try:
-            runner.run(_end_leftovers())
-        except (KeyboardInterrupt, SystemExit) as error:
-            logger.error("A task that was left at the end has raised %r", error)
-        finally:
-            loop.close()
-            if watch is not None:
-                watch.end()
-                watch.error = None  # whose frames lead here
+            watch.end()
+            watch.error = None  # whose frames lead here
 
 
 async def _end_leftovers() -> None:

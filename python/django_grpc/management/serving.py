@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import functools
 import gc
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -291,7 +292,14 @@ class _Serving:
         # For what may block: the wait, and receivers of the shutdown, which may be ordinary
         # functions that use the ORM. The thread is started now: later the system may refuse it.
         executor = ThreadPoolExecutor(1, "grpcserver-wait")
-        run_blocking = functools.partial(asyncio.get_running_loop().run_in_executor, executor)
+
+        async def run_blocking(function: Callable[..., Any], *arguments: Any) -> Any:
+            run = functools.partial(_run_to_end, function, *arguments)
+            result, error = await asyncio.get_running_loop().run_in_executor(executor, run)
+            if error is not None:
+                raise error
+            return result
+
         try:
             self._make_server()
             with threads.explaining_refusal():
@@ -314,10 +322,16 @@ class _Serving:
 
     @contextlib.contextmanager
     def abandoned_on_error(self) -> Iterator[None]:
-        """Leave no server, nor a thread that waits for its end, behind what is raised."""
+        """Leave no server, nor a thread that waits for its end, behind what is raised.
+
+        In a process that the project has forked, and which leaves by it, all that is the parent's.
+        """
+        process = os.getpid()
         try:
             yield
         except BaseException:
+            if os.getpid() != process:
+                raise
             self._shutdown.request(STOPPED)
             if isinstance(self._server, aio.Server):
                 self._server.stop_without_loop()
@@ -369,7 +383,8 @@ class _Serving:
             self._credentials = utils.load_credentials(self._config.credentials)
         self._address = self._place.listen(self._server, self._config, self._credentials)
         self._watch_certificates()
-        _leave_to_the_process()
+        if self._command.is_process:
+            _leave_to_the_process()
 
     def _started(self) -> None:
         self._has_started = True
@@ -403,6 +418,14 @@ class _Serving:
 
 def _do_nothing() -> None:
     pass
+
+
+def _run_to_end(function: Callable[..., Any], *arguments: Any) -> tuple[Any, BaseException | None]:
+    """Return what a function returns or raises: asyncio's futures take no StopIteration."""
+    try:
+        return function(*arguments), None
+    except BaseException as error:
+        return None, error
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn, Self
@@ -27,6 +28,9 @@ _WAKE_UP = signal.SIGURG
 # comes in the instant before it goes to sleep is lost.
 _WAKE_UPS = 5
 _PAUSE = 0.02
+
+# Seconds between two looks whether the main thread's program has ended.
+_PROBE_PAUSE = 0.05
 
 
 class StoppedAtStart(KeyboardInterrupt):
@@ -277,23 +281,40 @@ def end_process_soon(status: int, seconds: float = 1.0) -> None:
         end()
 
 
-def end_threads_soon(status: int, seconds: float = 1.0) -> None:
-    """End the process even if threads that are no daemons, those of pools too, don't end.
+def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) -> None:
+    """End the process even if its threads don't end, that of pools and no daemons too.
 
-    Called on the main thread, at its program's end. What is registered with `atexit` comes after
-    such threads, and has as much time as it wants.
+    Called on the main thread, which has all the time it wants for the rest of its program.
+
+    Args:
+        status: The process's.
+        limits_atexit: Whether what is registered with `atexit`, which comes after such threads, has
+            to end in that time too. Otherwise it has as much as it wants.
+        seconds: What they have, once the main thread's program has ended.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     have_ended = threading.Event()
+    # A pool takes no work any more once the interpreter waits for threads. It has its thread now:
+    # later the system might refuse it.
+    probe = ThreadPoolExecutor(1, "grpcserver-probe")
 
     def end() -> None:
+        with contextlib.suppress(RuntimeError):
+            while probe.submit(_do_nothing):
+                greenlets.sleep(_PROBE_PAUSE)
         if not have_ended.wait(seconds):
             end_process(status, 0)
 
     with contextlib.suppress(RuntimeError):  # the system refuses another thread
+        probe.submit(_do_nothing)
         threading.Thread(target=end, name="grpcserver-end", daemon=True).start()
-        atexit.register(have_ended.set)  # the last that is registered is the first that is called
+        if not limits_atexit:
+            atexit.register(have_ended.set)  # the last that is registered is the first called
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def end_process(status: int, seconds: float) -> NoReturn:

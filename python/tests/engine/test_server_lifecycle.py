@@ -1372,3 +1372,20 @@ def test_calls_are_logged_and_watched_by_one(serve):
         server.log_calls(lambda calls, dropped: None)
     with pytest.raises(ValueError, match="may be called once"):
         server.watch_calls(1)
+
+
+def test_a_server_that_a_signal_keeps_from_being_made_leaves_no_complaint(monkeypatch):
+    """A handler of a signal may raise at any step."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    complaints: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    monkeypatch.setattr("django_grpc.engine.sync._Threads", interrupt)
+    from django_grpc import engine
+
+    with futures.ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
+        engine.server(pool)
+    gc.collect()
+    assert complaints == []

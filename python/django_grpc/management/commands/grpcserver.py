@@ -81,8 +81,8 @@ class Command(BaseCommand):
     #: Whether a drain ended with calls that had to be cut.
     has_cut_calls = False
 
-    # Whether this process is the command's.
-    _is_process = False
+    #: Whether this process is the command's, and ends with it.
+    is_process = False
 
     # Whether nothing is printed but mistakes.
     _is_silent = False
@@ -195,7 +195,7 @@ class Command(BaseCommand):
         The process ends even if something in it goes on: a call that was cut, a thread or a log
         handler of the project's.
         """
-        self._is_process = True
+        self.is_process = True
         status = 1
         try:
             super().run_from_argv(argv)
@@ -208,10 +208,8 @@ class Command(BaseCommand):
             if status == 0:
                 end_in_peace()
             flush_or_lose()
-            if self.has_cut_calls or logs.are_under_way():
-                end_process_soon(status)
-            else:
-                end_threads_soon(status)
+            # A call that ignores its cancellation may hold up more than threads.
+            end_threads_soon(status, limits_atexit=self.has_cut_calls or logs.are_under_way())
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Serve: as a worker, with the reloader, with workers, or alone."""
@@ -238,10 +236,10 @@ class Command(BaseCommand):
             self.say("ATTENTION! Autoreload is enabled!")
             reloading.run_child(
                 lambda shutdown: self._serve_reloaded(shutdown, **options),
-                is_process=self._is_process,
+                is_process=self.is_process,
             )
             return
-        with ShutdownRequest(is_starting=True, is_last=self._is_process) as shutdown:
+        with ShutdownRequest(is_starting=True, is_last=self.is_process) as shutdown:
             self._say_starting()
             config = self.read_config(**options)
             if config.worker_count > 1:
@@ -295,9 +293,9 @@ class Command(BaseCommand):
         from django_grpc.management import serving
         from django_grpc.workers.worker import WorkerPlace
 
-        if self._is_process:
+        if self.is_process:
             titles.name_process("worker")
-        with ShutdownRequest(is_last=self._is_process) as shutdown:
+        with ShutdownRequest(is_last=self.is_process) as shutdown:
             with complaints.naming_share():
                 place = WorkerPlace(inheritance, shutdown, self._get_address(**options))
             serving.serve(self, place, shutdown, **options)
@@ -311,7 +309,7 @@ class Command(BaseCommand):
                 "give --workers 1."
             )
         _refuse(greenlets.refuse_patched_processes)
-        if self._is_process:
+        if self.is_process:
             titles.name_process("parent")
         sockets = _take_sockets()
         host, port = self._get_address(**options)
@@ -476,7 +474,7 @@ class Command(BaseCommand):
             "An async method blocks the event loop, or a task does, and the server can't stop: "
             "what blocks belongs into asyncio.to_thread() or sync_to_async()."
         )
-        if self._is_process:
+        if self.is_process:
             run_for(shut_down, _LAST_RECEIVERS_TIMEOUT)  # they may wait for the loop
             end_process(status if error is None else self._tell(error), 0)
 
