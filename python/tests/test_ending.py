@@ -517,6 +517,9 @@ threading.Thread(target=call_command, args=("grpcserver", *sys.argv[1:])).start(
     [
         (StoppedAtStart("SIGTERM"), 0, ""),
         (KeyboardInterrupt(), 130, ""),
+        (SystemExit(5), 5, ""),
+        (SystemExit(), 0, ""),
+        (SystemExit("no"), 1, "no\n"),
         (CommandError("no", returncode=3), 3, "CommandError: no\n"),
         (LookupError("x"), 1, "LookupError: x\n"),
     ],

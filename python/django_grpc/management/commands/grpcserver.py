@@ -484,6 +484,8 @@ class Command(BaseCommand):
             return 0
         if isinstance(error, KeyboardInterrupt):
             return 128 + signal.SIGINT
+        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+            return error.code or 0
         if isinstance(error, CommandError):
             self.stderr.write(f"{type(error).__name__}: {error}")
             return error.returncode
