@@ -585,6 +585,24 @@ def test_a_program_goes_on_after_the_command(start_endless):
     assert process.output.endswith("went on\n")
 
 
+def test_what_a_program_starts_after_the_command_has_its_time(start_endless):
+    script = f"""
+{AFTERWARDS}
+import atexit, threading
+
+def linger():
+    time.sleep(1.5)
+    print("lingered", flush=True)
+
+atexit.register(linger)
+threading.Thread(target=linger).start()
+sys.exit(7)
+"""
+    process = start_endless("--list-handlers", script=script)
+    assert process.wait() == 7
+    assert process.output.count("lingered") == 2
+
+
 @pytest.mark.parametrize("method", ["ignore", "leave_thread"])
 def test_a_program_goes_on_after_a_stop_that_cut_calls(stop_during, method):
     process = stop_during(method, script=AFTERWARDS)

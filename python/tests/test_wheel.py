@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -110,3 +111,52 @@ def test_source_tree_is_not_what_is_tested():
 
     if os.environ.get("CI") or "site-packages" in sys.modules["pytest"].__file__:
         assert ROOT / "python" not in Path(django_grpc.__file__).parents
+
+
+def run_setup(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "setup.py", "--quiet", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_sdist_has_what_the_engine_is_built_from(tmp_path):
+    """And the tests: SwiftPM asks for the folders of all targets."""
+    completed = run_setup("sdist", "--dist-dir", str(tmp_path))
+    assert completed.returncode == 0, completed.stderr
+    [archive] = tmp_path.iterdir()
+    with tarfile.open(archive) as files:
+        inside = {name.partition("/")[2] for name in files.getnames()}
+    needed = {"Package.swift", "engine.exports", "setup.py", "pyproject.toml", "README.md"}
+    for folder in ("Sources", "Tests", "Fuzzing", "python/django_grpc"):
+        found = (ROOT / folder).rglob("*")
+        needed |= {str(it.relative_to(ROOT)) for it in found if it.is_file()}
+    assert {name for name in needed - inside if "__pycache__" not in name} == set()
+    assert not [name for name in inside if "/tests/" in name or name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        (None, "no 'swift' is on PATH"),
+        ("echo 'Swift version 6.2.3 (swift-6.2.3-RELEASE)'", "swift is 6.2; install one"),
+        ("exit 1", "swift does not tell its version"),
+    ],
+)
+def test_swift_that_can_not_build_it_is_one_sentence(script, complaint, tmp_path):
+    if script is not None:
+        (tmp_path / "swift").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "swift").chmod(0o755)
+    built = tmp_path / "built"
+    completed = run_setup(
+        *("build_ext", "--build-lib", str(built), "--build-temp", str(built)), PATH=str(tmp_path)
+    )
+    assert completed.returncode == 1
+    assert "Traceback" not in completed.stderr
+    [line] = [it for it in completed.stderr.splitlines() if it.startswith("error: ")]
+    assert line.startswith("error: Building django-grpc-swift needs a Swift 6.3 toolchain or newer")
+    assert complaint in line

@@ -282,19 +282,23 @@ def end_process_soon(status: int, seconds: float = 1.0) -> None:
 
 
 def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) -> None:
-    """End the process even if its threads don't end, that of pools and no daemons too.
+    """End the process even if threads that there are now don't end, that of pools and no daemons.
 
-    Called on the main thread, which has all the time it wants for the rest of its program.
+    Called on the main thread, which has all the time it wants for the rest of its program, and what
+    that starts has too.
 
     Args:
-        status: The process's.
+        status: The process's, where it is ended so.
         limits_atexit: Whether what is registered with `atexit`, which comes after such threads, has
-            to end in that time too. Otherwise it has as much as it wants.
+            to end in that time too, and whatever else holds up the interpreter's end.
         seconds: What they have, once the main thread's program has ended.
     """
-    if threading.current_thread() is not threading.main_thread():
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
         return
-    have_ended = threading.Event()
+    left = [it for it in threading.enumerate() if not it.daemon and it is not main]
+    if not left and not limits_atexit:
+        return
     # A pool takes no work any more once the interpreter waits for threads. It has its thread now:
     # later the system might refuse it.
     probe = ThreadPoolExecutor(1, "grpcserver-probe")
@@ -303,14 +307,18 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
         with contextlib.suppress(RuntimeError):
             while probe.submit(_do_nothing):
                 greenlets.sleep(_PROBE_PAUSE)
-        if not have_ended.wait(seconds):
-            end_process(status, 0)
+        give_up_at = time.monotonic() + seconds
+        for thread in left:
+            thread.join(max(0.0, give_up_at - time.monotonic()))
+        if limits_atexit:
+            greenlets.sleep(max(0.0, give_up_at - time.monotonic()))
+        elif not any(thread.is_alive() for thread in left):
+            return
+        end_process(status, 0)
 
     with contextlib.suppress(RuntimeError):  # the system refuses another thread
         probe.submit(_do_nothing)
         threading.Thread(target=end, name="grpcserver-end", daemon=True).start()
-        if not limits_atexit:
-            atexit.register(have_ended.set)  # the last that is registered is the first called
 
 
 def _do_nothing() -> None:
