@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -14,6 +15,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import ExecError
 
 ROOT = Path(__file__).resolve().parent
+#: That of the first line of Package.swift.
+LEAST_SWIFT = (6, 3)
 #: Where SwiftPM builds; kept between builds, since the first one takes minutes.
 SCRATCH = Path(os.environ.get("DJANGO_GRPC_SWIFT_SCRATCH", ROOT / ".build-wheel"))
 
@@ -23,12 +26,7 @@ class BuildEngine(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Build the one extension of this package."""
-        swift = shutil.which("swift")
-        if swift is None:
-            raise ExecError(
-                "Building django-grpc-swift needs a Swift 6.3 toolchain or newer, and no 'swift' "
-                "is on PATH; install one, or install a wheel instead."
-            )
+        swift = find_swift()
         arguments = [
             *("build", "-c", "release", "--product", "_engine"),
             *("--package-path", str(ROOT), "--scratch-path", str(SCRATCH)),
@@ -48,6 +46,27 @@ class BuildEngine(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(library, target)
+
+
+def find_swift() -> str:
+    """Return the path of a Swift that can build the engine.
+
+    Raises:
+        ExecError: There is none.
+    """
+    least = ".".join(map(str, LEAST_SWIFT))
+    need = f"Building django-grpc-swift needs a Swift {least} toolchain or newer, and"
+    mend = "install one (https://www.swift.org/install/), or install a wheel instead."
+    swift = shutil.which("swift")
+    if swift is None:
+        raise ExecError(f"{need} no 'swift' is on PATH; {mend}")
+    told = subprocess.run([swift, "--version"], capture_output=True, text=True).stdout  # noqa: S603
+    found = re.search(r"Swift version (\d+)\.(\d+)", told)
+    if found is None:
+        raise ExecError(f"{need} {swift} does not tell its version; {mend}")
+    if (int(found[1]), int(found[2])) < LEAST_SWIFT:
+        raise ExecError(f"{need} {swift} is {found[1]}.{found[2]}; {mend}")
+    return swift
 
 
 class PlatformWheel(bdist_wheel):
