@@ -46,13 +46,20 @@ package final class Peer: Sendable {
     self.certificates = certificates
   }
 
+  private static let mapped = "::ffff:"
+
   /// The peer as grpcio writes it: `ipv4:127.0.0.1:50312`, `ipv6:%5B::1%5D:50312`, `unix:`.
   package var description: String {
     switch self.address {
     case .v4:
       return "ipv4:\(self.address?.ipAddress ?? ""):\(self.address?.port ?? 0)"
     case .v6:
-      return "ipv6:%5B\(self.address?.ipAddress ?? "")%5D:\(self.address?.port ?? 0)"
+      let address = self.address?.ipAddress ?? ""
+      // A client of IPv4 on a socket of both (RFC 4291 section 2.5.5.2), as on the default address.
+      if address.hasPrefix(Self.mapped), address.contains(".") {
+        return "ipv4:\(address.dropFirst(Self.mapped.count)):\(self.address?.port ?? 0)"
+      }
+      return "ipv6:%5B\(address)%5D:\(self.address?.port ?? 0)"
     case .unixDomainSocket, nil:
       // The connecting side of a Unix domain socket has no name of its own.
       return "unix:"

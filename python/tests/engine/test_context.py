@@ -428,6 +428,19 @@ def test_peer_of_ipv6(serve):
     assert re.fullmatch(r"ipv6:%5B::1%5D:\d+", seen[0])
 
 
+def test_peer_of_ipv4_on_an_address_of_both(serve):
+    """It is ipv4:, and not an address of IPv6 that holds one of IPv4, as the system tells it."""
+    seen = []
+    served = serve(
+        {"Call": of_kind("unary_unary", lambda context: seen.append(context.peer()))},
+        address="[::]:0",
+    )
+    port = served.target.rpartition(":")[2]
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        channel.unary_unary("/conformance.Service/Call")(b"", timeout=PATIENCE)
+    assert re.fullmatch(r"ipv4:127\.0\.0\.1:\d+", seen[0])
+
+
 def test_peer_of_a_unix_socket(serve):
     """A peer on a Unix socket is unix: and, its socket having no name, nothing more."""
     seen = []
