@@ -40,7 +40,9 @@ struct CallRunner {
   private func resolve() -> BoundMethod? {
     if let method = self.context.method { return method }
     let call = self.context.call
-    guard let path = PythonReference(owning: PythonString.make(call.head.path)),
+    let copyContext = self.context.bindings.copyContext
+    guard let before = PythonReference(owning: py_call0(copyContext.pointer)),
+      let path = PythonReference(owning: PythonString.make(call.head.path)),
       let metadata = PythonReference(owning: self.context.invocationMetadata()),
       let resolver = self.context.server.resolver,
       let handler = PythonReference(
@@ -61,7 +63,16 @@ struct CallRunner {
       return nil
     }
     if method.colour != .plain {
-      self.handOver(method)
+      guard
+        let variables = PythonReference(
+          owning: py_call1(self.context.bindings.coroutines.changes.pointer, before.pointer)
+        )
+      else {
+        self.logFailure("Exception servicing handler")
+        call.finish(Status(code: .unknown, details: "Error in service handler!"), isLast: true)
+        return nil
+      }
+      self.handOver(method, variables: variables.pointer)
       return nil
     }
     self.context.method = method
@@ -69,10 +80,13 @@ struct CallRunner {
   }
 
   /// Gives the call to the asyncio loop, as its handler turned out to be a coroutine function.
-  private func handOver(_ method: BoundMethod) {
+  ///
+  /// - Parameter variables: what the interceptors have set, or None.
+  private func handOver(_ method: BoundMethod, variables: PythonPointer) {
     let bridge = self.context.server.bridge
+    let carried = Python.isNone(variables) ? nil : PythonHandle(retaining: variables)
     let handler = PythonMethodHandler(
-      method: BoundMethodCell(method),
+      method: BoundMethodCell(method, variables: carried),
       startsOnFirstMessage: false,
       isStream: method.kind != .unaryUnary,
       destination: .asyncio(bridge)

@@ -143,8 +143,17 @@ final class PythonMethodHandler: MethodHandler {
 final class BoundMethodCell: @unchecked Sendable {
   // Safe to share: read, written and emptied with the GIL held only.
   private(set) var value: BoundMethod?
+  /// What interceptors have set of context variables, for a method that runs on another side than
+  /// they: `carry` of `CoroutineBindings` takes it. `nil` when there is nothing.
+  private(set) var variables: PythonHandle?
 
-  init(_ value: BoundMethod?) { self.value = value }
+  init(_ value: BoundMethod?, variables: PythonHandle? = nil) {
+    self.value = value
+    self.variables = variables
+  }
 
-  func empty() { self.value = nil }
+  func empty() {
+    self.value = nil
+    self.variables = nil
+  }
 }

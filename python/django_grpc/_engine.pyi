@@ -14,6 +14,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextvars import ContextVar
 from typing import Any, TypeVar, final
 
 import grpc
@@ -282,6 +283,7 @@ class AsyncServicerContext:
 
     def _path(self) -> str: ...
     def _resolver(self) -> _AsyncResolver: ...
+    def _carry(self, variables: dict[ContextVar[Any], Any]) -> None: ...
     def _bind(
         self, handler: MethodHandler, /
     ) -> tuple[Callable[[AsyncServicerContext, _Behavior], Awaitable[None]], _Behavior] | None:

@@ -21,6 +21,8 @@ final class AsyncServicerContext: ServicerContext {
   var task: PythonHandle?
   /// What `abort` raised; whoever swallows it cannot go on with the call.
   var abortError: PythonHandle?
+  /// What interceptors have set of context variables, for a method on a worker thread.
+  var variables: PythonHandle?
   /// A list of what `add_done_callback` was given.
   var doneCallbacks: PythonHandle?
   /// Whether the watchdog has told of the call.
@@ -155,7 +157,7 @@ final class AsyncServicerContext: ServicerContext {
 
   /// Gives the call to the workers, as its handler turned out to be an ordinary function.
   func handOverToWorkers() {
-    let cell = BoundMethodCell(self.method)
+    let cell = BoundMethodCell(self.method, variables: self.variables)
     let handler = PythonMethodHandler(
       method: cell,
       startsOnFirstMessage: false,
@@ -182,6 +184,7 @@ final class AsyncServicerContext: ServicerContext {
     self.writers = Waiters()
     self.doneCallbacks = nil
     self.abortError = nil
+    self.variables = nil
   }
 
   // MARK: Messages

@@ -200,12 +200,12 @@ final class AsyncioBridge: @unchecked Sendable {
     for event in batch {
       switch event {
       case .start(let job):
-        self.start(job.call, job.handler.method.value, server, loop)
+        self.start(job.call, job.handler.method.value, nil, server, loop)
       case .handOver(let job):
-        let method = job.handler.method.value
+        let (method, variables) = (job.handler.method.value, job.handler.method.variables)
         // Emptied here, where the GIL is held: an event loop may release the rest.
         job.handler.method.empty()
-        self.start(job.call, method, server, loop)
+        self.start(job.call, method, variables, server, loop)
       case .readable(let id):
         loop[id]?.wakeReaders()
       case .writable(let id):
@@ -219,6 +219,7 @@ final class AsyncioBridge: @unchecked Sendable {
   private func start(
     _ call: Call,
     _ method: BoundMethod?,
+    _ variables: PythonHandle?,
     _ server: PythonServer,
     _ loop: AsyncioLoop
   ) {
@@ -246,7 +247,7 @@ final class AsyncioBridge: @unchecked Sendable {
     else { return context.failToStart() }
     context.object = PythonHandle(retaining: object.pointer)
     guard let coroutine = context.makeCoroutine(object.pointer),
-      let task = loop.makeTask(coroutine.pointer)
+      let task = loop.makeTask(coroutine.pointer, variables, server.bindings)
     else { return context.failToStart() }
     context.task = PythonHandle(task)
   }

@@ -36,8 +36,26 @@ final class AsyncioLoop {
     return Array(self.running.values)
   }
 
+  /// - Parameter variables: what the task begins with of context variables, beside the loop's own.
   /// - Returns: the task of a coroutine, a new reference; `nil` with an exception set.
-  func makeTask(_ coroutine: PythonPointer) -> PythonReference? {
-    PythonReference(owning: py_call1(self.createTask.pointer, coroutine))
+  func makeTask(
+    _ coroutine: PythonPointer,
+    _ variables: PythonHandle?,
+    _ bindings: Bindings
+  ) -> PythonReference? {
+    guard let variables else {
+      return PythonReference(owning: py_call1(self.createTask.pointer, coroutine))
+    }
+    // A task begins with a copy of the context in which it is made.
+    guard
+      let createTask = PythonReference(
+        owning: py_call2(
+          bindings.coroutines.carry.pointer,
+          variables.pointer,
+          self.createTask.pointer
+        )
+      )
+    else { return nil }
+    return PythonReference(owning: py_call1(createTask.pointer, coroutine))
   }
 }

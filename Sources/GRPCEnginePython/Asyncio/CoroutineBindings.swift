@@ -12,6 +12,10 @@ final class CoroutineBindings: Sendable {
   let generator: PythonHandle
   /// Takes the context, and asks the resolver first.
   let resolved: PythonHandle
+  /// `changes(before)`: the context variables that were set since that context was copied, or None.
+  let changes: PythonHandle
+  /// `carry(variables, function)`: the function, which sets them first.
+  let carry: PythonHandle
   /// `cancel(context, task)`.
   let cancel: PythonHandle
   /// `wake(future)`.
@@ -43,6 +47,7 @@ final class CoroutineBindings: Sendable {
     }
     guard let colour = value("colour"), let unary = value("unary"), let writer = value("writer"),
       let generator = value("generator"), let resolved = value("resolved"),
+      let changes = value("changes"), let carry = value("carry"),
       let cancel = value("cancel"), let wake = value("wake"),
       let nextRequest = value("next_request"), let read = value("read"),
       let write = value("write"), let abort = value("abort"),
@@ -58,6 +63,8 @@ final class CoroutineBindings: Sendable {
     self.writer = writer
     self.generator = generator
     self.resolved = resolved
+    self.changes = changes
+    self.carry = carry
     self.cancel = cancel
     self.wake = wake
     self.nextRequest = nextRequest

@@ -313,6 +313,14 @@ enum AsyncServicerContextType {
         return ServicerContextType.newReference(context.server.resolver)
       },
       PythonMethod.oneArgument(
+        "_carry",
+        "Take the context variables that a method on a worker thread begins with."
+      ) { object, variables in
+        guard let context = Self.context(object), let variables else { return nil }
+        context.variables = PythonHandle(retaining: variables)
+        return Python.newNone()
+      },
+      PythonMethod.oneArgument(
         "_bind",
         "Take a method handler; what runs it, or None when the workers do now."
       ) { object, handler in

@@ -135,6 +135,7 @@ async def run_resolved(context: AsyncServicerContext) -> None:
     """Run a call whose handler the server's resolver gives, which is a coroutine function."""
     loop = asyncio.get_running_loop()
     context._begin()
+    before = contextvars.copy_context()
     try:
         bound = None
         resolver = context._resolver()
@@ -146,6 +147,8 @@ async def run_resolved(context: AsyncServicerContext) -> None:
             context.set_details("Method not found!")
             context._finish()
         else:
+            if (variables := changes(before)) is not None:
+                context._carry(variables)
             bound = context._bind(handler)
             if bound is None:  # it is a worker's now
                 return
@@ -160,6 +163,36 @@ async def run_resolved(context: AsyncServicerContext) -> None:
     else:
         run, behavior = bound
         await run(context, behavior)
+
+
+_MISSING = object()
+
+Variables = dict[contextvars.ContextVar[Any], Any]
+
+
+def changes(before: contextvars.Context) -> Variables | None:
+    """Return what was set of the context variables since a context was copied.
+
+    What the thread or the loop had before stays its own: of two of them, each has caches that the
+    other one must not use.
+    """
+    now = contextvars.copy_context()
+    changed = {it: value for it, value in now.items() if before.get(it, _MISSING) is not value}
+    return changed or None
+
+
+def carry(variables: Variables, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that does what another one does, with context variables as given."""
+    return functools.partial(_run_with, variables, function)
+
+
+def _run_with(variables: Variables, function: Callable[..., Any], *arguments: Any) -> Any:
+    def run() -> Any:
+        for variable, value in variables.items():
+            variable.set(value)
+        return function(*arguments)
+
+    return contextvars.copy_context().run(run)
 
 
 def _failed(
@@ -344,6 +377,8 @@ BINDINGS: dict[str, Any] = {
     "writer": run_writer,
     "generator": run_generator,
     "resolved": run_resolved,
+    "changes": changes,
+    "carry": carry,
     "cancel": cancel,
     "wake": wake,
     "next_request": next_request,

@@ -42,28 +42,84 @@ async def tell_trail(request, context):
     return " ".join(trail.get()).encode()
 
 
+async def yield_trail(request, context):
+    yield await tell_trail(request, context)
+
+
+def tell_trail_plainly(request, context):
+    return " ".join(trail.get()).encode()
+
+
+def yield_trail_plainly(request, context):
+    yield tell_trail_plainly(request, context)
+
+
 def echo(request, context):
     return request
 
 
-METHODS = {"Trail": handler("unary_unary", tell_trail), "Plain": handler("unary_unary", echo)}
+METHODS = {
+    "Trail": handler("unary_unary", tell_trail),
+    "PlainTrail": handler("unary_unary", tell_trail_plainly),
+    "Plain": handler("unary_unary", echo),
+}
+STREAMS = {
+    "Trails": handler("unary_stream", yield_trail),
+    "PlainTrails": handler("unary_stream", yield_trail_plainly),
+}
+
+MIXES = [mix for n in (1, 2, 3, 4) for mix in itertools.product(NAMES, repeat=n)]
 
 
-@pytest.mark.parametrize(
-    "kinds", [mix for n in (2, 3, 4) for mix in itertools.product(NAMES, repeat=n)]
-)
+@pytest.mark.parametrize("kinds", MIXES)
 def test_any_mix_for_many_calls_at_once(serve, kinds):
-    served = serve(METHODS, interceptors=[kind() for kind in kinds])
+    served = serve({**METHODS, **STREAMS}, interceptors=[kind() for kind in kinds])
     calls = [
         served.method("unary_unary", name).future(b"x", timeout=PATIENCE)
         for _ in range(20)
         for name in METHODS
     ]
-    answers = {call.result() for call in calls}
-    if Async in kinds:
-        # What each has set, those inside see, and the method.
-        assert answers == {b"x", " ".join(NAMES[kind] for kind in kinds).encode()}
-    assert b"x" in answers
+    streams = [served.call("unary_stream", name) for _ in range(10) for name in STREAMS]
+    # What each has set, those inside see, and the method, whichever side it is on.
+    told = " ".join(NAMES[kind] for kind in kinds).encode()
+    assert {call.result() for call in calls} == {b"x", told}
+    assert {message for stream in streams for message in stream} == {told}
+
+
+@pytest.mark.parametrize("kinds", MIXES[:6])
+def test_what_interceptors_set_stays_with_its_call(serve, kinds):
+    """Also on the pool that a method asks for, whose threads have a context of their own."""
+    own = contextvars.ContextVar("own", default=b"nothing")
+
+    class Once(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, details):
+            if dict(details.invocation_metadata).get("mark"):
+                own.set(b"marked")
+            return continuation(details)
+
+    class OnceAsync(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, continuation, details):
+            if dict(details.invocation_metadata).get("mark"):
+                own.set(b"marked")
+            return await continuation(details)
+
+    async def tell(request, context):
+        return own.get()
+
+    def tell_plainly(request, context):
+        return own.get()
+
+    def tell_on_pool(request, context):
+        return own.get()
+
+    tell_on_pool.experimental_thread_pool = ThreadPoolExecutor(1)
+    methods = {it.__name__: handler("unary_unary", it) for it in (tell, tell_plainly, tell_on_pool)}
+    interceptors = [(Once if kind is Plain else OnceAsync)() for kind in kinds]
+    served = serve(methods, interceptors=interceptors)
+    for _ in range(10):
+        for name in methods:
+            assert served.unary(name, metadata=[("mark", "1")]) == b"marked"
+            assert served.unary(name) == b"nothing"
 
 
 def test_calls_that_are_all_between_two_interceptors_at_once(serve):
