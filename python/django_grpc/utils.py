@@ -112,7 +112,8 @@ def build_server(
 def check_methods(server: Any, config: conf.ServerConfig) -> None:
     """Refuse limits of methods that there are not.
 
-    Interceptors, and generic handlers that have to be asked, may know more of them than the server.
+    Generic handlers that have to be asked may know more of them than the server. So may
+    interceptors, but hardly one does: there it is a warning.
 
     Args:
         server: As `build_server` has made it, with all its servicers.
@@ -121,17 +122,19 @@ def check_methods(server: Any, config: conf.ServerConfig) -> None:
     Raises:
         ImproperlyConfigured: A path of ``methods`` is no servicer's.
     """
-    if config.interceptors or not config.servicers or not server.knows_all_methods:
+    if not config.servicers or not server.knows_all_methods:
         return
     paths = [*server.method_handlers(), *_OWN_METHODS]
     services = {path.rpartition("/")[0] + "/*" for path in paths}
     for pattern in config.methods:
         if pattern != "*" and pattern not in paths and pattern not in services:
             close = difflib.get_close_matches(pattern, paths, n=1)
-            raise ImproperlyConfigured(
-                f"{conf.SETTING}['methods']: no servicer has '{pattern}'."
-                + (f" Did you mean '{close[0]}'?" if close else "")
+            problem = f"{conf.SETTING}['methods']: no servicer has '{pattern}'." + (
+                f" Did you mean '{close[0]}'?" if close else ""
             )
+            if not config.interceptors:
+                raise ImproperlyConfigured(problem)
+            logger.warning("%s Its limits count if an interceptor continues with it.", problem)
 
 
 # The engine's, or added later.

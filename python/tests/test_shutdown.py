@@ -166,3 +166,48 @@ def test_a_signal_ends_a_process_that_was_forked() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+LEFT = """
+import os, signal, sys, time
+from django_grpc.management.shutdown import TOGETHER, ShutdownRequest, end_in_peace
+
+how, ends_in_peace = sys.argv[1:]
+if how == "own":
+    signal.signal(signal.SIGTERM, lambda *_: (print("own", flush=True), os._exit(5)))
+try:
+    with ShutdownRequest(is_last=True) as shutdown:
+        shutdown.request("stopped")
+        if how == "failed":
+            raise ValueError
+except ValueError:
+    pass
+if ends_in_peace == "True":
+    end_in_peace()
+signal.raise_signal(signal.SIGTERM)
+print("together", flush=True)
+time.sleep(TOGETHER + 0.2)
+signal.raise_signal(signal.SIGTERM)
+print("later", flush=True)
+"""
+
+
+@pytest.mark.parametrize("ends_in_peace", [True, False])
+@pytest.mark.parametrize(
+    ("how", "output", "status"),
+    [
+        ("default", "together\n", 128 + signal.SIGTERM),
+        ("own", "together\nown\n", 5),
+    ],
+)
+def test_signals_after_the_last_request(how, output, status, ends_in_peace):
+    """What belongs to the first changes nothing; a program that goes on has its own handlers."""
+    command = [sys.executable, "-c", LEFT, how, str(ends_in_peace)]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (completed.stdout, completed.returncode) == (output, status)
+
+
+def test_handlers_are_given_back_where_the_last_request_fails():
+    command = [sys.executable, "-c", LEFT, "failed", "False"]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (completed.stdout, completed.returncode) == ("", -signal.SIGTERM)

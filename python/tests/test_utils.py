@@ -366,6 +366,20 @@ def test_an_address_in_use_that_a_hook_binds_is_told(settings, hook):
     assert "Leave addresses to the command" in text
 
 
+def test_limits_of_no_method_are_a_warning_beside_interceptors(settings, caplog):
+    """One may continue with another method; hardly one does."""
+    settings.GRPCSERVER = {
+        "servicers": [HOOK],
+        "interceptors": ["sampleapp.interceptors.Interceptor"],
+        "methods": {"/helloworld.Greeter/sayHello": {"timeout": 1}},
+    }
+    config = conf.load()
+    with caplog.at_level(logging.WARNING, "django_grpc"):
+        utils.check_methods(utils.build_server(config), config)
+    [record] = caplog.records
+    assert "Did you mean '/helloworld.Greeter/SayHello'?" in record.getMessage()
+
+
 def test_what_a_hook_adds_without_signals_counts(settings, hook, caplog):
     path = hook(lambda server: grpc_hook(server.server))
     settings.GRPCSERVER = {"servicers": [path], "host": "127.0.0.1"}

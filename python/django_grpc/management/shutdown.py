@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self, TypeGuard
 
 from django_grpc import greenlets
 from django_grpc.management.output import flush_or_lose, write_last_words
@@ -76,6 +76,7 @@ class ShutdownRequest:
         # it calls must be reentrant. SimpleQueue.put is, Event.set is not.
         self._reasons: SimpleQueue[str] = SimpleQueue()
         self._requested_at: float | None = None
+        self._has_left = False
         self._previous: dict[signal.Signals, Any] = {}
         self._waker: _Waker | None = None
 
@@ -102,7 +103,10 @@ class ShutdownRequest:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._is_last or self._requested_at is None:
+        is_clean = exception is None or isinstance(exception, StoppedAtStart)
+        if self._is_last and is_clean and self._requested_at is not None:
+            self._has_left = True
+        else:
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
             self._previous.clear()
@@ -120,10 +124,12 @@ class ShutdownRequest:
             self.request(name)
             if self._is_starting:
                 raise StoppedAtStart(name)
-        elif time.monotonic() - self._requested_at >= TOGETHER:
-            # SIG_DFL would do nothing in a container, whose first process the kernel spares.
-            write_last_words(b"Ended at once.\n")
-            os._exit(128 + number)
+        elif time.monotonic() - self._requested_at < TOGETHER:
+            pass
+        elif self._has_left and _is_own(previous := self._previous[signal.Signals(number)]):
+            previous(number, frame)  # of a program that goes on
+        else:
+            _end_at_once(number)
 
     def request(self, reason: str) -> None:
         """End the wait. Callable from any thread, and more than once."""
@@ -221,6 +227,17 @@ class _Waker:
         os.close(self._reader)
 
 
+def _is_own(handler: Any) -> TypeGuard[Callable[[int, FrameType | None], object]]:
+    """Whether a handler of a signal is the program's, and not one that it began with."""
+    return callable(handler) and handler is not signal.default_int_handler
+
+
+def _end_at_once(number: int) -> NoReturn:
+    # SIG_DFL would do nothing in a container, whose first process the kernel spares.
+    write_last_words(b"Ended at once.\n")
+    os._exit(128 + number)
+
+
 def end_in_peace() -> None:
     """Have signals to stop disturb the end of a process that has been told to stop no more.
 
@@ -234,10 +251,16 @@ def end_in_peace() -> None:
     def is_together() -> bool:
         return time.monotonic() - ended_at < TOGETHER
 
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+
     def handle(number: int, frame: FrameType | None) -> None:
-        if not is_together():
-            write_last_words(b"Ended at once.\n")
-            os._exit(128 + number)
+        if is_together():
+            return
+        previous = before[signal.Signals(number)]
+        if _is_own(previous):
+            previous(number, frame)
+        else:
+            _end_at_once(number)
 
     def handle_signals(*_: object) -> None:
         for number in _SIGNALS:

@@ -1,5 +1,6 @@
 """A terminal that shows one page of text after the other."""
 
+import contextlib
 import os
 import select
 import shutil
@@ -17,6 +18,8 @@ _LEAVE = "\x1b[?25h\x1b[?1049l"
 _HOME = "\x1b[H"
 _END_OF_LINE = "\x1b[K"
 _END_OF_SCREEN = "\x1b[J"
+# What ends a process that does not handle it.
+_DEADLY = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _REVERSED, _PLAIN = "\x1b[7m", "\x1b[m"
 
 
@@ -36,12 +39,17 @@ class Screen:
         self._old_wakeup = -1
         self._old_handlers: dict[int, Any] = {}
         self._is_interrupted = False
+        self._is_taken = False
 
     def __enter__(self) -> Self:
         # A read that waits misses an interrupt that comes just before it: what select has seen may
         # have been its character, which is gone by then. The descriptor is our own, as whether it
-        # waits is a matter of all who share one: the shell's would not wait either.
-        self._keys = os.open(os.ttyname(self._input), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        # waits is a matter of all who share one: the shell's would not wait either. By its name
+        # another user's terminal may not be opened.
+        try:
+            self._keys = os.open("/dev/tty", os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:  # it is not the one that controls the process
+            self._keys = os.dup(self._input)
         self._attributes = termios.tcgetattr(self._input)
         self._resized = os.pipe()
         for end in self._resized:
@@ -50,7 +58,8 @@ class Screen:
         self._handle(signal.SIGWINCH, lambda *_: None)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._handle(signal.SIGINT, self._interrupt)
-        for number, handler in ((signal.SIGTSTP, self._stop), (signal.SIGTERM, self._end)):
+        handlers = {signal.SIGTSTP: self._stop, **dict.fromkeys(_DEADLY, self._end)}
+        for number, handler in handlers.items():
             if signal.getsignal(number) is signal.SIG_DFL:
                 self._handle(number, handler)
         self._take()
@@ -72,8 +81,10 @@ class Screen:
     def _take(self) -> None:
         tty.setcbreak(self._input)
         self._write(_ENTER)
+        self._is_taken = True
 
     def _give_back(self) -> None:
+        self._is_taken = False
         self._write(_LEAVE)
         termios.tcsetattr(self._input, termios.TCSADRAIN, self._attributes)
 
@@ -136,7 +147,10 @@ class Screen:
         os.write(self._resized[1], b"\0")  # the page is to be shown anew
 
     def _end(self, number: int, frame: Any) -> None:
-        self._give_back()
+        with contextlib.suppress(OSError, termios.error):  # it has gone
+            # In the background it is another's, who would be stopped for touching it.
+            if self._is_taken and os.tcgetpgrp(self._input) == os.getpgrp():
+                self._give_back()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
 
