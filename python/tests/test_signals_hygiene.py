@@ -3,12 +3,13 @@
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 from django.core.cache import caches
+from django.db import DatabaseError, connection, connections
 from django.db import close_old_connections as stock_close_old_connections
-from django.db import connection, connections
 from django.db import reset_queries as stock_reset_queries
 from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.test import override_settings
@@ -226,3 +227,30 @@ def test_cache_that_nobody_uses_need_not_be_there():
         caches["default"].get("key")
         grpc_request_started.send(None, request=None, context=None)
         grpc_request_finished.send(None, request=None, context=None)
+
+
+def test_a_cursor_that_another_thread_closes_waits_for_its_own():
+    """As the garbage collector does with what a cancelled `aiterator` leaves."""
+
+    def open_cursor():
+        cursor = connection.chunked_cursor()
+        cursor.execute("SELECT 1 UNION SELECT 2")
+        return cursor
+
+    def end():
+        connection.connection.close()  # Django leaves in-memory databases open
+
+    with ThreadPoolExecutor(1) as home:
+        home.submit(hygiene.close_old_connections).result()  # as at each begin of a call
+        cursor = home.submit(open_cursor).result()
+        assert home.submit(cursor.fetchone).result() == (1,)
+        cursor.close()
+        assert home.submit(cursor.fetchone).result() == (2,)  # it is still open
+        home.submit(hygiene.close_old_connections).result()
+        with pytest.raises(DatabaseError, match="closed cursor"):
+            home.submit(cursor.fetchone).result()
+        another = home.submit(open_cursor).result()
+        home.submit(another.close).result()
+        with pytest.raises(DatabaseError, match="closed cursor"):
+            home.submit(another.fetchone).result()
+        home.submit(end).result()

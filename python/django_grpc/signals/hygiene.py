@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
 from typing import Any
@@ -32,6 +33,7 @@ from django.utils.module_loading import import_string
 
 from django_grpc.logs import GuardedLogger
 from django_grpc.shortage import NoThreadError, is_refusal
+from django_grpc.signals import cursors
 
 logger = GuardedLogger("django_grpc")
 
@@ -51,6 +53,8 @@ class _Shared:
         self.deaths = _deaths
         #: On a thread that a servicer has started: the call that used them last.
         self.last_call: _LoopCall | None = None
+        #: What other threads have left to be closed here.
+        self.cursors: cursors.Left = deque()
 
 
 class _ThreadConnections(threading.local):
@@ -71,6 +75,9 @@ class _ThreadConnections(threading.local):
 
     def __init__(self) -> None:
         self.shared = _Shared()
+        for alias in connections:  # before the first query, which may be for a cursor that stays
+            with contextlib.suppress(Exception):  # of settings that Django refuses
+                cursors.close_at_home(connections[alias], self.shared.cursors, _tidy_left)
         self.refresh()
 
     def refresh(self) -> None:
@@ -88,6 +95,7 @@ _thread = _ThreadConnections()
 
 def _remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
     _thread.refresh()
+    cursors.close_at_home(connection, _thread.shared.cursors, _tidy_left)
     if _thread.is_calls:
         return
     if _execute not in connection.execute_wrappers:
@@ -124,6 +132,8 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
             Default: what is known of it.
     """
     shared = _thread.shared
+    if shared.cursors:
+        cursors.close_left(shared.cursors)
     if not shared.connections:
         return
     if is_used is None:
@@ -369,6 +379,12 @@ def _tidy_soon() -> None:
         except RuntimeError:  # no thread can be started, or the interpreter ends
             _is_tidying = False
             _sync_thread = None
+
+
+def _tidy_left() -> None:
+    """Have the thread of `sync_to_async` close what it was left, as no call's end may follow."""
+    if _sync_thread is not None and _sync_thread.cursors:
+        _tidy_soon()
 
 
 def _tidy() -> None:
