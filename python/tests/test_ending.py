@@ -1,5 +1,6 @@
 """That `manage.py grpcserver` ends when it is told to, whatever goes on in it."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -728,3 +729,32 @@ except (StopIteration, RuntimeError) as error:
     process.send(signal.SIGTERM)
     assert process.wait() == 0
     assert process.output.endswith("raised\n")
+
+
+@pytest.mark.parametrize("end", ["sys.exit(3)", "raise ValueError('no')", "return"])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_child_that_a_receiver_forks_ends(start, end, is_async):
+    script = f"""
+import os, sys
+import django
+
+django.setup()
+from django.core.management import execute_from_command_line
+from django_grpc.signals import grpc_shutdown
+
+def fork(**kwargs):
+    child = os.fork()
+    if child == 0:
+        {end}
+    else:
+        print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+grpc_shutdown.connect(fork, weak=False)
+execute_from_command_line(["manage.py", "grpcserver", *sys.argv[1:]])
+"""
+    servicers = ["sampleapp.servicer.grpc_hook"]
+    process = start("--port", "0", script=script, servicers=servicers, **{"async": is_async})
+    process.wait_for(LISTENING)
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+    assert re.search(r"^child \d$", process.output, re.MULTILINE)

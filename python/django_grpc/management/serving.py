@@ -12,6 +12,7 @@ import gc
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
@@ -25,7 +26,7 @@ from django_grpc.addresses import format_address
 from django_grpc.certificates import CertificateWatcher
 from django_grpc.engine import aio
 from django_grpc.management import complaints, ending_loop, reloading, threads, titles
-from django_grpc.management.shutdown import ShutdownRequest
+from django_grpc.management.shutdown import ShutdownRequest, end_process
 from django_grpc.signals import hygiene
 from django_grpc.workers import systemd
 from django_grpc.workers.listeners import address_of
@@ -421,11 +422,24 @@ def _do_nothing() -> None:
 
 
 def _run_to_end(function: Callable[..., Any], *arguments: Any) -> tuple[Any, BaseException | None]:
-    """Return what a function returns or raises: asyncio's futures take no StopIteration."""
+    """Return what a function returns or raises: asyncio's futures take no StopIteration.
+
+    A process that the function has forked ends with it: there the loop is not run any more.
+    """
+    process, status = os.getpid(), 0
     try:
         return function(*arguments), None
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        return None, leaving
     except BaseException as error:
+        status = 1
+        if os.getpid() != process:
+            traceback.print_exception(error)
         return None, error
+    finally:
+        if os.getpid() != process:
+            end_process(status, 0)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,12 @@
 
 import atexit
 import contextlib
+import inspect
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn, Self, TypeGuard
@@ -308,7 +308,7 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
     """End the process even if threads that there are now don't end, that of pools and no daemons.
 
     Called on the main thread, which has all the time it wants for the rest of its program, and what
-    that starts has too.
+    that starts has too; unless the system refuses another thread, and calls were cut.
 
     Args:
         status: The process's, where it is ended so.
@@ -322,14 +322,11 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
     left = [it for it in threading.enumerate() if not it.daemon and it is not main]
     if not left and not limits_atexit:
         return
-    # A pool takes no work any more once the interpreter waits for threads. It has its thread now:
-    # later the system might refuse it.
-    probe = ThreadPoolExecutor(1, "grpcserver-probe")
+    program = _outermost_frame()
 
     def end() -> None:
-        with contextlib.suppress(RuntimeError):
-            while probe.submit(_do_nothing):
-                greenlets.sleep(_PROBE_PAUSE)
+        while _is_executing(program):
+            greenlets.sleep(_PROBE_PAUSE)
         give_up_at = time.monotonic() + seconds
         for thread in left:
             thread.join(max(0.0, give_up_at - time.monotonic()))
@@ -339,13 +336,28 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
             return
         end_process(status, 0)
 
-    with contextlib.suppress(RuntimeError):  # the system refuses another thread
-        probe.submit(_do_nothing)
+    try:
         threading.Thread(target=end, name="grpcserver-end", daemon=True).start()
+    except RuntimeError:  # the system refuses another thread
+        if limits_atexit:
+            end_process(status, seconds)
 
 
-def _do_nothing() -> None:
-    pass
+def _outermost_frame() -> FrameType | None:
+    """Return the frame of this thread's program."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _is_executing(frame: FrameType | None) -> bool:
+    try:
+        if frame is not None:
+            frame.clear()  # which is refused as long as it is
+    except RuntimeError:
+        return True
+    return False
 
 
 def end_process(status: int, seconds: float) -> NoReturn:

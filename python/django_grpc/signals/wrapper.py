@@ -134,17 +134,18 @@ class SignalWrapper:
         try:
             yield
         except AttributeError as error:
+            if (adder := _adder_that_raised(error)) is not None:
+                raise ImproperlyConfigured(
+                    f"{hook}: {adder}() takes a servicer and then the server, and the "
+                    f"{_describe(error.obj)} that it is given for one of them has no "
+                    f"{error.name!r}."
+                ) from error
             if error.obj is self._server:
                 raise ImproperlyConfigured(
                     f"{hook} asks the server that it is given for {error.name!r}, which no server "
                     "has: give a function that takes the server and adds servicers to it."
                 ) from error
-            if (adder := _adder_that_raised(error)) is None:
-                raise
-            raise ImproperlyConfigured(
-                f"{hook}: {adder}() takes a servicer and then the server, and the "
-                f"{_describe(error.obj)} that it is given for one of them has no {error.name!r}."
-            ) from error
+            raise
         finally:
             self._hook = None
 

@@ -194,6 +194,9 @@ def test_tls(serve, capsys, certified):
         said = complaint(*arguments)
         assert "can't be asked: UNAVAILABLE" in said
         assert said.endswith(". Does it want --tls?") == ("--tls" not in arguments)
+    # By what gRPC's core says of the refusal: at times that is a socket that is closed.
+    refused = [complaint(*trusted) for _ in range(10)]
+    assert any("want a certificate (--tls-client-cert and" in said for said in refused)
 
 
 def test_the_hint_is_the_one_that_helps(serve):

@@ -116,7 +116,14 @@ class Command(BaseCommand):
                 status = probe.check()
             except grpc.RpcError as error:
                 reason = _explain(error, address, **options)
-                raise CommandError(reason + _hint(error, is_tls=credentials is not None)) from error
+                raise CommandError(
+                    reason
+                    + _hint(
+                        error,
+                        is_tls=credentials is not None,
+                        shows_certificate=options["tls_client_cert"] is not None,
+                    )
+                ) from error
             except KeyboardInterrupt:
                 raise CommandError("Interrupted.", returncode=128 + signal.SIGINT) from None
         if status != "SERVING":
@@ -226,9 +233,11 @@ def _name(service: str) -> str:
     return f"The service {service}" if service else "The server"
 
 
-def _hint(error: Any, *, is_tls: bool) -> str:
+def _hint(error: Any, *, is_tls: bool, shows_certificate: bool) -> str:
     """Say what may be missing, where it is TLS that one side wants and the other has not."""
     details = error.details() or ""
+    if is_tls and not shows_certificate and "TSI_DATA_CORRUPTED" in details:
+        return ". Does it want a certificate (--tls-client-cert and --tls-client-key)?"
     if is_tls and "WRONG_VERSION_NUMBER" in details:
         return ". Is it without TLS?"
     if not is_tls and any(it in details for it in ("Socket closed", "reset", "Broken pipe")):

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -51,7 +51,7 @@ class Command(BaseCommand):
         interval: float = options["interval"]
         try:
             before = client.sample()
-            if options["once"] or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            if options["once"] or not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)):
                 time.sleep(interval)
                 self._print(client.address, before, client.sample())
                 return
@@ -85,6 +85,10 @@ class Command(BaseCommand):
             self.stdout.flush()
         except OSError as error:
             raise CommandError(f"The figures can't be printed: {error.strerror}.") from error
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # None: it was closed at the start
 
 
 def _watch(client: MetricsClient, before: Sample, interval: float) -> None:
