@@ -583,7 +583,7 @@ print("went on", flush=True)
 def test_a_program_goes_on_after_the_command(start_endless):
     process = start_endless("--list-handlers", script=AFTERWARDS)
     assert process.wait() == 0
-    assert process.output.endswith("went on\n")
+    assert "went on\n" in process.output
 
 
 def test_what_a_program_starts_after_the_command_has_its_time(start_endless):
@@ -607,7 +607,7 @@ sys.exit(7)
 @pytest.mark.parametrize("method", ["ignore", "leave_thread"])
 def test_a_program_goes_on_after_a_stop_that_cut_calls(stop_during, method):
     process = stop_during(method, script=AFTERWARDS)
-    assert process.output.endswith("went on\n")
+    assert "went on\n" in process.output
 
 
 @pytest.mark.parametrize("is_async", [True, False])
@@ -728,7 +728,7 @@ except (StopIteration, RuntimeError) as error:
     process.wait_for(LISTENING)
     process.send(signal.SIGTERM)
     assert process.wait() == 0
-    assert process.output.endswith("raised\n")
+    assert "raised\n" in process.output
 
 
 @pytest.mark.parametrize("end", ["sys.exit(3)", "raise ValueError('no')", "return"])

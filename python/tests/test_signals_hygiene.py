@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.test import override_settings
 from sampleapp.caches import ClosableCache
 
-from django_grpc.signals import grpc_request_finished, grpc_request_started, hygiene
+from django_grpc.signals import cursors, grpc_request_finished, grpc_request_started, hygiene
 
 # The databases are in memory, one for each thread, and no test needs a table.
 pytestmark = pytest.mark.usefixtures("databases_allowed")
@@ -227,6 +228,18 @@ def test_cache_that_nobody_uses_need_not_be_there():
         caches["default"].get("key")
         grpc_request_started.send(None, request=None, context=None)
         grpc_request_finished.send(None, request=None, context=None)
+
+
+def test_a_proxy_in_the_place_of_a_connection_is_left_alone():
+    """As tests put `django.db.connection` there."""
+
+    def open_cursor():
+        cursors.close_at_home(connection, deque(), list)
+        with connection.chunked_cursor() as cursor:
+            cursor.execute("SELECT 1")
+            return cursor.fetchone()
+
+    assert in_thread(open_cursor) == (1,)
 
 
 def test_a_cursor_that_another_thread_closes_waits_for_its_own():

@@ -31,6 +31,8 @@ def close_at_home(
         home: This thread's, which calls `close_left` with it from time to time.
         on_left: Called on another thread that has left one.
     """
+    if not isinstance(connection, BaseDatabaseWrapper):
+        return  # a proxy that somebody has put in its place
     connection.chunked_cursor = functools.partial(  # type: ignore[method-assign]
         _chunked_cursor, weakref.ref(connection), home, on_left
     )
