@@ -604,6 +604,32 @@ sys.exit(7)
     assert process.output.count("lingered") == 2
 
 
+@pytest.mark.parametrize("hook", ["", "sys.excepthook = lambda *_: linger(2)"])
+def test_a_thread_that_never_ends_does_not_keep_the_process(start_endless, hook):
+    """Whatever its `join` is, and once the error that has ended the program has been told."""
+    script = f"""
+import sys, threading, time
+from django.core.management import execute_from_command_line
+
+def linger(seconds):
+    time.sleep(seconds)
+    print("lingered", flush=True)
+
+class Own(threading.Thread):
+    def join(self):
+        super().join()
+
+Own(target=time.sleep, args=(1000,)).start()
+execute_from_command_line(["manage.py", "grpcserver", *sys.argv[1:]])
+{hook}
+raise ValueError("no")
+"""
+    process = start_endless("--list-handlers", script=script)
+    assert isinstance(process.wait(), int)
+    assert process.output.count("lingered") == bool(hook)
+    assert ("ValueError" in process.output) != bool(hook)
+
+
 @pytest.mark.parametrize("method", ["ignore", "leave_thread"])
 def test_a_program_goes_on_after_a_stop_that_cut_calls(stop_during, method):
     process = stop_during(method, script=AFTERWARDS)

@@ -173,6 +173,8 @@ import os, signal, sys, time
 from django_grpc.management.shutdown import TOGETHER, ShutdownRequest, end_in_peace
 
 how, ends_in_peace = sys.argv[1:]
+if how == "ignored":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if how == "own":
     signal.signal(signal.SIGTERM, lambda *_: (print("own", flush=True), os._exit(5)))
 try:
@@ -198,6 +200,7 @@ print("later", flush=True)
     [
         ("default", "together\n", 128 + signal.SIGTERM),
         ("own", "together\nown\n", 5),
+        ("ignored", "together\nlater\n", 0),
     ],
 )
 def test_signals_after_the_last_request(how, output, status, ends_in_peace):

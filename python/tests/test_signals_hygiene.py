@@ -1,9 +1,9 @@
 """The short cuts for Django's stock receivers do what those do."""
 
+import functools
 import itertools
 import threading
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -234,7 +234,7 @@ def test_a_proxy_in_the_place_of_a_connection_is_left_alone():
     """As tests put `django.db.connection` there."""
 
     def open_cursor():
-        cursors.close_at_home(connection, deque(), list)
+        cursors.close_at_home(connection, cursors.Home(list))
         with connection.chunked_cursor() as cursor:
             cursor.execute("SELECT 1")
             return cursor.fetchone()
@@ -254,7 +254,7 @@ def test_a_cursor_that_another_thread_closes_waits_for_its_own():
         connection.connection.close()  # Django leaves in-memory databases open
 
     with ThreadPoolExecutor(1) as home:
-        home.submit(hygiene.close_old_connections).result()  # as at each begin of a call
+        home.submit(hygiene.CALL_HYGIENE.start).result()
         cursor = home.submit(open_cursor).result()
         assert home.submit(cursor.fetchone).result() == (1,)
         cursor.close()
@@ -267,3 +267,48 @@ def test_a_cursor_that_another_thread_closes_waits_for_its_own():
         with pytest.raises(DatabaseError, match="closed cursor"):
             home.submit(another.fetchone).result()
         home.submit(end).result()
+
+
+def test_a_cursor_of_a_connection_that_has_gone_is_not_closed_on_the_next_one():
+    """It may be in a pool by now, or another thread's."""
+
+    def reopen():
+        connection.connection.close()  # Django leaves in-memory databases open
+        connection.connection = None
+        connection.ensure_connection()
+        hygiene.close_old_connections()
+
+    def open_cursor():
+        cursor = connection.chunked_cursor()
+        cursor.execute("SELECT 1")
+        return cursor
+
+    with ThreadPoolExecutor(1) as home:
+        home.submit(hygiene.CALL_HYGIENE.start).result()
+        cursor = home.submit(open_cursor).result()
+        asked = []
+        left = SimpleNamespace(close=lambda: asked.append(True))
+        cursor.close = functools.partial(
+            cursor.close.func, cursor.close.args[0]._replace(cursor=left), cursor.close.args[1]
+        )
+        cursor.close()
+        home.submit(reopen).result()
+        assert not asked
+        home.submit(lambda: connection.connection.close()).result()
+
+
+def test_a_cursor_of_a_thread_that_nobody_tends_is_closed_at_once():
+    """As without a server: a consumer that imports the signals, or a pool of a servicer's own."""
+
+    def open_cursor():
+        cursor = connection.chunked_cursor()
+        cursor.execute("SELECT 1")
+        return cursor
+
+    with ThreadPoolExecutor(1) as home:
+        home.submit(hygiene.close_old_connections).result()
+        cursor = home.submit(open_cursor).result()
+        cursor.close()
+        with pytest.raises(DatabaseError, match="closed cursor"):
+            home.submit(cursor.fetchone).result()
+        home.submit(lambda: connection.connection.close()).result()

@@ -167,17 +167,24 @@ async def run_resolved(context: AsyncServicerContext) -> None:
 
 _MISSING = object()
 
+# What asgiref calls its variables, all attributes of a `Local` together.
+_LOCAL = "asgiref.local"
+
 Variables = dict[contextvars.ContextVar[Any], Any]
 
 
 def changes(before: contextvars.Context) -> Variables | None:
     """Return what was set of the context variables since a context was copied.
 
-    What the thread or the loop had before stays its own: of two of them, each has caches that the
-    other one must not use.
+    What the thread or the loop had before stays its own, and all that asgiref's `Local` keeps: of
+    two threads, each has clients of caches there that the other one must not use.
     """
     now = contextvars.copy_context()
-    changed = {it: value for it, value in now.items() if before.get(it, _MISSING) is not value}
+    changed = {
+        it: value
+        for it, value in now.items()
+        if before.get(it, _MISSING) is not value and it.name != _LOCAL
+    }
     return changed or None
 
 

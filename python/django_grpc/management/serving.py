@@ -10,6 +10,7 @@ import contextlib
 import functools
 import gc
 import os
+import sys
 import threading
 import time
 import traceback
@@ -431,6 +432,8 @@ def _run_to_end(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Bas
         return function(*arguments), None
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        if os.getpid() != process and isinstance(leaving.code, str):
+            print(leaving.code, file=sys.stderr)
         return None, leaving
     except BaseException as error:
         status = 1

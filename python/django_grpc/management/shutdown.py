@@ -5,12 +5,13 @@ import contextlib
 import inspect
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
-from typing import Any, Final, NoReturn, Self, TypeGuard
+from typing import Any, Final, NoReturn, Self
 
 from django_grpc import greenlets
 from django_grpc.management.output import flush_or_lose, write_last_words
@@ -126,8 +127,8 @@ class ShutdownRequest:
                 raise StoppedAtStart(name)
         elif time.monotonic() - self._requested_at < TOGETHER:
             pass
-        elif self._has_left and _is_own(previous := self._previous[signal.Signals(number)]):
-            previous(number, frame)  # of a program that goes on
+        elif self._has_left:
+            _go_on(self._previous[signal.Signals(number)], number, frame)
         else:
             _end_at_once(number)
 
@@ -227,9 +228,12 @@ class _Waker:
         os.close(self._reader)
 
 
-def _is_own(handler: Any) -> TypeGuard[Callable[[int, FrameType | None], object]]:
-    """Whether a handler of a signal is the program's, and not one that it began with."""
-    return callable(handler) and handler is not signal.default_int_handler
+def _go_on(previous: Any, number: int, frame: FrameType | None) -> None:
+    """Do what a program that goes on has for a signal; without something of its own, end it."""
+    if callable(previous) and previous is not signal.default_int_handler:
+        previous(number, frame)
+    elif previous is not signal.SIG_IGN:
+        _end_at_once(number)
 
 
 def _end_at_once(number: int) -> NoReturn:
@@ -256,11 +260,7 @@ def end_in_peace() -> None:
     def handle(number: int, frame: FrameType | None) -> None:
         if is_together():
             return
-        previous = before[signal.Signals(number)]
-        if _is_own(previous):
-            previous(number, frame)
-        else:
-            _end_at_once(number)
+        _go_on(before[signal.Signals(number)], number, frame)
 
     def handle_signals(*_: object) -> None:
         for number in _SIGNALS:
@@ -324,12 +324,18 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
         return
     program = _outermost_frame()
 
+    def has_ended() -> bool:
+        # With the error that has ended it told, too: a hook for that may take its time.
+        return _waits_for_threads(main) or (limits_atexit and not _is_executing(program))
+
     def end() -> None:
-        while _is_executing(program):
+        while not has_ended():
+            if not limits_atexit and not any(thread.is_alive() for thread in left):
+                return
             greenlets.sleep(_PROBE_PAUSE)
         give_up_at = time.monotonic() + seconds
-        for thread in left:
-            thread.join(max(0.0, give_up_at - time.monotonic()))
+        for thread in left:  # not by a method of a subclass, which may take no timeout
+            threading.Thread.join(thread, max(0.0, give_up_at - time.monotonic()))
         if limits_atexit:
             greenlets.sleep(max(0.0, give_up_at - time.monotonic()))
         elif not any(thread.is_alive() for thread in left):
@@ -349,6 +355,14 @@ def _outermost_frame() -> FrameType | None:
     while frame is not None and frame.f_back is not None:
         frame = frame.f_back
     return frame
+
+
+def _waits_for_threads(main: threading.Thread) -> bool:
+    """Whether the interpreter, whose program has ended, waits for the threads that are left."""
+    frame = sys._current_frames().get(main.ident or 0)
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename == threading.__file__
 
 
 def _is_executing(frame: FrameType | None) -> bool:

@@ -13,56 +13,78 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-#: Cursors that other threads have left to one thread, which closes them in its time.
-Left = deque[Any]
 
+class Home:
+    """A thread, as others see it that have a cursor of one of its connections to close.
 
-def close_at_home(
-    connection: BaseDatabaseWrapper, home: Left, on_left: Callable[[], object]
-) -> None:
-    """Have cursors which this thread opens of a connection be closed on this thread only.
-
-    Args:
-        connection: This thread's.
-        home: This thread's, which calls `close_left` with it from time to time.
-        on_left: Called on another thread that has left one.
+    Attributes:
+        is_tended: Whether the thread closes what it is left. Otherwise nobody leaves it anything.
     """
-    if not isinstance(connection, BaseDatabaseWrapper):
-        return  # a proxy that somebody has put in its place
-    connection.chunked_cursor = functools.partial(  # type: ignore[method-assign]
-        _chunked_cursor, weakref.ref(connection), home, on_left
-    )
+
+    def __init__(self, on_left: Callable[[], object]) -> None:
+        """Belong to the thread that this is called on.
+
+        Args:
+            on_left: Called on another thread that has left a cursor.
+        """
+        self.is_tended = False
+        self.thread = threading.get_ident()
+        self.on_left = on_left
+        self.left: deque[_LeftCursor] = deque()
+
+    def close_left(self) -> None:
+        """Close what others have left. Called on the thread itself."""
+        while self.left:
+            with contextlib.suppress(Exception):  # the connection may have died
+                self.left.popleft().close()
 
 
-def close_left(home: Left) -> None:
-    """Close what others have left to this thread."""
-    while home:
-        with contextlib.suppress(Exception):  # the connection has gone, and the cursor with it
-            home.popleft().close()
+class _LeftCursor(NamedTuple):
+    cursor: Any
+    connection: "weakref.ref[BaseDatabaseWrapper]"
+    # The driver's, when the cursor was opened.
+    its_connection: Any
+
+    def close(self) -> None:
+        """Close it, unless its connection has gone.
+
+        One that was closed has closed its cursors, and one that went back to a pool may be another
+        thread's by now.
+        """
+        connection = self.connection()
+        if connection is not None and connection.connection is self.its_connection:
+            self.cursor.close()
 
 
-def _chunked_cursor(
-    reference: "weakref.ref[BaseDatabaseWrapper]", home: Left, on_left: Callable[[], object]
-) -> Any:
+def close_at_home(connection: BaseDatabaseWrapper, home: Home) -> None:
+    """Have cursors which a thread opens of its connection be closed on that thread only."""
+    if isinstance(connection, BaseDatabaseWrapper):  # and no proxy that somebody has put there
+        connection.chunked_cursor = functools.partial(  # type: ignore[method-assign]
+            _chunked_cursor, weakref.ref(connection), home
+        )
+
+
+def _chunked_cursor(reference: "weakref.ref[BaseDatabaseWrapper]", home: Home) -> Any:
     connection = reference()
     if connection is None:
         raise ReferenceError("the database connection is gone")
     cursor: Any = type(connection).chunked_cursor(connection)
     if not connection.allow_thread_sharing:
         # Of the driver's: with Django's around it this would be a cycle.
-        cursor.close = functools.partial(
-            _close, cursor.cursor, home, on_left, threading.get_ident()
-        )
+        opened = _LeftCursor(cursor.cursor, reference, connection.connection)
+        cursor.close = functools.partial(_close, opened, home)
     return cursor
 
 
-def _close(cursor: Any, home: Left, on_left: Callable[[], object], thread: int) -> None:
-    if threading.get_ident() == thread:
-        cursor.close()
+def _close(opened: _LeftCursor, home: Home) -> None:
+    if threading.get_ident() == home.thread:
+        opened.cursor.close()
+    elif home.is_tended:
+        home.left.append(opened)
+        home.on_left()
     else:
-        home.append(cursor)
-        on_left()
+        opened.close()

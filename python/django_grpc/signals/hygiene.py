@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
 from typing import Any
@@ -53,8 +52,8 @@ class _Shared:
         self.deaths = _deaths
         #: On a thread that a servicer has started: the call that used them last.
         self.last_call: _LoopCall | None = None
-        #: What other threads have left to be closed here.
-        self.cursors: cursors.Left = deque()
+        #: For cursors of the connections that other threads come to close.
+        self.home = cursors.Home(lambda: _tidy_left())  # which is not there yet at the import
 
 
 class _ThreadConnections(threading.local):
@@ -77,7 +76,7 @@ class _ThreadConnections(threading.local):
         self.shared = _Shared()
         for alias in connections:  # before the first query, which may be for a cursor that stays
             with contextlib.suppress(Exception):  # of settings that Django refuses
-                cursors.close_at_home(connections[alias], self.shared.cursors, _tidy_left)
+                cursors.close_at_home(connections[alias], self.shared.home)
         self.refresh()
 
     def refresh(self) -> None:
@@ -95,7 +94,7 @@ _thread = _ThreadConnections()
 
 def _remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
     _thread.refresh()
-    cursors.close_at_home(connection, _thread.shared.cursors, _tidy_left)
+    cursors.close_at_home(connection, _thread.shared.home)
     if _thread.is_calls:
         return
     if _execute not in connection.execute_wrappers:
@@ -132,8 +131,8 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
             Default: what is known of it.
     """
     shared = _thread.shared
-    if shared.cursors:
-        cursors.close_left(shared.cursors)
+    if shared.home.left:
+        shared.home.close_left()
     if not shared.connections:
         return
     if is_used is None:
@@ -383,7 +382,7 @@ def _tidy_soon() -> None:
 
 def _tidy_left() -> None:
     """Have the thread of `sync_to_async` close what it was left, as no call's end may follow."""
-    if _sync_thread is not None and _sync_thread.cursors:
+    if _sync_thread is not None and _sync_thread.home.left:
         _tidy_soon()
 
 
@@ -391,6 +390,7 @@ def _tidy() -> None:
     global _is_tidying, _sync_thread
     _is_tidying = False
     _sync_thread = _thread.shared
+    _sync_thread.home.is_tended = True
     try:
         if not _users:
             for connection in _thread.shared.connections:
@@ -509,11 +509,11 @@ class CallHygiene:
 
     def start(self) -> None:
         """Note that calls run on this thread from their first line to their last."""
-        _thread.is_calls = True
+        _thread.is_calls = _thread.shared.home.is_tended = True
 
     def enter(self) -> None:
         """See to the connections of a thread that is about to run code of a call."""
-        _thread.is_calls = True
+        _thread.is_calls = _thread.shared.home.is_tended = True
         close_old_connections()
         _thread.is_entered = True
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import grpc.aio
 import pytest
+from asgiref.local import Local
 
 from .support import OURS, PATIENCE, Gate, handler, ours_only
 
@@ -518,3 +519,31 @@ def test_threads_end_with_their_server(serve):
         thread.join(PATIENCE)
         assert not thread.is_alive()
     assert "grpc-interceptor" in ended
+
+
+@pytest.mark.parametrize("kinds", MIXES[:6])
+def test_what_asgiref_keeps_for_a_thread_stays_there(serve, kinds):
+    """Django's clients of caches among it: two threads must not use one at the same time."""
+    local = Local()
+
+    class Set(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, details):
+            local.client = threading.current_thread()
+            return continuation(details)
+
+    class SetAsync(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, continuation, details):
+            local.client = threading.current_thread()
+            return await continuation(details)
+
+    async def tell(request, context):
+        return tell_plainly(request, context)
+
+    def tell_plainly(request, context):
+        client = getattr(local, "client", None)
+        return b"own" if client in (None, threading.current_thread()) else b"another's"
+
+    methods = {it.__name__: handler("unary_unary", it) for it in (tell, tell_plainly)}
+    served = serve(methods, interceptors=[(Set if it is Plain else SetAsync)() for it in kinds])
+    if all(it is Plain for it in kinds) or Plain not in kinds:
+        assert {served.unary(name) for name in methods} == {b"own"}
