@@ -16,6 +16,8 @@ import grpc.aio
 import pytest
 from asgiref.local import Local
 
+from django_grpc.engine import coroutines
+
 from .support import OURS, PATIENCE, Gate, handler, ours_only
 
 pytestmark = pytest.mark.skipif(not OURS, reason="grpc.aio refuses ordinary interceptors")
@@ -521,29 +523,12 @@ def test_threads_end_with_their_server(serve):
     assert "grpc-interceptor" in ended
 
 
-@pytest.mark.parametrize("kinds", MIXES[:6])
-def test_what_asgiref_keeps_for_a_thread_stays_there(serve, kinds):
+def test_what_asgiref_keeps_for_a_thread_is_not_carried():
     """Django's clients of caches among it: two threads must not use one at the same time."""
     local = Local()
-
-    class Set(grpc.ServerInterceptor):
-        def intercept_service(self, continuation, details):
-            local.client = threading.current_thread()
-            return continuation(details)
-
-    class SetAsync(grpc.aio.ServerInterceptor):
-        async def intercept_service(self, continuation, details):
-            local.client = threading.current_thread()
-            return await continuation(details)
-
-    async def tell(request, context):
-        return tell_plainly(request, context)
-
-    def tell_plainly(request, context):
-        client = getattr(local, "client", None)
-        return b"own" if client in (None, threading.current_thread()) else b"another's"
-
-    methods = {it.__name__: handler("unary_unary", it) for it in (tell, tell_plainly)}
-    served = serve(methods, interceptors=[(Set if it is Plain else SetAsync)() for it in kinds])
-    if all(it is Plain for it in kinds) or Plain not in kinds:
-        assert {served.unary(name) for name in methods} == {b"own"}
+    before = contextvars.copy_context()
+    local.client = object()
+    assert coroutines.changes(before) is None
+    trail.set(("set",))
+    assert coroutines.changes(before) == {trail: ("set",)}
+    trail.set(())
