@@ -309,13 +309,18 @@ final class PythonServer {
         owning: EngineTypes.current?.servicerContext.make(context)
       )
     else { return self.fail(context) }
+    guard
+      let runCall = self.bindings.coroutines.carrying(
+        job.handler.method.variables,
+        self.bindings.runCall
+      )
+    else { return self.fail(context) }
     if let pool = context.method?.threadPool {
-      return self.submit(job, context, object.pointer, to: pool.pointer)
+      return self.submit(context, object.pointer, runCall.pointer, to: pool.pointer)
     }
     // Each call gets a copy of the thread's context: what a servicer sets stays with its call,
     // while what the thread has kept (Django's cache connections) is there for every call.
-    guard let runCall = self.carrying(job.handler.method, self.bindings.runCall),
-      let python = PythonReference(owning: py_call0(self.bindings.copyContext.pointer)),
+    guard let python = PythonReference(owning: py_call0(self.bindings.copyContext.pointer)),
       let result = PythonReference(
         owning: py_call_method2(
           python.pointer,
@@ -328,34 +333,16 @@ final class PythonServer {
     _ = consume result
   }
 
-  /// What runs a call, with the context variables that came along with its method.
-  ///
-  /// - Returns: `nil` with an exception set.
-  private func carrying(_ method: BoundMethodCell, _ function: PythonHandle) -> PythonHandle? {
-    guard let variables = method.variables else { return function }
-    guard
-      let carrying = PythonReference(
-        owning: py_call2(
-          self.bindings.coroutines.carry.pointer,
-          variables.pointer,
-          function.pointer
-        )
-      )
-    else { return nil }
-    return PythonHandle(carrying)
-  }
-
   /// Hands a call to the pool that its behaviour asks for.
   private func submit(
-    _ job: PythonJob,
     _ context: ServicerContext,
     _ object: PythonPointer,
+    _ runCall: PythonPointer,
     to pool: PythonPointer
   ) {
     guard let name = PythonReference(owning: PythonString.make("submit")),
-      let runCall = self.carrying(job.handler.method, self.bindings.runCall),
       let future = PythonReference(
-        owning: py_call_method2(pool, name.pointer, runCall.pointer, object)
+        owning: py_call_method2(pool, name.pointer, runCall, object)
       )
     else { return self.fail(context) }
     _ = consume future

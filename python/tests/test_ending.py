@@ -526,7 +526,7 @@ threading.Thread(target=call_command, args=("grpcserver", *sys.argv[1:])).start(
     ],
 )
 def test_what_was_to_end_a_server_that_is_given_up_is_told(capsys, error, status, text):
-    assert Command()._tell(error) == status
+    assert Command().tell(error) == status
     assert capsys.readouterr().err.endswith(text)
 
 

@@ -200,12 +200,11 @@ final class AsyncioBridge: @unchecked Sendable {
     for event in batch {
       switch event {
       case .start(let job):
-        self.start(job.call, job.handler.method.value, nil, server, loop)
+        self.start(job, server, loop)
       case .handOver(let job):
-        let (method, variables) = (job.handler.method.value, job.handler.method.variables)
+        self.start(job, server, loop)
         // Emptied here, where the GIL is held: an event loop may release the rest.
         job.handler.method.empty()
-        self.start(job.call, method, variables, server, loop)
       case .readable(let id):
         loop[id]?.wakeReaders()
       case .writable(let id):
@@ -216,18 +215,13 @@ final class AsyncioBridge: @unchecked Sendable {
     }
   }
 
-  private func start(
-    _ call: Call,
-    _ method: BoundMethod?,
-    _ variables: PythonHandle?,
-    _ server: PythonServer,
-    _ loop: AsyncioLoop
-  ) {
+  private func start(_ job: PythonJob, _ server: PythonServer, _ loop: AsyncioLoop) {
+    let (call, method) = (job.call, job.handler.method)
     self.lastID += 1
     let id = self.lastID
     let context = AsyncServicerContext(
       call: call,
-      method: method,
+      method: method.value,
       server: server,
       bridge: self,
       loop: loop,
@@ -247,7 +241,7 @@ final class AsyncioBridge: @unchecked Sendable {
     else { return context.failToStart() }
     context.object = PythonHandle(retaining: object.pointer)
     guard let coroutine = context.makeCoroutine(object.pointer),
-      let task = loop.makeTask(coroutine.pointer, variables, server.bindings)
+      let task = loop.makeTask(coroutine.pointer, method.variables, server.bindings.coroutines)
     else { return context.failToStart() }
     context.task = PythonHandle(task)
   }

@@ -41,21 +41,10 @@ final class AsyncioLoop {
   func makeTask(
     _ coroutine: PythonPointer,
     _ variables: PythonHandle?,
-    _ bindings: Bindings
+    _ bindings: CoroutineBindings
   ) -> PythonReference? {
-    guard let variables else {
-      return PythonReference(owning: py_call1(self.createTask.pointer, coroutine))
-    }
     // A task begins with a copy of the context in which it is made.
-    guard
-      let createTask = PythonReference(
-        owning: py_call2(
-          bindings.coroutines.carry.pointer,
-          variables.pointer,
-          self.createTask.pointer
-        )
-      )
-    else { return nil }
+    guard let createTask = bindings.carrying(variables, self.createTask) else { return nil }
     return PythonReference(owning: py_call1(createTask.pointer, coroutine))
   }
 }

@@ -1,3 +1,4 @@
+internal import CPythonABI
 internal import GRPCEngineServer
 internal import PythonInterop
 
@@ -15,7 +16,7 @@ final class CoroutineBindings: Sendable {
   /// `changes(before)`: the context variables that were set since that context was copied, or None.
   let changes: PythonHandle
   /// `carry(variables, function)`: the function, which sets them first.
-  let carry: PythonHandle
+  private let carry: PythonHandle
   /// `cancel(context, task)`.
   let cancel: PythonHandle
   /// `wake(future)`.
@@ -78,6 +79,19 @@ final class CoroutineBindings: Sendable {
     self.pending = pending
     self.usageError = usageError
     self.internalError = internalError
+  }
+
+  /// A function that begins with the context variables which came along with a method, if any did.
+  ///
+  /// - Returns: `nil` with an exception set.
+  func carrying(_ variables: PythonHandle?, _ function: PythonHandle) -> PythonHandle? {
+    guard let variables else { return function }
+    guard
+      let carrying = PythonReference(
+        owning: py_call2(self.carry.pointer, variables.pointer, function.pointer)
+      )
+    else { return nil }
+    return PythonHandle(carrying)
   }
 
   /// What runs a method on the loop.

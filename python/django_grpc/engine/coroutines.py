@@ -22,6 +22,7 @@ from asgiref.sync import iscoroutinefunction
 
 from django_grpc.logs import GuardedLogger, class_name_of, text_of
 from django_grpc.shortage import NoThreadError
+from django_grpc.variables import carry, changes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -163,43 +164,6 @@ async def run_resolved(context: AsyncServicerContext) -> None:
     else:
         run, behavior = bound
         await run(context, behavior)
-
-
-_MISSING = object()
-
-# What asgiref calls its variables, all attributes of a `Local` together.
-_LOCAL = "asgiref.local"
-
-Variables = dict[contextvars.ContextVar[Any], Any]
-
-
-def changes(before: contextvars.Context) -> Variables | None:
-    """Return what was set of the context variables since a context was copied.
-
-    What the thread or the loop had before stays its own, and all that asgiref's `Local` keeps: of
-    two threads, each has clients of caches there that the other one must not use.
-    """
-    now = contextvars.copy_context()
-    changed = {
-        it: value
-        for it, value in now.items()
-        if before.get(it, _MISSING) is not value and it.name != _LOCAL
-    }
-    return changed or None
-
-
-def carry(variables: Variables, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that does what another one does, with context variables as given."""
-    return functools.partial(_run_with, variables, function)
-
-
-def _run_with(variables: Variables, function: Callable[..., Any], *arguments: Any) -> Any:
-    def run() -> Any:
-        for variable, value in variables.items():
-            variable.set(value)
-        return function(*arguments)
-
-    return contextvars.copy_context().run(run)
 
 
 def _failed(

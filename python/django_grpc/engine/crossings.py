@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from django_grpc.engine.loops import log_seldom
 from django_grpc.engine.surroundings import inside, log_exception
 from django_grpc.shortage import NoThreadError
+from django_grpc.variables import adopt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -397,7 +398,7 @@ class Visit:
         """Return what the function returns, and await what it asks for meanwhile."""
         try:
             while (message := await self._messages.get()).kind is _Kind.REQUEST:
-                _adopt(message.variables)
+                adopt(message.variables)
                 function, self._inbox = message.value
                 answer = await self._answer(function, self._inbox)
                 inbox, self._inbox = self._inbox, None
@@ -405,7 +406,7 @@ class Visit:
                 del answer
         finally:
             self.give_up()
-        _adopt(message.variables)
+        adopt(message.variables)
         try:
             return _outcome(message)
         finally:
@@ -483,7 +484,7 @@ class Visit:
             del message  # while it waits, nothing of the visit may stay
         if message.kind is _Kind.END:
             raise concurrent.futures.CancelledError
-        _adopt(message.variables)
+        adopt(message.variables)
         try:
             return _outcome(message)
         finally:
@@ -516,13 +517,3 @@ def _outcome(message: _Message) -> Any:
         raise cast("BaseException", message.value)
     finally:
         del message  # whose exception has this frame in its traceback
-
-
-_MISSING = object()
-
-
-def _adopt(variables: contextvars.Context) -> None:
-    """Set the context variables that the other side has set."""
-    for variable, value in variables.items():
-        if variable.get(_MISSING) is not value:
-            variable.set(value)

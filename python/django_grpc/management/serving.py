@@ -10,10 +10,8 @@ import contextlib
 import functools
 import gc
 import os
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
@@ -296,7 +294,7 @@ class _Serving:
         executor = ThreadPoolExecutor(1, "grpcserver-wait")
 
         async def run_blocking(function: Callable[..., Any], *arguments: Any) -> Any:
-            run = functools.partial(_run_to_end, function, *arguments)
+            run = functools.partial(self._run_to_end, function, *arguments)
             result, error = await asyncio.get_running_loop().run_in_executor(executor, run)
             if error is not None:
                 raise error
@@ -341,6 +339,23 @@ class _Serving:
                 self._server.stop(None)
             self._shut_down()
             raise
+
+    def _run_to_end(
+        self, function: Callable[..., Any], *arguments: Any
+    ) -> tuple[Any, BaseException | None]:
+        """Return what a function returns or raises: asyncio's futures take no StopIteration.
+
+        A process that the function has forked ends with it: there the loop is not run any more.
+        """
+        process = os.getpid()
+        result = raised = None
+        try:
+            result = function(*arguments)
+        except BaseException as error:
+            raised = error
+        if os.getpid() != process:
+            end_process(0 if raised is None else self._command.tell(raised), 0)
+        return result, raised
 
     def _wait_on_thread(self, watch: ending_loop.LoopWatch) -> tuple[float, float]:
         grace = self._wait()
@@ -420,29 +435,6 @@ class _Serving:
 
 def _do_nothing() -> None:
     pass
-
-
-def _run_to_end(function: Callable[..., Any], *arguments: Any) -> tuple[Any, BaseException | None]:
-    """Return what a function returns or raises: asyncio's futures take no StopIteration.
-
-    A process that the function has forked ends with it: there the loop is not run any more.
-    """
-    process, status = os.getpid(), 0
-    try:
-        return function(*arguments), None
-    except SystemExit as leaving:
-        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-        if os.getpid() != process and isinstance(leaving.code, str):
-            print(leaving.code, file=sys.stderr)
-        return None, leaving
-    except BaseException as error:
-        status = 1
-        if os.getpid() != process:
-            traceback.print_exception(error)
-        return None, error
-    finally:
-        if os.getpid() != process:
-            end_process(status, 0)
 
 
 @contextlib.contextmanager

@@ -288,22 +288,6 @@ def end_in_peace() -> None:
         threading.Thread(target=wake_up, name="grpcserver-late-signals", daemon=True).start()
 
 
-def end_process_soon(status: int, seconds: float = 1.0) -> None:
-    """End the process even if threads of it don't end.
-
-    A call that ignores its cancellation keeps its thread, and an interpreter that exits would wait
-    for that. Nothing happens if the process ends by itself in time.
-    """
-
-    def end() -> None:
-        end_process(status, seconds)
-
-    try:
-        threading.Thread(target=end, name="grpcserver-end", daemon=True).start()
-    except RuntimeError:  # the system refuses another thread
-        end()
-
-
 def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) -> None:
     """End the process even if threads that there are now don't end, that of pools and no daemons.
 
@@ -322,7 +306,7 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
     left = [it for it in threading.enumerate() if not it.daemon and it is not main]
     if not left and not limits_atexit:
         return
-    program = _outermost_frame()
+    program = _outermost(inspect.currentframe())
 
     def has_ended() -> bool:
         # With the error that has ended it told, too: a hook for that may take its time.
@@ -349,20 +333,17 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
             end_process(status, seconds)
 
 
-def _outermost_frame() -> FrameType | None:
-    """Return the frame of this thread's program."""
-    frame = inspect.currentframe()
+def _waits_for_threads(main: threading.Thread) -> bool:
+    """Whether the interpreter, whose program has ended, waits for the threads that are left."""
+    frame = _outermost(sys._current_frames().get(main.ident or 0))
+    return frame is not None and frame.f_code.co_filename == threading.__file__
+
+
+def _outermost(frame: FrameType | None) -> FrameType | None:
+    """Return the frame that a thread has begun with, given its innermost one."""
     while frame is not None and frame.f_back is not None:
         frame = frame.f_back
     return frame
-
-
-def _waits_for_threads(main: threading.Thread) -> bool:
-    """Whether the interpreter, whose program has ended, waits for the threads that are left."""
-    frame = sys._current_frames().get(main.ident or 0)
-    while frame is not None and frame.f_back is not None:
-        frame = frame.f_back
-    return frame is not None and frame.f_code.co_filename == threading.__file__
 
 
 def _is_executing(frame: FrameType | None) -> bool:

@@ -14,6 +14,7 @@ from django.dispatch import Signal
 
 from django_grpc.logs import GuardedLogger
 from django_grpc.signals import hygiene
+from django_grpc.variables import adopt
 
 logger = GuardedLogger("django_grpc")
 
@@ -224,11 +225,11 @@ async def _to_its_end(work: Callable[[], Awaitable[Any]]) -> Any:
         result, error = task.result()
     except asyncio.CancelledError:
         if task.done():  # or its context is that of something that runs, as asgiref notes there
-            hygiene.adopt(context)
+            adopt(context)
         raise
     finally:  # not of the GeneratorExit of one that is collected, in whatever context that is
         del task  # it would keep what is raised here, and that this frame
-    hygiene.adopt(context)
+    adopt(context)
     try:
         if cancelled and not isinstance(error, KeyboardInterrupt | SystemExit):
             _log_late(error)

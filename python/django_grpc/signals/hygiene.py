@@ -33,6 +33,7 @@ from django.utils.module_loading import import_string
 from django_grpc.logs import GuardedLogger
 from django_grpc.shortage import NoThreadError, is_refusal
 from django_grpc.signals import cursors
+from django_grpc.variables import adopt
 
 logger = GuardedLogger("django_grpc")
 
@@ -263,8 +264,6 @@ class _LoopCall:
     reference: "weakref.ref[_LoopCall] | None" = None
 
 
-_UNSET = object()
-
 # The call that the code which runs now belongs to. `sync_to_async` takes it along to its thread.
 _call: ContextVar[_LoopCall | None] = ContextVar("django_grpc.signals.hygiene.call", default=None)
 
@@ -473,13 +472,6 @@ def wait_for_sync_thread(timeout: float) -> bool:
         turn = SyncToAsync.single_thread_executor.submit(lambda: None)
         return bool(concurrent.futures.wait([turn], timeout).done)
     return True
-
-
-def adopt(context: contextvars.Context) -> None:
-    """Set what was set in a copy of this context, as `sync_to_async` does."""
-    for variable, value in context.items():
-        if variable.get(_UNSET) is not value:
-            variable.set(value)
 
 
 def stop_using() -> None:

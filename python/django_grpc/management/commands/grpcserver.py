@@ -28,7 +28,6 @@ from django_grpc.management.shutdown import (
     StoppedAtStart,
     end_in_peace,
     end_process,
-    end_process_soon,
     end_threads_soon,
     run_for,
 )
@@ -266,7 +265,7 @@ class Command(BaseCommand):
             self.stderr.flush()
             if isinstance(error.__cause__, OSError | RuntimeError):
                 # The address can't be bound, or a thread not be started: no file mends that.
-                end_process_soon(reloading.HOPELESS_STATUS, seconds=0)
+                end_process(reloading.HOPELESS_STATUS, 0)
             elif isinstance(cause := _root_cause(error), ImportError | SystemExit):
                 raise cause from None  # what its traceback names is watched
 
@@ -476,16 +475,19 @@ class Command(BaseCommand):
         )
         if self.is_process:
             run_for(shut_down, _LAST_RECEIVERS_TIMEOUT)  # they may wait for the loop
-            end_process(status if error is None else self._tell(error), 0)
+            end_process(status if error is None else self.tell(error), 0)
 
-    def _tell(self, error: BaseException) -> int:
-        """Tell of what is raised as Django does, and return the status that goes with it."""
+    def tell(self, error: BaseException) -> int:
+        """Tell of what ends a process as Django does, and return the status that goes with it."""
         if isinstance(error, StoppedAtStart):
             return 0
         if isinstance(error, KeyboardInterrupt):
             return 128 + signal.SIGINT
-        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
-            return error.code or 0
+        if isinstance(error, SystemExit):
+            if isinstance(error.code, int | None):
+                return error.code or 0
+            self.stderr.write(str(error.code))
+            return 1
         if isinstance(error, CommandError):
             self.stderr.write(f"{type(error).__name__}: {error}")
             return error.returncode
