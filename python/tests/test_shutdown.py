@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from django_grpc.management.shutdown import TOGETHER, ShutdownRequest
+from django_grpc.management.shutdown import ShutdownRequest
+from django_grpc.management.stop_signals import TOGETHER
 
 # Threads that start threads look for signals each time, and take one that was meant for the main
 # thread: some two of five, without a remedy.
@@ -170,7 +171,9 @@ def test_a_signal_ends_a_process_that_was_forked() -> None:
 
 LEFT = """
 import os, signal, sys, time
-from django_grpc.management.shutdown import TOGETHER, ShutdownRequest, end_in_peace
+from django_grpc.management.process_end import end_in_peace
+from django_grpc.management.shutdown import ShutdownRequest
+from django_grpc.management.stop_signals import TOGETHER
 
 how, ends_in_peace = sys.argv[1:]
 if how == "ignored":

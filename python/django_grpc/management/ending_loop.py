@@ -25,6 +25,9 @@ _BLOCKING_TIMEOUT: Final = 3.0
 _TURN_TIMEOUT: Final = 2.0
 _PAUSE: Final = 1.0
 
+# What ends the run of a loop from a task or callback; RuntimeError: it has stopped the loop.
+_ENDS: Final = (KeyboardInterrupt, SystemExit, RuntimeError)
+
 
 class LoopWatch:
     """Sees that a loop goes on at the end of a server: what blocks it may do so for ever.
@@ -143,11 +146,7 @@ def _end(runner: asyncio.Runner, watch: LoopWatch | None) -> None:
         watch.watch_from(time.monotonic() + _BLOCKING_TIMEOUT)
     try:
         runner.run(_end_leftovers())
-    except (
-        KeyboardInterrupt,
-        SystemExit,
-        RuntimeError,
-    ) as error:  # RuntimeError: it stops the loop
+    except _ENDS as error:
         logger.error("A task that was left at the end has raised %r", error)
     finally:
         runner.get_loop().close()

@@ -25,7 +25,8 @@ from django_grpc.addresses import format_address
 from django_grpc.certificates import CertificateWatcher
 from django_grpc.engine import aio
 from django_grpc.management import complaints, ending_loop, reloading, threads, titles
-from django_grpc.management.shutdown import ShutdownRequest, end_process
+from django_grpc.management.process_end import end_process
+from django_grpc.management.shutdown import ShutdownRequest
 from django_grpc.signals import hygiene
 from django_grpc.workers import systemd
 from django_grpc.workers.listeners import address_of

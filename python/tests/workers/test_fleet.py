@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from django_grpc import conf
-from django_grpc.management.shutdown import TOGETHER
+from django_grpc.management.stop_signals import TOGETHER
 from django_grpc.workers import fleet
 from django_grpc.workers.crashes import EARLY, LIMIT
 from django_grpc.workers.fleet import Figures, Fleet, Member, State, Task

@@ -23,14 +23,13 @@ from django_grpc.logs import GuardedLogger, text_of
 from django_grpc.management import complaints, reloading, titles
 from django_grpc.management.arguments import unicode_text
 from django_grpc.management.output import flush_or_lose, make_output_tolerant
-from django_grpc.management.shutdown import (
-    ShutdownRequest,
-    StoppedAtStart,
+from django_grpc.management.process_end import (
     end_in_peace,
     end_process,
     end_threads_soon,
     run_for,
 )
+from django_grpc.management.shutdown import ShutdownRequest, StoppedAtStart
 from django_grpc.signals import grpc_shutdown
 from django_grpc.workers import listeners, systemd
 from django_grpc.workers.messages import Inheritance, Plan

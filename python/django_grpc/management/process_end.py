@@ -1,0 +1,154 @@
+"""How a process that has served comes to its end, whatever is left of it."""
+
+import atexit
+import contextlib
+import inspect
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Final, NoReturn
+
+from django_grpc import greenlets
+from django_grpc.management.output import flush_or_lose
+from django_grpc.management.stop_signals import SIGNALS, TOGETHER, WAKE_UP, go_on
+
+# Seconds between two looks whether the main thread's program has ended.
+_PROBE_PAUSE: Final = 0.05
+
+
+def end_in_peace() -> None:
+    """Have signals to stop disturb the end of a process that has been told to stop no more.
+
+    One that belongs together with the one that has stopped it would change its exit status. A later
+    one still ends it at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    ended_at = time.monotonic()
+
+    def is_together() -> bool:
+        return time.monotonic() - ended_at < TOGETHER
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if is_together():
+            return
+        go_on(before[signal.Signals(number)], number, frame)
+
+    def handle_signals(*_: object) -> None:
+        for number in SIGNALS:
+            signal.signal(number, handle)
+
+    def ignore() -> None:
+        # Python gives handlers up when all that is registered with `atexit` has run. That may take
+        # as long as it wants, so it is for what belongs together only.
+        if is_together():
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            signal.signal(WAKE_UP, handle_signals)
+            if not is_together():  # the wake-up may have been before
+                handle_signals()
+
+    def wake_up() -> None:
+        greenlets.sleep(TOGETHER)
+        if (main := threading.main_thread().ident) is not None:
+            signal.pthread_kill(main, WAKE_UP)
+
+    handle_signals()
+    atexit.register(ignore)
+    # Where there is no other thread, what comes later is ignored too.
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=wake_up, name="grpcserver-late-signals", daemon=True).start()
+
+
+def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) -> None:
+    """End the process even if threads that there are now don't end, that of pools and no daemons.
+
+    Called on the main thread, which has all the time it wants for the rest of its program, and what
+    that starts has too; unless the system refuses another thread, and calls were cut.
+
+    Args:
+        status: The process's, where it is ended so.
+        limits_atexit: Whether what is registered with `atexit`, which comes after such threads, has
+            to end in that time too, and whatever else holds up the interpreter's end.
+        seconds: What they have, once the main thread's program has ended.
+    """
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
+        return
+    left = [it for it in threading.enumerate() if not it.daemon and it is not main]
+    if not left and not limits_atexit:
+        return
+    program = _outermost(inspect.currentframe())
+
+    def has_ended() -> bool:
+        # With the error that has ended it told, too: a hook for that may take its time.
+        return _waits_for_threads(main) or (limits_atexit and not _is_executing(program))
+
+    def end() -> None:
+        while not has_ended():
+            if not limits_atexit and not any(thread.is_alive() for thread in left):
+                return
+            greenlets.sleep(_PROBE_PAUSE)
+        give_up_at = time.monotonic() + seconds
+        for thread in left:  # not by a method of a subclass, which may take no timeout
+            threading.Thread.join(thread, max(0.0, give_up_at - time.monotonic()))
+        if limits_atexit:
+            greenlets.sleep(max(0.0, give_up_at - time.monotonic()))
+        elif not any(thread.is_alive() for thread in left):
+            return
+        end_process(status, 0)
+
+    try:
+        threading.Thread(target=end, name="grpcserver-end", daemon=True).start()
+    except RuntimeError:  # the system refuses another thread
+        if limits_atexit:
+            end_process(status, seconds)
+
+
+def _waits_for_threads(main: threading.Thread) -> bool:
+    """Whether the interpreter, whose program has ended, waits for the threads that are left."""
+    frame = _outermost(sys._current_frames().get(main.ident or 0))
+    return frame is not None and frame.f_code.co_filename == threading.__file__
+
+
+def _outermost(frame: FrameType | None) -> FrameType | None:
+    """Return the frame that a thread has begun with, given its innermost one."""
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _is_executing(frame: FrameType | None) -> bool:
+    try:
+        if frame is not None:
+            frame.clear()  # which is refused as long as it is
+    except RuntimeError:
+        return True
+    return False
+
+
+def end_process(status: int, seconds: float) -> NoReturn:
+    """End the process in so many seconds, whatever its threads do."""
+    greenlets.sleep(seconds)
+    flush_or_lose()
+    os._exit(status)
+
+
+def run_for(work: Callable[[], object], seconds: float) -> None:
+    """Do something on a thread of its own, and wait for its end no longer than that.
+
+    Where the system refuses a thread it is done here, as long as it takes.
+    """
+    thread = threading.Thread(target=work, name="grpcserver-last", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        work()
+    else:
+        thread.join(seconds)
