@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from types import FrameType
 from typing import Final
 
 _MEND: Final = "run the server in a process that is not monkey-patched."
@@ -14,6 +15,17 @@ def sleep(seconds: float) -> None:
     it still waits when the interpreter has ended.
     """
     threading.Event().wait(seconds)
+
+
+def main_frame() -> FrameType | None:
+    """Return the innermost frame of this thread's program, if a greenlet interrupts it."""
+    if (greenlet := sys.modules.get("greenlet")) is None:
+        return None
+    main = greenlet.getcurrent()
+    while main.parent is not None:
+        main = main.parent
+    frame: FrameType | None = main.gr_frame  # none while it runs
+    return frame
 
 
 def refuse_patched_threads() -> None:

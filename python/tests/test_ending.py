@@ -606,7 +606,7 @@ sys.exit(7)
 
 @pytest.mark.parametrize("hook", ["", "sys.excepthook = lambda *_: linger(2)"])
 def test_a_thread_that_never_ends_does_not_keep_the_process(start_endless, hook):
-    """Whatever its `join` is, and once the error that has ended the program has been told."""
+    """Whatever its methods are, and once the error that has ended the program has been told."""
     script = f"""
 import sys, threading, time
 from django.core.management import execute_from_command_line
@@ -618,6 +618,9 @@ def linger(seconds):
 class Own(threading.Thread):
     def join(self):
         super().join()
+
+    def is_alive(self):
+        return False
 
 Own(target=time.sleep, args=(1000,)).start()
 execute_from_command_line(["manage.py", "grpcserver", *sys.argv[1:]])
@@ -634,6 +637,45 @@ raise ValueError("no")
 def test_a_program_goes_on_after_a_stop_that_cut_calls(stop_during, method):
     process = stop_during(method, script=AFTERWARDS)
     assert "went on\n" in process.output
+
+
+def test_a_program_goes_on_after_a_greenlet_whose_calls_were_cut(stop_during):
+    pytest.importorskip("greenlet")
+    script = AFTERWARDS.replace(
+        "execute_from_command_line(",
+        "import greenlet; greenlet.greenlet(execute_from_command_line).switch(",
+    )
+    process = stop_during("ignore", script=script)
+    assert "went on\n" in process.output
+
+
+@pytest.mark.parametrize(
+    "start_child",
+    [
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(9)'])",
+        "child = os.fork() or time.sleep(9) or os._exit(9)",
+    ],
+)
+def test_what_a_function_of_atexit_starts_hears_signals(start, start_child):
+    script = f"""
+import atexit, os, signal, subprocess, sys, time
+from django.core.management import execute_from_command_line
+
+def start_child():
+    {start_child}
+    pid = getattr(child, "pid", child)
+    time.sleep(0.2)
+    os.kill(pid, signal.SIGTERM)
+    print("child:", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+atexit.register(start_child)
+execute_from_command_line(["manage.py", "grpcserver", *sys.argv[1:]])
+"""
+    process = start("--port", "0", script=script)
+    process.wait_for(LISTENING)
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+    assert "child: -15\n" in process.output
 
 
 @pytest.mark.parametrize("is_async", [True, False])

@@ -6,6 +6,7 @@ import contextvars
 import gc
 import logging
 import queue
+import sqlite3
 import sys
 import threading
 import weakref
@@ -605,8 +606,8 @@ def test_what_a_call_held_is_let_go_with_it(serve, signal, end):
         kept = Held()
         held.append(weakref.ref(kept))
         await sync_to_async(query)()
-        if end == "raises":
-            raise ValueError
+        if end == "aborts":
+            await context.abort(grpc.StatusCode.ABORTED, "no")
         channel.close()
         await asyncio.sleep(PATIENCE)
 
@@ -628,6 +629,51 @@ def test_what_a_call_held_is_let_go_with_it(serve, signal, end):
         if signal is not None:
             signal.disconnect(receiver)
     assert len(seen) == (signal is grpc_request_finished)
+
+
+def test_what_the_collector_finds_of_a_call_gives_no_work_to_an_executor(serve, monkeypatch):
+    """It may come by inside of `submit`, which would wait for itself: with it every executor."""
+    executor = SyncToAsync.single_thread_executor
+    submit = executor.submit
+    opened, given = [], []
+    collector = None
+
+    def rows():
+        with contextlib.closing(connection.chunked_cursor()) as cursor:
+            cursor.execute("SELECT 1 UNION SELECT 2")
+            opened.append(cursor.cursor)
+            yield
+
+    def leave_half_read():
+        read = rows()
+        next(read)
+        cycle = [read]
+        cycle.append(cycle)
+
+    async def method(request, context):
+        await sync_to_async(leave_half_read if request == b"leaves" else int)()
+        return b"response"
+
+    def noting(*args):
+        if threading.get_ident() == collector:
+            given.append(args)
+        return submit(*args)
+
+    def is_closed():
+        try:
+            opened[0].fetchone()
+        except sqlite3.ProgrammingError:
+            return True
+        return False
+
+    channel = serve("unary_unary", method)
+    call(channel, "unary_unary", b"leaves")
+    monkeypatch.setattr(executor, "submit", noting)
+    collector = threading.get_ident()
+    gc.collect()
+    assert given == []
+    call(channel, "unary_unary", b"goes on")
+    assert eventually(is_closed)
 
 
 def test_context_of_a_receiver_is_the_calls_whatever_happens(serve):

@@ -1,7 +1,13 @@
 """The short cuts for Django's stock receivers do what those do."""
 
+import contextlib
+import dataclasses
 import functools
+import gc
 import itertools
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -234,7 +240,7 @@ def test_a_proxy_in_the_place_of_a_connection_is_left_alone():
     """As tests put `django.db.connection` there."""
 
     def open_cursor():
-        cursors.close_at_home(connection, cursors.Home(list))
+        cursors.close_at_home(connection, cursors.Home())
         with connection.chunked_cursor() as cursor:
             cursor.execute("SELECT 1")
             return cursor.fetchone()
@@ -289,12 +295,99 @@ def test_a_cursor_of_a_connection_that_has_gone_is_not_closed_on_the_next_one():
         asked = []
         left = SimpleNamespace(close=lambda: asked.append(True))
         cursor.close = functools.partial(
-            cursor.close.func, cursor.close.args[0]._replace(cursor=left), cursor.close.args[1]
+            cursor.close.func, dataclasses.replace(cursor.close.args[0], cursor=left)
         )
         cursor.close()
         home.submit(reopen).result()
         assert not asked
         home.submit(lambda: connection.connection.close()).result()
+
+
+def test_a_cursor_that_is_collected_at_home_waits_too():
+    """The collector may come by inside of a statement, whose lock the driver holds."""
+
+    def rows():
+        with contextlib.closing(connection.chunked_cursor()) as cursor:
+            cursor.execute("SELECT 1 UNION SELECT 2")
+            opened.append(cursor.cursor)
+            yield
+
+    def leave_half_read():
+        read = rows()
+        next(read)
+        cycle = [read]
+        cycle.append(cycle)
+
+    def collect():
+        gc.collect()
+        return opened[0].fetchone()
+
+    opened = []
+    with ThreadPoolExecutor(1) as home:
+        home.submit(hygiene.CALL_HYGIENE.start).result()
+        home.submit(leave_half_read).result()
+        assert home.submit(collect).result()
+        home.submit(hygiene.close_old_connections).result()
+        with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
+            home.submit(opened[0].fetchone).result()
+        home.submit(lambda: connection.connection.close()).result()
+
+
+def test_cursors_are_closed_before_their_connection_goes_back_to_its_pool():
+    def leave_open():
+        cursor = connection.chunked_cursor()
+        cursor.execute("SELECT 1")
+        connection.close_at = 0
+        connection.close = lambda: states.append(is_open(cursor))  # as with a pool: it lives on
+        return cursor
+
+    def is_open(cursor):
+        try:
+            cursor.cursor.fetchone()
+        except sqlite3.ProgrammingError:
+            return False
+        return True
+
+    states = []
+    with ThreadPoolExecutor(1) as home:
+        home.submit(hygiene.CALL_HYGIENE.start).result()
+        cursor = home.submit(leave_open).result()
+        home.submit(hygiene.close_old_connections).result()
+        assert states == [False]
+        home.submit(cursor.close).result()
+        home.submit(lambda: connection.connection.close()).result()
+
+
+LAZY = """
+import sys, unittest
+import django
+from django.conf import settings
+
+settings.configure(
+    INSTALLED_APPS=["django_grpc"],
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+)
+django.setup()
+
+from django.db import connection
+from django.test import SimpleTestCase
+from django.test.runner import DiscoverRunner
+
+class Test(SimpleTestCase):
+    def test(self):
+        import django_grpc.signals
+        with self.assertRaisesMessage(AssertionError, "queries"):
+            connection.chunked_cursor()
+
+suite = unittest.defaultTestLoader.loadTestsFromTestCase(Test)
+sys.exit(not DiscoverRunner().run_suite(suite).wasSuccessful())
+"""
+
+
+def test_an_import_in_a_test_that_allows_no_queries():
+    command = [sys.executable, "-c", LAZY]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
 
 
 def test_a_cursor_of_a_thread_that_nobody_tends_is_closed_at_once():

@@ -317,8 +317,11 @@ async def abort(
     """Be `ServicerContext.abort`."""
     trailing_metadata = as_trailing_metadata(() if trailing_metadata is None else trailing_metadata)
     error = grpc.aio.AbortError("Locally aborted.")
-    context._abort(error, code, details, trailing_metadata)
-    raise error
+    try:
+        context._abort(error, code, details, trailing_metadata)
+        raise error
+    finally:
+        del error  # a cycle, which would keep all frames of the call until the next collection
 
 
 def abort_with_status(context: AsyncServicerContext, status: Any) -> Awaitable[None]:

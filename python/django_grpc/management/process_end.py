@@ -28,6 +28,7 @@ def end_in_peace() -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return
+    process = os.getpid()
     ended_at = time.monotonic()
 
     def is_together() -> bool:
@@ -36,9 +37,12 @@ def end_in_peace() -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if is_together():
-            return
-        go_on(before[signal.Signals(number)], number, frame)
+        previous = before[signal.Signals(number)]
+        if os.getpid() != process:  # one that has been forked, for which nothing has come before
+            signal.signal(number, previous)
+            signal.raise_signal(number)
+        elif not is_together():
+            go_on(previous, number, frame)
 
     def handle_signals(*_: object) -> None:
         for number in SIGNALS:
@@ -49,7 +53,8 @@ def end_in_peace() -> None:
         # as long as it wants, so it is for what belongs together only.
         if is_together():
             for number in SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
+                _ignore(number)
+            os.register_at_fork(after_in_child=handle_signals)
             signal.signal(WAKE_UP, handle_signals)
             if not is_together():  # the wake-up may have been before
                 handle_signals()
@@ -64,6 +69,18 @@ def end_in_peace() -> None:
     # Where there is no other thread, what comes later is ignored too.
     with contextlib.suppress(RuntimeError):
         threading.Thread(target=wake_up, name="grpcserver-late-signals", daemon=True).start()
+
+
+def _ignore(number: int) -> None:
+    """Ignore a signal here, and not in the programs that this process starts."""
+    signal.signal(number, signal.SIG_IGN)
+    # They inherit that, but no handler: this is one of the system's that does nothing, and of which
+    # Python, which would give it up, knows nothing.
+    with contextlib.suppress(ImportError, AttributeError):
+        import ctypes
+
+        system = ctypes.CDLL(None)
+        system.signal(number, ctypes.cast(system.abs, ctypes.c_void_p))
 
 
 def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) -> None:
@@ -84,7 +101,7 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
     left = [it for it in threading.enumerate() if not it.daemon and it is not main]
     if not left and not limits_atexit:
         return
-    program = _outermost(inspect.currentframe())
+    program = _outermost(greenlets.main_frame() or inspect.currentframe())
 
     def has_ended() -> bool:
         # With the error that has ended it told, too: a hook for that may take its time.
@@ -92,15 +109,15 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
 
     def end() -> None:
         while not has_ended():
-            if not limits_atexit and not any(thread.is_alive() for thread in left):
+            if not limits_atexit and not any(map(_is_alive, left)):
                 return
             greenlets.sleep(_PROBE_PAUSE)
         give_up_at = time.monotonic() + seconds
-        for thread in left:  # not by a method of a subclass, which may take no timeout
-            threading.Thread.join(thread, max(0.0, give_up_at - time.monotonic()))
+        for thread in left:
+            _join(thread, max(0.0, give_up_at - time.monotonic()))
         if limits_atexit:
             greenlets.sleep(max(0.0, give_up_at - time.monotonic()))
-        elif not any(thread.is_alive() for thread in left):
+        elif not any(map(_is_alive, left)):
             return
         end_process(status, 0)
 
@@ -109,6 +126,11 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
     except RuntimeError:  # the system refuses another thread
         if limits_atexit:
             end_process(status, seconds)
+
+
+# Those of a subclass may take other arguments, and mean something else.
+_is_alive = threading.Thread.is_alive
+_join = threading.Thread.join
 
 
 def _waits_for_threads(main: threading.Thread) -> bool:

@@ -8,12 +8,15 @@ the connection be closed meanwhile on its own thread, psycopg crashes.
 """
 
 import contextlib
+import dataclasses
 import functools
+import gc
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from types import MethodType
+from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -23,27 +26,55 @@ class Home:
 
     Attributes:
         is_tended: Whether the thread closes what it is left. Otherwise nobody leaves it anything.
+        left: What it has been left. Nobody is told: the garbage collector, which mostly leaves it,
+            may come by anywhere, inside of a lock of whatever would have to be told even.
     """
 
-    def __init__(self, on_left: Callable[[], object]) -> None:
-        """Belong to the thread that this is called on.
-
-        Args:
-            on_left: Called on another thread that has left a cursor.
-        """
+    def __init__(self) -> None:
+        """Belong to the thread that this is called on."""
         self.is_tended = False
         self.thread = threading.get_ident()
-        self.on_left = on_left
-        self.left: deque[_LeftCursor] = deque()
+        self.left: deque[_OpenCursor] = deque()
+        self._opened: weakref.WeakSet[_OpenCursor] = weakref.WeakSet()
+
+    def open(self, connection: BaseDatabaseWrapper) -> Any:
+        """Open a cursor, which is closed on this thread. Called on the thread itself."""
+        cursor: Any = type(connection).chunked_cursor(connection)
+        if not connection.allow_thread_sharing:
+            # Of the driver's: with Django's around it this would be a cycle.
+            opened = _OpenCursor(cursor.cursor, weakref.ref(connection), connection.connection)
+            self._opened.add(opened)
+            cursor.close = functools.partial(self._close, opened)
+        return cursor
+
+    def _close(self, opened: "_OpenCursor") -> None:
+        is_here = threading.get_ident() == self.thread
+        if self.is_tended and (not is_here or _collecting_thread == self.thread):
+            self.left.append(opened)
+        elif is_here:
+            opened.cursor.close()
+        else:
+            opened.close()
 
     def close_left(self) -> None:
         """Close what others have left. Called on the thread itself."""
         while self.left:
-            with contextlib.suppress(Exception):  # the connection may have died
-                self.left.popleft().close()
+            self.left.popleft().close()
+
+    def close_all(self, connection: BaseDatabaseWrapper) -> None:
+        """Close what is open of a connection, as nobody uses it: it may go back to a pool.
+
+        Called on the thread itself.
+        """
+        for opened in list(self._opened):
+            if opened.connection() is connection:
+                opened.close()
 
 
-class _LeftCursor(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class _OpenCursor:
+    """A cursor that may have been closed, but not yet as far as its user is concerned."""
+
     cursor: Any
     connection: "weakref.ref[BaseDatabaseWrapper]"
     # The driver's, when the cursor was opened.
@@ -57,34 +88,42 @@ class _LeftCursor(NamedTuple):
         """
         connection = self.connection()
         if connection is not None and connection.connection is self.its_connection:
-            self.cursor.close()
+            with contextlib.suppress(Exception):  # the connection may have died
+                self.cursor.close()
 
 
 def close_at_home(connection: BaseDatabaseWrapper, home: Home) -> None:
-    """Have cursors which a thread opens of its connection be closed on that thread only."""
-    if isinstance(connection, BaseDatabaseWrapper):  # and no proxy that somebody has put there
+    """Have cursors which a thread opens of its connection be closed on that thread only.
+
+    Proxies that somebody has put in the place of connections are left alone, and what stands in the
+    place of their `chunked_cursor`: tests put there what refuses queries, and look for it again.
+    """
+    if isinstance(connection, BaseDatabaseWrapper) and _is_its_own(connection.chunked_cursor):
         connection.chunked_cursor = functools.partial(  # type: ignore[method-assign]
             _chunked_cursor, weakref.ref(connection), home
         )
+
+
+def _is_its_own(chunked_cursor: Any) -> bool:
+    return isinstance(chunked_cursor, MethodType) or (
+        isinstance(chunked_cursor, functools.partial) and chunked_cursor.func is _chunked_cursor
+    )
 
 
 def _chunked_cursor(reference: "weakref.ref[BaseDatabaseWrapper]", home: Home) -> Any:
     connection = reference()
     if connection is None:
         raise ReferenceError("the database connection is gone")
-    cursor: Any = type(connection).chunked_cursor(connection)
-    if not connection.allow_thread_sharing:
-        # Of the driver's: with Django's around it this would be a cycle.
-        opened = _LeftCursor(cursor.cursor, reference, connection.connection)
-        cursor.close = functools.partial(_close, opened, home)
-    return cursor
+    return home.open(connection)
 
 
-def _close(opened: _LeftCursor, home: Home) -> None:
-    if threading.get_ident() == home.thread:
-        opened.cursor.close()
-    elif home.is_tended:
-        home.left.append(opened)
-        home.on_left()
-    else:
-        opened.close()
+# The thread that collects garbage now. At home too it may do so amid a statement of the connection.
+_collecting_thread: int | None = None
+
+
+def _note_collection(phase: str, info: Mapping[str, int]) -> None:
+    global _collecting_thread
+    _collecting_thread = threading.get_ident() if phase == "start" else None
+
+
+gc.callbacks.append(_note_collection)

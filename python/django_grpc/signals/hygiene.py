@@ -54,7 +54,7 @@ class _Shared:
         #: On a thread that a servicer has started: the call that used them last.
         self.last_call: _LoopCall | None = None
         #: For cursors of the connections that other threads come to close.
-        self.home = cursors.Home(lambda: _tidy_left())  # which is not there yet at the import
+        self.home = cursors.Home()
 
 
 class _ThreadConnections(threading.local):
@@ -162,8 +162,10 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
 def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: bool) -> None:
     """Have Django's rule decide about a connection, unless only its age would end it."""
     global _deaths
-    if connection.in_atomic_block and _thread.is_calls and not _thread.is_entered:
-        _end_transaction(connection)
+    if connection.in_atomic_block and _thread.is_calls:
+        # What is around the method may have begun it, and goes on with it afterwards.
+        if not _thread.is_entered:
+            _end_transaction(connection)
         return
     had_errors = connection.errors_occurred
     if is_doubtful:
@@ -171,6 +173,8 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
     if not _is_suspect(connection) and (is_used or not _is_obsolete(connection)):
         connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
         return
+    if not is_used and _is_obsolete(connection):
+        _thread.shared.home.close_all(connection)
     connection.close_if_unusable_or_obsolete()
     if had_errors and connection.connection is None:
         _deaths += 1  # or it was too old, too: then the others are asked for nothing
@@ -191,6 +195,7 @@ def _end_transaction(connection: BaseDatabaseWrapper) -> None:
     if is_closed:
         connection.connection = None  # as Django does it when the block is left
     else:
+        _thread.shared.home.close_all(connection)
         connection.close()
 
 
@@ -348,7 +353,7 @@ def _look(*, at_begin: bool) -> None:
     thread = _sync_thread
     if thread is None or not thread.connections:
         return
-    if thread.deaths != _deaths:
+    if thread.deaths != _deaths or thread.home.left:
         return _tidy_soon()
     for connection in thread.connections:
         # Inside of a transaction nothing is done. One that is under way is none of a call's that
@@ -377,12 +382,6 @@ def _tidy_soon() -> None:
         except RuntimeError:  # no thread can be started, or the interpreter ends
             _is_tidying = False
             _sync_thread = None
-
-
-def _tidy_left() -> None:
-    """Have the thread of `sync_to_async` close what it was left, as no call's end may follow."""
-    if _sync_thread is not None and _sync_thread.home.left:
-        _tidy_soon()
 
 
 def _tidy() -> None:
