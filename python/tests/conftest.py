@@ -1,6 +1,7 @@
 """What the tests of the Django side share: servers on loopback ports, in this process."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,6 +12,10 @@ import pytest
 from harness import PATIENCE, ServerProcess, SignalLog
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")
+
+# A shell has what it runs in the background ignore it, and so would the servers that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -52,11 +57,11 @@ def signal_log() -> Iterator[SignalLog]:
         (signals.grpc_request_finished, log.on_finished),
         (signals.grpc_got_request_exception, log.on_exception),
     )
-    for signal, receiver in connections:
-        signal.connect(receiver)
+    for sent, receiver in connections:
+        sent.connect(receiver)
     yield log
-    for signal, receiver in connections:
-        signal.disconnect(receiver)
+    for sent, receiver in connections:
+        sent.disconnect(receiver)
 
 
 @pytest.fixture

@@ -608,12 +608,14 @@ sys.exit(7)
 def test_a_thread_that_never_ends_does_not_keep_the_process(start_endless, hook):
     """Whatever its methods are, and once the error that has ended the program has been told."""
     script = f"""
-import sys, threading, time
+import atexit, sys, threading, time
 from django.core.management import execute_from_command_line
 
 def linger(seconds):
     time.sleep(seconds)
     print("lingered", flush=True)
+
+atexit.register(print, "at exit")
 
 class Own(threading.Thread):
     def join(self):
@@ -628,7 +630,9 @@ execute_from_command_line(["manage.py", "grpcserver", *sys.argv[1:]])
 raise ValueError("no")
 """
     process = start_endless("--list-handlers", script=script)
-    assert isinstance(process.wait(), int)
+    assert process.wait() == 1  # the program's
+    assert "at exit" in process.output
+    assert "Exception ignored" not in process.output
     assert process.output.count("lingered") == bool(hook)
     assert ("ValueError" in process.output) != bool(hook)
 

@@ -492,6 +492,24 @@ def test_call_of_a_loop_that_nobody_runs_uses_nothing():
     assert not hygiene._users
 
 
+@pytest.mark.parametrize("user", ["an interceptor", "the method"])
+def test_signals_end_the_use_of_a_method_and_of_nothing_around_it(user):
+    """An interceptor may have rows to read on when the method has ended."""
+
+    async def call():
+        hygiene.CALL_HYGIENE.begin()
+        if user == "an interceptor":
+            hygiene._note_use()
+        await grpc_request_started.asend(None, request=None, context=None)
+        hygiene._note_use()
+        await grpc_request_finished.asend(None, request=None, context=None)
+        is_used = bool(hygiene._users)
+        hygiene.CALL_HYGIENE.end()
+        return is_used, bool(hygiene._users)
+
+    assert asyncio.run(call()) == (user == "an interceptor", False)
+
+
 def test_receiver_that_raises(serve, signal_log):
     async def fail(**kwargs):
         raise ValueError("a receiver's")

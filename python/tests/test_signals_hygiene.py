@@ -1,6 +1,7 @@
 """The short cuts for Django's stock receivers do what those do."""
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import gc
@@ -331,6 +332,88 @@ def test_a_cursor_that_is_collected_at_home_waits_too():
         with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
             home.submit(opened[0].fetchone).result()
         home.submit(lambda: connection.connection.close()).result()
+
+
+def test_cursors_that_are_left_do_not_become_many_in_a_long_call():
+    def leave_open():
+        cursor = connection.chunked_cursor()
+        cursor.execute("SELECT 1")
+        return cursor
+
+    with ThreadPoolExecutor(1) as home:
+        home.submit(hygiene.CALL_HYGIENE.enter).result()
+        first = home.submit(leave_open).result()
+        first.close()
+        home.submit(leave_open).result().close()
+        with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
+            first.cursor.fetchone()
+        home.submit(hygiene.CALL_HYGIENE.leave).result()
+        home.submit(lambda: connection.connection.close()).result()
+
+
+class Closings:
+    """What has been done to this thread's connection, which stays open."""
+
+    def __init__(self):
+        connection.ensure_connection()
+        connection.close_at = 0  # it is old
+        connection.close = lambda: self.list.append("closed")
+        self.list = []
+
+
+def test_an_error_ends_no_connection_that_others_use_for_its_age():
+    def work():
+        closings = Closings()
+        connection.errors_occurred = True
+        hygiene.close_old_connections(is_used=True)
+        hygiene.close_old_connections(is_used=True)
+        assert closings.list == []
+        hygiene.close_old_connections(is_used=False)
+        return closings.list
+
+    assert in_thread(work) == ["closed"]
+
+
+def test_inside_of_what_hygiene_is_around_no_connection_is_closed():
+    """An interceptor's may hold a lock, a setting or rows for the method."""
+
+    def work():
+        hygiene.CALL_HYGIENE.enter()
+        closings = Closings()
+        grpc_request_started.send(None, request=None, context=None)
+        grpc_request_finished.send(None, request=None, context=None)
+        assert closings.list == []
+        hygiene.CALL_HYGIENE.leave()
+        return closings.list
+
+    assert in_thread(work) == ["closed"]
+
+
+def test_a_thread_of_a_servicers_own_keeps_a_connection_that_calls_use():
+    """As with `sync_to_async(..., executor=...)`: rows that one reads in pieces."""
+    calls = [contextvars.copy_context() for _ in range(3)]
+    for call in calls:
+        call.run(hygiene.CALL_HYGIENE.begin)
+    with ThreadPoolExecutor(1) as own:
+
+        def use(call):
+            return own.submit(call.run, lambda: connection.ensure_connection()).result()
+
+        use(calls[0])
+        closings = own.submit(Closings).result()
+        use(calls[1])
+        use(calls[0])
+        calls[1].run(hygiene.CALL_HYGIENE.end)
+        use(calls[2])
+        assert closings.list == []
+        calls[0].run(hygiene.CALL_HYGIENE.end)
+        calls[2].run(hygiene.CALL_HYGIENE.end)
+        fourth = contextvars.copy_context()
+        fourth.run(hygiene.CALL_HYGIENE.begin)
+        use(fourth)
+        assert closings.list == ["closed"]
+        fourth.run(hygiene.CALL_HYGIENE.end)
+        own.submit(lambda: connection.connection.close()).result()
 
 
 def test_cursors_are_closed_before_their_connection_goes_back_to_its_pool():

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import inspect
 import os
 import signal
@@ -76,11 +77,8 @@ def _ignore(number: int) -> None:
     signal.signal(number, signal.SIG_IGN)
     # They inherit that, but no handler: this is one of the system's that does nothing, and of which
     # Python, which would give it up, knows nothing.
-    with contextlib.suppress(ImportError, AttributeError):
-        import ctypes
-
-        system = ctypes.CDLL(None)
-        system.signal(number, ctypes.cast(system.abs, ctypes.c_void_p))
+    system = ctypes.CDLL(None)
+    system.signal(number, ctypes.cast(system.abs, ctypes.c_void_p))
 
 
 def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) -> None:
@@ -90,9 +88,9 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
     that starts has too; unless the system refuses another thread, and calls were cut.
 
     Args:
-        status: The process's, where it is ended so.
-        limits_atexit: Whether what is registered with `atexit`, which comes after such threads, has
-            to end in that time too, and whatever else holds up the interpreter's end.
+        status: The process's, where what is registered with `atexit` has not ended in time.
+        limits_atexit: Whether that, which comes after such threads, has to end in that time too,
+            and whatever else holds up the interpreter's end.
         seconds: What they have, once the main thread's program has ended.
     """
     main = threading.main_thread()
@@ -105,7 +103,7 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
 
     def has_ended() -> bool:
         # With the error that has ended it told, too: a hook for that may take its time.
-        return _waits_for_threads(main) or (limits_atexit and not _is_executing(program))
+        return wait.is_under_way() or (limits_atexit and not _is_executing(program))
 
     def end() -> None:
         while not has_ended():
@@ -117,10 +115,11 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
             _join(thread, max(0.0, give_up_at - time.monotonic()))
         if limits_atexit:
             greenlets.sleep(max(0.0, give_up_at - time.monotonic()))
-        elif not any(map(_is_alive, left)):
-            return
-        end_process(status, 0)
+            end_process(status, 0)
+        if any(map(_is_alive, left)):
+            wait.end()
 
+    wait = _WaitForThreads()
     try:
         threading.Thread(target=end, name="grpcserver-end", daemon=True).start()
     except RuntimeError:  # the system refuses another thread
@@ -133,10 +132,45 @@ _is_alive = threading.Thread.is_alive
 _join = threading.Thread.join
 
 
-def _waits_for_threads(main: threading.Thread) -> bool:
-    """Whether the interpreter, whose program has ended, waits for the threads that are left."""
-    frame = _outermost(sys._current_frames().get(main.ident or 0))
-    return frame is not None and frame.f_code.co_filename == threading.__file__
+class _WaitForThreads:
+    """The interpreter's, on the main thread, whose program has ended."""
+
+    class _End(BaseException):
+        pass
+
+    def __init__(self) -> None:
+        """Prepare `end`. Called on the main thread."""
+        self._main = threading.main_thread().ident or 0
+        self._has_to_end = False
+        signal.signal(WAKE_UP, self._handle)
+
+    def is_under_way(self) -> bool:
+        return self._is_in(sys._current_frames().get(self._main))
+
+    def _is_in(self, frame: FrameType | None) -> bool:
+        outermost = _outermost(frame)
+        return outermost is not None and outermost.f_code.co_filename == threading.__file__
+
+    def end(self) -> None:
+        """End it as Ctrl-C does, so that the process has its program's status.
+
+        Called on another thread. Those that it would have waited for are daemons from now on.
+        """
+        tell = sys.unraisablehook
+
+        def tell_others(error: "sys.UnraisableHookArgs") -> None:
+            if error.exc_type is not self._End:
+                tell(error)
+
+        sys.unraisablehook = tell_others
+        self._has_to_end = True
+        while self.is_under_way():
+            signal.pthread_kill(self._main, WAKE_UP)
+            greenlets.sleep(_PROBE_PAUSE)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._has_to_end and self._is_in(frame):
+            raise self._End
 
 
 def _outermost(frame: FrameType | None) -> FrameType | None:

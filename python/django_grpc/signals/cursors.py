@@ -39,6 +39,7 @@ class Home:
 
     def open(self, connection: BaseDatabaseWrapper) -> Any:
         """Open a cursor, which is closed on this thread. Called on the thread itself."""
+        self.close_left()  # lest they become many in a call that is long
         cursor: Any = type(connection).chunked_cursor(connection)
         if not connection.allow_thread_sharing:
             # Of the driver's: with Django's around it this would be a cycle.

@@ -127,7 +127,7 @@ class CallSignal(Signal):
                         raise RuntimeError("A receiver raised StopIteration") from error
 
             if stock:
-                hygiene.stop_using()  # as they see to what this call has used until now
+                hygiene.stop_using(stock)  # as they see to what this call has used until now
             await hygiene.run_on_sync_thread(call)
         else:
             await hygiene.run_async(stock)

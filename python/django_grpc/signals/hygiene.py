@@ -51,7 +51,8 @@ class _Shared:
     def __init__(self) -> None:
         #: The number of deaths when the connections were looked at last.
         self.deaths = _deaths
-        #: On a thread that a servicer has started: the call that used them last.
+        #: On a thread that a servicer has started: the calls that have used them, and the last.
+        self.calls: weakref.WeakSet[_LoopCall] = weakref.WeakSet()
         self.last_call: _LoopCall | None = None
         #: For cursors of the connections that other threads come to close.
         self.home = cursors.Home()
@@ -95,17 +96,23 @@ _thread = _ThreadConnections()
 
 def _remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
     _thread.refresh()
-    cursors.close_at_home(connection, _thread.shared.home)
+    shared, call = _thread.shared, _call.get()
+    cursors.close_at_home(connection, shared.home)
     if _thread.is_calls:
         return
     if _execute not in connection.execute_wrappers:
         # At the beginning: who leaves a `with connection.execute_wrapper(...)` takes the last away.
         connection.execute_wrappers.insert(0, _execute)
     _note_use()
-    if _call.get() is not None and "ensure_connection" not in vars(connection):
-        connection.ensure_connection = functools.partial(  # type: ignore[method-assign]
-            _ensure_connection, weakref.ref(connection)
-        )
+    if call is not None:
+        # From now on the thread looks after its connections, as calls come to use them.
+        shared.home.is_tended = True
+        shared.last_call = call
+        shared.calls.add(call)
+        if "ensure_connection" not in vars(connection):
+            connection.ensure_connection = functools.partial(  # type: ignore[method-assign]
+                _ensure_connection, weakref.ref(connection)
+            )
 
 
 connection_created.connect(
@@ -127,10 +134,15 @@ _stock_rule = BaseDatabaseWrapper.close_if_unusable_or_obsolete
 def close_old_connections(*, is_used: bool | None = None) -> None:
     """Do what ``django.db.close_old_connections`` does, and ask those that may have died too.
 
+    Nothing inside of what `CallHygiene` is around: that sees to the connections before and after,
+    and what is around a method may have something to go on with, as a transaction or a lock.
+
     Args:
         is_used: Whether other calls use the connections, which are not ended by their age then.
             Default: what is known of it.
     """
+    if _thread.is_entered:
+        return
     shared = _thread.shared
     if shared.home.left:
         shared.home.close_left()
@@ -163,9 +175,7 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
     """Have Django's rule decide about a connection, unless only its age would end it."""
     global _deaths
     if connection.in_atomic_block and _thread.is_calls:
-        # What is around the method may have begun it, and goes on with it afterwards.
-        if not _thread.is_entered:
-            _end_transaction(connection)
+        _end_transaction(connection)
         return
     had_errors = connection.errors_occurred
     if is_doubtful:
@@ -173,9 +183,13 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
     if not _is_suspect(connection) and (is_used or not _is_obsolete(connection)):
         connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
         return
-    if not is_used and _is_obsolete(connection):
+    age_ends_at = connection.close_at
+    if is_used:
+        connection.close_at = None  # for Django's rule, which asks for both
+    elif _is_obsolete(connection):
         _thread.shared.home.close_all(connection)
     connection.close_if_unusable_or_obsolete()
+    connection.close_at = age_ends_at  # of one that has been closed nobody asks
     if had_errors and connection.connection is None:
         _deaths += 1  # or it was too old, too: then the others are asked for nothing
 
@@ -264,6 +278,9 @@ class _LoopCall:
     has_ended = False
     uses_database = False
 
+    #: Whether what is around its method uses the database.
+    is_used_around = False
+
     #: Made when it comes to use the database, which many a call never does. A call of a loop that
     #: nobody runs any more never ends, and is given up with its task.
     reference: "weakref.ref[_LoopCall] | None" = None
@@ -306,7 +323,13 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
     shared, call = _thread.shared, _call.get()
     if call is not shared.last_call and shared is not _sync_thread:
         last_call, shared.last_call = shared.last_call, call
-        if connection.in_atomic_block and last_call is not None and last_call.has_ended:
+        for other in list(shared.calls):
+            if other.has_ended:
+                shared.calls.discard(other)
+        is_used = bool(shared.calls)
+        if call is not None:
+            shared.calls.add(call)
+        if connection.in_atomic_block and last_call is not None and not is_used:
             _end_transaction(connection)
             # It may be `atomic` that asks, and believes by now that it is inside of another one.
             raise TransactionManagementError(
@@ -314,7 +337,7 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
                 "that is rolled back now."
             )
         if not connection.in_atomic_block:
-            close_old_connections(is_used=False)
+            close_old_connections(is_used=is_used)
             connection.close_if_health_check_failed()
     type(connection).ensure_connection(connection)
 
@@ -413,8 +436,7 @@ async def run_async(functions: Collection[Callable[[], None]]) -> None:
     if call is None:  # not one of a server's
         await run_on_sync_thread(functools.partial(_run_all, functions))
         return
-    if call.uses_database:
-        stop_using()
+    if call.uses_database and stop_using(functions):
         # Waited for: whoever has the answer finds the connection closed, if it is to be.
         await run_on_sync_thread(close_old_connections)
     if close_used_caches in functions and _are_caches_used():
@@ -473,11 +495,24 @@ def wait_for_sync_thread(timeout: float) -> bool:
     return True
 
 
-def stop_using() -> None:
-    """Have the call on a loop that this is called in use no connection, until its next query."""
+def stop_using(functions: Collection[Callable[[], None]]) -> bool:
+    """Have the call on a loop that this is called in use no connection, until its next query.
+
+    Args:
+        functions: Those of a signal, which it stops for.
+
+    Returns:
+        Whether it does: what is around the method may have something to go on with, as rows that an
+        interceptor reads. Then its connection is seen to when the call ends.
+    """
     call = _call.get()
-    if call is not None:
+    if call is None:
+        return False
+    if call.uses_database and reset_queries in functions:  # the method has yet to begin
+        call.is_used_around = True
+    if not call.is_used_around:
         _forget_use(call)
+    return not call.is_used_around
 
 
 def _are_caches_used() -> bool:

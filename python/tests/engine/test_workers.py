@@ -474,7 +474,7 @@ def test_a_call_that_outlives_its_worker_holds_none(serve):
     may_end = threading.Event()
 
     def outlive(requests, _context, send):
-        told.update(requests=requests, send=send, worker=threading.get_ident())
+        told.update(requests=requests, send=send, worker=threading.current_thread())
 
     outlive.experimental_non_blocking = True
 
@@ -509,13 +509,11 @@ def test_a_call_that_outlives_its_worker_holds_none(serve):
         event.set()
     for stream in streams:
         assert list(stream) == []
-    assert eventually(
-        lambda: told["worker"] not in {thread.ident for thread in threading.enumerate()}, within=40
-    )
+    assert eventually(lambda: not told["worker"].is_alive(), within=40)
     read, others_end = [], threading.Event()
 
     def read_if_alike():
-        if threading.get_ident() == told["worker"]:
+        if threading.get_ident() == told["worker"].ident:
             read.append(next(told["requests"]))
         else:
             others_end.wait(PATIENCE)

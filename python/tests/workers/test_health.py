@@ -14,13 +14,14 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 # It passes a second after its process has begun to serve.
 CHECK = """
-import time
+import os, time
 begun = time.monotonic()
 
 
 def check():
     if time.monotonic() - begun < 1:
         raise ValueError("it is too early")
+    print("passes in", os.getpid(), flush=True)
 """
 
 
@@ -36,7 +37,10 @@ def test_new_workers_are_taken_in_when_their_checks_pass(serve, tmp_path):
     (tmp_path / "early.py").write_text(CHECK)
     server = serve(health={"checks": ["early.check"], "interval": 0.1})
     address = server.wait_up()
-    wait_until(lambda: status(address) == SERVING, "the first workers")
+    pids = set()
+    while len(pids) < 2:
+        pids.add(server.process.wait_for(r"passes in (\d+)").group(1))
+    assert status(address) == SERVING
     before = set(server.pids)
     server.process.send(signal.SIGHUP)
     seen = set()
