@@ -54,13 +54,17 @@ package enum EventLoopResources {
 
   /// Has libdispatch open now what it would open as the first event loop ends: there may be nothing
   /// left to open by then. A child that is forked has it from its parent.
+  ///
+  /// A timer that is due before libdispatch has come to look at it needs nothing of the system. One
+  /// that repeats is set anew each time.
   private static func readyDispatch() {
-    let isReady = DispatchSemaphore(value: 0)
+    let interval = DispatchTimeInterval.milliseconds(5)
+    let hasFired = DispatchSemaphore(value: 0)
     let timer = DispatchSource.makeTimerSource()
-    timer.setEventHandler { isReady.signal() }
-    timer.schedule(deadline: .now())
+    timer.setEventHandler { hasFired.signal() }
+    timer.schedule(deadline: .now() + interval, repeating: interval)
     timer.resume()
-    _ = isReady.wait(timeout: .now() + 5)
+    for _ in 0..<3 { _ = hasFired.wait(timeout: .now() + 5) }
     timer.cancel()
   }
 
