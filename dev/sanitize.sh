@@ -30,9 +30,13 @@ python_tests() {
     -print-file-name=libclang_rt.asan-x86_64.so)
   # Python's own allocator would hide from the sanitizer what lies in its arenas. What Python never
   # frees is no leak of ours.
+  # How much memory there is says nothing with the sanitizer's allocator.
+  local unmeasured=(--ignore python/tests/engine/test_memory.py
+    --deselect python/tests/engine/test_metrics.py::test_requests_that_nobody_reads_the_answers_of_cost_little
+    --deselect python/tests/engine/test_scale.py::test_a_thousand_stalled_streams_starve_nobody)
   # shellcheck disable=SC2086
   LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 PYTHONMALLOC=malloc_debug \
-    PYTHONPATH="$PWD/$folder" .venv/bin/python -m pytest -p no:cacheprovider \
+    PYTHONPATH="$PWD/$folder" .venv/bin/python -m pytest -p no:cacheprovider "${unmeasured[@]}" \
     ${PYTEST_ARGUMENTS:-python/tests/engine python/tests/engine_aio python/tests/test_serializers_queryset.py}
 }
 

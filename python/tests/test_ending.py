@@ -637,6 +637,36 @@ raise ValueError("no")
     assert ("ValueError" in process.output) != bool(hook)
 
 
+@pytest.mark.parametrize(
+    ("afterwards", "status", "output"),
+    [
+        ("threading.Thread(target=linger).start()", 7, "lingered"),
+        ("daemon.start(); atexit.register(daemon.join)", 7, "lingered"),
+        ("signal.signal(signal.SIGURG, signal.SIG_IGN)", 0, ""),  # which ends the wait for threads
+    ],
+)
+def test_a_program_goes_on_beside_a_thread_that_never_ends(
+    start_endless, afterwards, status, output
+):
+    script = f"""
+import atexit, signal, sys, threading, time
+from django.core.management import execute_from_command_line
+
+def linger():
+    time.sleep(4)
+    print("lingered", flush=True)
+
+threading.Thread(target=time.sleep, args=(1000,)).start()
+execute_from_command_line(["manage.py", "grpcserver", *sys.argv[1:]])
+daemon = threading.Thread(target=linger, daemon=True)
+{afterwards}
+sys.exit(7)
+"""
+    process = start_endless("--list-handlers", script=script)
+    assert process.wait() == status
+    assert output in process.output
+
+
 @pytest.mark.parametrize("method", ["ignore", "leave_thread"])
 def test_a_program_goes_on_after_a_stop_that_cut_calls(stop_during, method):
     process = stop_during(method, script=AFTERWARDS)

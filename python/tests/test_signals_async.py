@@ -15,7 +15,13 @@ import grpc
 import pytest
 from asgiref.sync import SyncToAsync, sync_to_async
 from django.core.cache import caches
-from django.db import connection, connections, transaction
+from django.db import (
+    close_old_connections,
+    connection,
+    connections,
+    reset_queries,
+    transaction,
+)
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
 from harness import PATIENCE, eventually
@@ -493,7 +499,8 @@ def test_call_of_a_loop_that_nobody_runs_uses_nothing():
 
 
 @pytest.mark.parametrize("user", ["an interceptor", "the method"])
-def test_signals_end_the_use_of_a_method_and_of_nothing_around_it(user):
+@pytest.mark.parametrize("resets_queries", [True, False])
+def test_signals_end_the_use_of_a_method_and_of_nothing_around_it(user, resets_queries):
     """An interceptor may have rows to read on when the method has ended."""
 
     async def call():
@@ -507,7 +514,14 @@ def test_signals_end_the_use_of_a_method_and_of_nothing_around_it(user):
         hygiene.CALL_HYGIENE.end()
         return is_used, bool(hygiene._users)
 
-    assert asyncio.run(call()) == (user == "an interceptor", False)
+    if not resets_queries:
+        grpc_request_started.disconnect(reset_queries)
+    try:
+        assert asyncio.run(call()) == (user == "an interceptor", False)
+    finally:
+        grpc_request_started.disconnect(close_old_connections)
+        grpc_request_started.connect(reset_queries)
+        grpc_request_started.connect(close_old_connections)
 
 
 def test_receiver_that_raises(serve, signal_log):

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from django.core.cache import caches
-from django.db import DatabaseError, connection, connections
+from django.db import DatabaseError, connection, connections, transaction
 from django.db import close_old_connections as stock_close_old_connections
 from django.db import reset_queries as stock_reset_queries
 from django.db.backends.sqlite3.base import DatabaseWrapper
@@ -414,6 +414,33 @@ def test_a_thread_of_a_servicers_own_keeps_a_connection_that_calls_use():
         assert closings.list == ["closed"]
         fourth.run(hygiene.CALL_HYGIENE.end)
         own.submit(lambda: connection.connection.close()).result()
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["open", "opened by the next call"])
+def test_a_transaction_that_a_call_has_left_on_another_database(is_open, monkeypatch):
+    """Of a thread of a servicer's own; the next call there asks another database first."""
+    monkeypatch.setitem(connections.settings, "other", connections.settings["default"])
+
+    def leave():
+        if is_open:
+            connections["other"].ensure_connection()
+        transaction.atomic().__enter__()
+        return connection.in_atomic_block
+
+    def use_other():
+        connections["other"].ensure_connection()
+        return connection.in_atomic_block
+
+    first, second = contextvars.copy_context(), contextvars.copy_context()
+    with ThreadPoolExecutor(1) as own:
+        first.run(hygiene.CALL_HYGIENE.begin)
+        assert own.submit(first.run, leave).result()
+        first.run(hygiene.CALL_HYGIENE.end)
+        second.run(hygiene.CALL_HYGIENE.begin)
+        assert not own.submit(second.run, use_other).result()
+        own.submit(second.run, lambda: connection.ensure_connection()).result()
+        second.run(hygiene.CALL_HYGIENE.end)
+        own.submit(lambda: [connections[it].connection.close() for it in connections]).result()
 
 
 def test_cursors_are_closed_before_their_connection_goes_back_to_its_pool():

@@ -20,6 +20,9 @@ from django_grpc.management.stop_signals import SIGNALS, TOGETHER, WAKE_UP, go_o
 # Seconds between two looks whether the main thread's program has ended.
 _PROBE_PAUSE: Final = 0.05
 
+# How often the wait for threads is asked to end.
+_PROBES: Final = 20
+
 
 def end_in_peace() -> None:
     """Have signals to stop disturb the end of a process that has been told to stop no more.
@@ -96,7 +99,11 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
     main = threading.main_thread()
     if threading.current_thread() is not main:
         return
-    left = [it for it in threading.enumerate() if not it.daemon and it is not main]
+
+    def threads() -> list[threading.Thread]:
+        return [it for it in threading.enumerate() if not it.daemon and it is not main]
+
+    left = threads()
     if not left and not limits_atexit:
         return
     program = _outermost(greenlets.main_frame() or inspect.currentframe())
@@ -116,8 +123,11 @@ def end_threads_soon(status: int, *, limits_atexit: bool, seconds: float = 1.0) 
         if limits_atexit:
             greenlets.sleep(max(0.0, give_up_at - time.monotonic()))
             end_process(status, 0)
-        if any(map(_is_alive, left)):
-            wait.end()
+        while started := [it for it in threads() if it not in left]:
+            for thread in started:
+                _join(thread)
+        if any(map(_is_alive, left)) and not wait.end():
+            end_process(status, 0)
 
     wait = _WaitForThreads()
     try:
@@ -142,19 +152,25 @@ class _WaitForThreads:
         """Prepare `end`. Called on the main thread."""
         self._main = threading.main_thread().ident or 0
         self._has_to_end = False
-        signal.signal(WAKE_UP, self._handle)
+        self._previous = signal.signal(WAKE_UP, self._handle)
 
     def is_under_way(self) -> bool:
         return self._is_in(sys._current_frames().get(self._main))
 
     def _is_in(self, frame: FrameType | None) -> bool:
         outermost = _outermost(frame)
-        return outermost is not None and outermost.f_code.co_filename == threading.__file__
+        if outermost is None:
+            return False
+        code = outermost.f_code
+        return (code.co_filename, code.co_name) == (threading.__file__, "_shutdown")
 
-    def end(self) -> None:
+    def end(self) -> bool:
         """End it as Ctrl-C does, so that the process has its program's status.
 
         Called on another thread. Those that it would have waited for are daemons from now on.
+
+        Returns:
+            Whether it has ended: the project may have taken the signal away that it needs.
         """
         tell = sys.unraisablehook
 
@@ -164,13 +180,18 @@ class _WaitForThreads:
 
         sys.unraisablehook = tell_others
         self._has_to_end = True
-        while self.is_under_way():
+        for _ in range(_PROBES):
+            if not self.is_under_way():
+                return True
             signal.pthread_kill(self._main, WAKE_UP)
             greenlets.sleep(_PROBE_PAUSE)
+        return False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._has_to_end and self._is_in(frame):
             raise self._End
+        if callable(self._previous):
+            self._previous(number, frame)
 
 
 def _outermost(frame: FrameType | None) -> FrameType | None:

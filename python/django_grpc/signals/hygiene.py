@@ -107,7 +107,8 @@ def _remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> Non
     if call is not None:
         # From now on the thread looks after its connections, as calls come to use them.
         shared.home.is_tended = True
-        shared.last_call = call
+        if call is not shared.last_call and shared is not _sync_thread:
+            _change_call(shared, call)
         shared.calls.add(call)
         if "ensure_connection" not in vars(connection):
             connection.ensure_connection = functools.partial(  # type: ignore[method-assign]
@@ -174,9 +175,12 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
 def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: bool) -> None:
     """Have Django's rule decide about a connection, unless only its age would end it."""
     global _deaths
-    if connection.in_atomic_block and _thread.is_calls:
-        _end_transaction(connection)
-        return
+    if connection.in_atomic_block:
+        if _thread.is_calls:
+            _end_transaction(connection)
+            return
+        if _thread.shared.last_call is not None and _thread.shared is not _sync_thread:
+            return  # that of a call which uses the thread, too: see `_change_call`
     had_errors = connection.errors_occurred
     if is_doubtful:
         connection.errors_occurred = True  # Django's rule asks whether it is usable then
@@ -322,15 +326,11 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
         return
     shared, call = _thread.shared, _call.get()
     if call is not shared.last_call and shared is not _sync_thread:
-        last_call, shared.last_call = shared.last_call, call
-        for other in list(shared.calls):
-            if other.has_ended:
-                shared.calls.discard(other)
+        ended = _change_call(shared, call)
         is_used = bool(shared.calls)
         if call is not None:
             shared.calls.add(call)
-        if connection.in_atomic_block and last_call is not None and not is_used:
-            _end_transaction(connection)
+        if connection in ended:
             # It may be `atomic` that asks, and believes by now that it is inside of another one.
             raise TransactionManagementError(
                 "A call before this one has ended inside of transaction.atomic() on this thread; "
@@ -340,6 +340,24 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
             close_old_connections(is_used=is_used)
             connection.close_if_health_check_failed()
     type(connection).ensure_connection(connection)
+
+
+def _change_call(shared: _Shared, call: _LoopCall | None) -> list[BaseDatabaseWrapper]:
+    """Have another call use the connections of a thread that a servicer has started.
+
+    Returns:
+        Those with a transaction that the one before it has left at its end: it is rolled back.
+    """
+    last_call, shared.last_call = shared.last_call, call
+    for other in list(shared.calls):
+        if other.has_ended:
+            shared.calls.discard(other)
+    if last_call is None or not last_call.has_ended:
+        return []
+    left = [it for it in shared.connections if it.in_atomic_block]
+    for connection in left:
+        _end_transaction(connection)
+    return left
 
 
 def _note_use() -> None:
@@ -430,13 +448,18 @@ def has_async_work(functions: Collection[Callable[[], None]]) -> bool:
     return close_used_caches in functions and _are_caches_used()
 
 
-async def run_async(functions: Collection[Callable[[], None]]) -> None:
-    """Do what functions of this module do for a call on a loop."""
+async def run_async(functions: Collection[Callable[[], None]], *, is_start: bool) -> None:
+    """Do what functions of this module do for a call on a loop.
+
+    Args:
+        functions: The functions.
+        is_start: As `stop_using` takes it.
+    """
     call = _call.get()
     if call is None:  # not one of a server's
         await run_on_sync_thread(functools.partial(_run_all, functions))
         return
-    if call.uses_database and stop_using(functions):
+    if call.uses_database and stop_using(is_start=is_start):
         # Waited for: whoever has the answer finds the connection closed, if it is to be.
         await run_on_sync_thread(close_old_connections)
     if close_used_caches in functions and _are_caches_used():
@@ -495,11 +518,11 @@ def wait_for_sync_thread(timeout: float) -> bool:
     return True
 
 
-def stop_using(functions: Collection[Callable[[], None]]) -> bool:
+def stop_using(*, is_start: bool) -> bool:
     """Have the call on a loop that this is called in use no connection, until its next query.
 
     Args:
-        functions: Those of a signal, which it stops for.
+        is_start: Whether its method has yet to begin.
 
     Returns:
         Whether it does: what is around the method may have something to go on with, as rows that an
@@ -508,7 +531,7 @@ def stop_using(functions: Collection[Callable[[], None]]) -> bool:
     call = _call.get()
     if call is None:
         return False
-    if call.uses_database and reset_queries in functions:  # the method has yet to begin
+    if call.uses_database and is_start:
         call.is_used_around = True
     if not call.is_used_around:
         _forget_use(call)
