@@ -33,6 +33,25 @@ def eventually(condition):
     return True
 
 
+def leave_half_read() -> Any:
+    """Leave a cursor to the garbage collector, as a generator around it in a cycle does.
+
+    Returns the driver's.
+    """
+    from django.db import connection
+
+    def rows():
+        with contextlib.closing(connection.chunked_cursor()) as cursor:
+            cursor.execute("SELECT 1 UNION SELECT 2")
+            yield cursor.cursor
+
+    read = rows()
+    opened = next(read)
+    cycle = [read]
+    cycle.append(cycle)
+    return opened
+
+
 def run_tests(settings: str, *names: str, **environment: str) -> None:
     """Run test modules of this folder under other settings, in a process of their own."""
     tests = [str(Path(__file__).with_name(name)) for name in names]

@@ -24,7 +24,7 @@ from django.db import (
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
-from harness import PATIENCE, eventually
+from harness import PATIENCE, eventually, leave_half_read
 from sampleapp.caches import ClosableCache
 
 from django_grpc.shortage import NoThreadError
@@ -667,23 +667,14 @@ def test_what_the_collector_finds_of_a_call_gives_no_work_to_an_executor(serve, 
     """It may come by inside of `submit`, which would wait for itself: with it every executor."""
     executor = SyncToAsync.single_thread_executor
     submit = executor.submit
-    opened, given = [], []
+    left, given = [], []
     collector = None
 
-    def rows():
-        with contextlib.closing(connection.chunked_cursor()) as cursor:
-            cursor.execute("SELECT 1 UNION SELECT 2")
-            opened.append(cursor.cursor)
-            yield
-
-    def leave_half_read():
-        read = rows()
-        next(read)
-        cycle = [read]
-        cycle.append(cycle)
-
     async def method(request, context):
-        await sync_to_async(leave_half_read if request == b"leaves" else int)()
+        if request == b"leaves":
+            left.append(await sync_to_async(leave_half_read)())
+        else:
+            await sync_to_async(int)()
         return b"response"
 
     def noting(*args):
@@ -693,7 +684,7 @@ def test_what_the_collector_finds_of_a_call_gives_no_work_to_an_executor(serve, 
 
     def is_closed():
         try:
-            opened[0].fetchone()
+            left[0].fetchone()
         except sqlite3.ProgrammingError:
             return True
         return False

@@ -1,6 +1,5 @@
 """The short cuts for Django's stock receivers do what those do."""
 
-import contextlib
 import contextvars
 import dataclasses
 import functools
@@ -21,6 +20,7 @@ from django.db import close_old_connections as stock_close_old_connections
 from django.db import reset_queries as stock_reset_queries
 from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.test import override_settings
+from harness import leave_half_read
 from sampleapp.caches import ClosableCache
 
 from django_grpc.signals import cursors, grpc_request_finished, grpc_request_started, hygiene
@@ -249,13 +249,14 @@ def test_a_proxy_in_the_place_of_a_connection_is_left_alone():
     assert in_thread(open_cursor) == (1,)
 
 
+def open_cursor():
+    cursor = connection.chunked_cursor()
+    cursor.execute("SELECT 1 UNION SELECT 2")
+    return cursor
+
+
 def test_a_cursor_that_another_thread_closes_waits_for_its_own():
     """As the garbage collector does with what a cancelled `aiterator` leaves."""
-
-    def open_cursor():
-        cursor = connection.chunked_cursor()
-        cursor.execute("SELECT 1 UNION SELECT 2")
-        return cursor
 
     def end():
         connection.connection.close()  # Django leaves in-memory databases open
@@ -285,11 +286,6 @@ def test_a_cursor_of_a_connection_that_has_gone_is_not_closed_on_the_next_one():
         connection.ensure_connection()
         hygiene.close_old_connections()
 
-    def open_cursor():
-        cursor = connection.chunked_cursor()
-        cursor.execute("SELECT 1")
-        return cursor
-
     with ThreadPoolExecutor(1) as home:
         home.submit(hygiene.CALL_HYGIENE.start).result()
         cursor = home.submit(open_cursor).result()
@@ -307,44 +303,26 @@ def test_a_cursor_of_a_connection_that_has_gone_is_not_closed_on_the_next_one():
 def test_a_cursor_that_is_collected_at_home_waits_too():
     """The collector may come by inside of a statement, whose lock the driver holds."""
 
-    def rows():
-        with contextlib.closing(connection.chunked_cursor()) as cursor:
-            cursor.execute("SELECT 1 UNION SELECT 2")
-            opened.append(cursor.cursor)
-            yield
-
-    def leave_half_read():
-        read = rows()
-        next(read)
-        cycle = [read]
-        cycle.append(cycle)
-
     def collect():
         gc.collect()
-        return opened[0].fetchone()
+        return cursor.fetchone()
 
-    opened = []
     with ThreadPoolExecutor(1) as home:
         home.submit(hygiene.CALL_HYGIENE.start).result()
-        home.submit(leave_half_read).result()
+        cursor = home.submit(leave_half_read).result()
         assert home.submit(collect).result()
         home.submit(hygiene.close_old_connections).result()
         with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
-            home.submit(opened[0].fetchone).result()
+            home.submit(cursor.fetchone).result()
         home.submit(lambda: connection.connection.close()).result()
 
 
 def test_cursors_that_are_left_do_not_become_many_in_a_long_call():
-    def leave_open():
-        cursor = connection.chunked_cursor()
-        cursor.execute("SELECT 1")
-        return cursor
-
     with ThreadPoolExecutor(1) as home:
         home.submit(hygiene.CALL_HYGIENE.enter).result()
-        first = home.submit(leave_open).result()
+        first = home.submit(open_cursor).result()
         first.close()
-        home.submit(leave_open).result().close()
+        home.submit(open_cursor).result().close()
         with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
             first.cursor.fetchone()
         home.submit(hygiene.CALL_HYGIENE.leave).result()
@@ -502,11 +480,6 @@ def test_an_import_in_a_test_that_allows_no_queries():
 
 def test_a_cursor_of_a_thread_that_nobody_tends_is_closed_at_once():
     """As without a server: a consumer that imports the signals, or a pool of a servicer's own."""
-
-    def open_cursor():
-        cursor = connection.chunked_cursor()
-        cursor.execute("SELECT 1")
-        return cursor
 
     with ThreadPoolExecutor(1) as home:
         home.submit(hygiene.close_old_connections).result()
