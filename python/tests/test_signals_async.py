@@ -35,6 +35,7 @@ from django_grpc.signals import (
     grpc_request_started,
     hygiene,
 )
+from django_grpc.signals.hygiene import held_connections, loop_calls, own_threads, sync_thread
 from django_grpc.signals.wrapper import SignalWrapper
 
 SERVICE = "test.Async"
@@ -272,7 +273,7 @@ def test_method_without_the_orm_never_waits_for_the_others(serve, kind, method, 
     """The thread of the ORM is busy for as long as these calls run."""
     on_sync_thread(open_old_connection if left == "connection" else forget_connections)
     if left == "unknown":
-        hygiene._remember_connections(connection)  # as from a thread that nobody knows
+        held_connections.remember_connections(connection)  # as from a thread that nobody knows
     entered, release = threading.Event(), threading.Event()
 
     def occupy():
@@ -475,7 +476,7 @@ def test_call_that_ends_during_its_query_leaves_no_old_connection(place):
                 connection.cursor().execute("SELECT 1")
 
     variables.run(hygiene.CALL_HYGIENE.begin)
-    on_sync_thread(hygiene._tidy)  # now it is known whose connections these are
+    on_sync_thread(sync_thread._tidy)  # now it is known whose connections these are
     working = SyncToAsync.single_thread_executor.submit(variables.copy().run, use)
     try:
         assert entered.wait(PATIENCE)
@@ -491,11 +492,11 @@ def test_call_of_a_loop_that_nobody_runs_uses_nothing():
     """Its task goes with the loop, and has no end."""
     variables = contextvars.copy_context()
     variables.run(hygiene.CALL_HYGIENE.begin)
-    variables.run(hygiene._note_use)
-    assert hygiene._users
+    variables.run(own_threads.note_use)
+    assert loop_calls.users
     del variables
     gc.collect()
-    assert not hygiene._users
+    assert not loop_calls.users
 
 
 @pytest.mark.parametrize("user", ["an interceptor", "the method"])
@@ -506,13 +507,13 @@ def test_signals_end_the_use_of_a_method_and_of_nothing_around_it(user, resets_q
     async def call():
         hygiene.CALL_HYGIENE.begin()
         if user == "an interceptor":
-            hygiene._note_use()
+            own_threads.note_use()
         await grpc_request_started.asend(None, request=None, context=None)
-        hygiene._note_use()
+        own_threads.note_use()
         await grpc_request_finished.asend(None, request=None, context=None)
-        is_used = bool(hygiene._users)
+        is_used = bool(loop_calls.users)
         hygiene.CALL_HYGIENE.end()
-        return is_used, bool(hygiene._users)
+        return is_used, bool(loop_calls.users)
 
     if not resets_queries:
         grpc_request_started.disconnect(reset_queries)

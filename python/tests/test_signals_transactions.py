@@ -28,7 +28,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.core.management import call_command
 from django.db import transaction
 from django_grpc import engine
-from django_grpc.signals import hygiene
+from django_grpc.signals.hygiene import sync_thread
 from django_grpc.signals.wrapper import SignalWrapper
 
 call_command("migrate", verbosity=0)
@@ -66,7 +66,7 @@ one_thread = ThreadPoolExecutor(1)
 
 class BusyThread(ThreadPoolExecutor):
     def submit(self, function, *arguments):
-        if function is hygiene._tidy:
+        if function is sync_thread._tidy:
             super().submit(time.sleep, 0.3)
         return super().submit(function, *arguments)
 

@@ -1,0 +1,203 @@
+"""The database connections that a thread holds, and when one of them is closed."""
+
+import contextlib
+import threading
+import time
+import weakref
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+from django_grpc.logs import GuardedLogger
+from django_grpc.signals.hygiene import cursors
+from django_grpc.signals.hygiene.loop_calls import LoopCall, users
+
+logger = GuardedLogger("django_grpc")
+
+# How many connections, of any thread, turned out to be dead. A database that drops one mostly drops
+# all: the others are asked then, so that a restart does not cost a failed call for each of them.
+_deaths = 0
+
+
+class HeldConnections:
+    """The connections that one thread holds, for others to look at too."""
+
+    connections: tuple[BaseDatabaseWrapper, ...] = ()
+
+    #: Whether the thread is the one that `sync_to_async` runs thread-sensitive code on.
+    is_of_sync_to_async = False
+
+    def __init__(self) -> None:
+        #: The number of deaths when the connections were looked at last.
+        self.deaths = _deaths
+        #: On a thread that a servicer has started: the calls that have used them, and the last.
+        self.calls: weakref.WeakSet[LoopCall] = weakref.WeakSet()
+        self.last_call: LoopCall | None = None
+        #: For cursors of the connections that other threads come to close.
+        self.home = cursors.Home()
+
+    def is_doubtful(self) -> bool:
+        """Whether another connection has died since these were looked at."""
+        return self.deaths != _deaths
+
+
+class _Thread(threading.local):
+    """The database connections that the stock receivers would visit on this thread.
+
+    A connection that is not open is nothing to those receivers, and one that opens says so by
+    ``connection_created`` on the thread that opened it: the tuple is taken then, and when a thread
+    asks for the first time.
+    """
+
+    #: Whether calls run on the thread from their first line to their last, so that their ends are
+    #: the times to look after its connections. Nobody but the call that asks uses them then.
+    is_calls = False
+
+    #: Whether `CallHygiene` is around what runs. On a thread of calls the signals are else the
+    #: first and the last of a call.
+    is_entered = False
+
+    def __init__(self) -> None:
+        self.held = HeldConnections()
+        for alias in connections:  # before the first query, which may be for a cursor that stays
+            with contextlib.suppress(Exception):  # of settings that Django refuses
+                cursors.close_at_home(connections[alias], self.held.home)
+        self.refresh()
+
+    def refresh(self) -> None:
+        # A connection that is shared between threads (inc_thread_sharing, which only tests call)
+        # is its owner's to close: it carries the transaction of the test.
+        self.held.connections = tuple(
+            connection
+            for connection in connections.all(initialized_only=True)
+            if not connection.allow_thread_sharing
+        )
+
+
+thread = _Thread()
+
+
+def remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+    """Take a connection that has opened among those of this thread."""
+    thread.refresh()
+    cursors.close_at_home(connection, thread.held.home)
+
+
+connection_created.connect(
+    remember_connections, dispatch_uid="django_grpc.signals.hygiene.held_connections"
+)
+
+
+def reset_queries() -> None:
+    """Do what ``django.db.reset_queries`` does, unless other calls use the connections."""
+    if users and not thread.is_calls:
+        return
+    for connection in thread.held.connections:
+        connection.queries_log.clear()
+
+
+_stock_rule = BaseDatabaseWrapper.close_if_unusable_or_obsolete
+
+
+def close_old_connections(*, is_used: bool | None = None) -> None:
+    """Do what ``django.db.close_old_connections`` does, and ask those that may have died too.
+
+    Nothing inside of what `CallHygiene` is around: that sees to the connections before and after,
+    and what is around a method may have something to go on with, as a transaction or a lock.
+
+    Args:
+        is_used: Whether other calls use the connections, which are not ended by their age then.
+            Default: what is known of it.
+    """
+    if thread.is_entered:
+        return
+    held = thread.held
+    if held.home.left:
+        held.home.close_left()
+    if not held.connections:
+        return
+    if is_used is None:
+        is_used = bool(users) and not thread.is_calls
+    is_doubtful = held.is_doubtful()
+    held.deaths = _deaths
+    for connection in held.connections:
+        if connection.connection is None:
+            continue
+        # The conditions of close_if_unusable_or_obsolete(), asked beforehand because the method
+        # costs three times as much; those of `is_suspect` and `is_obsolete`, in line because each
+        # call has this done to it twice.
+        if (
+            not is_doubtful
+            and not connection.errors_occurred
+            and connection.autocommit == connection.settings_dict["AUTOCOMMIT"]
+            and not connection.in_atomic_block
+            and (connection.close_at is None or is_used or time.monotonic() < connection.close_at)
+            and type(connection).close_if_unusable_or_obsolete is _stock_rule
+        ):
+            connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
+        else:
+            _apply_rule(connection, is_doubtful=is_doubtful, is_used=is_used)
+
+
+def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: bool) -> None:
+    """Have Django's rule decide about a connection, unless only its age would end it."""
+    global _deaths
+    if connection.in_atomic_block:
+        if thread.is_calls:
+            end_transaction(connection)
+            return
+        if thread.held.last_call is not None and not thread.held.is_of_sync_to_async:
+            return  # that of a call which uses the thread, too: see `own_threads`
+    had_errors = connection.errors_occurred
+    if is_doubtful:
+        connection.errors_occurred = True  # Django's rule asks whether it is usable then
+    if not is_suspect(connection) and (is_used or not is_obsolete(connection)):
+        connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
+        return
+    age_ends_at = connection.close_at
+    if is_used:
+        connection.close_at = None  # for Django's rule, which asks for both
+    elif is_obsolete(connection):
+        thread.held.home.close_all(connection)
+    connection.close_if_unusable_or_obsolete()
+    connection.close_at = age_ends_at  # of one that has been closed nobody asks
+    if had_errors and connection.connection is None:
+        _deaths += 1  # or it was too old, too: then the others are asked for nothing
+
+
+def end_transaction(connection: BaseDatabaseWrapper) -> None:
+    """Roll back what a call that has ended left in `transaction.atomic`, and close the connection.
+
+    Closed alone, it would refuse all that comes until the block is left, which nobody does.
+    """
+    logger.error(
+        "A call has ended inside of transaction.atomic() on the database %r: the transaction is "
+        "rolled back, and the connection closed.",
+        connection.alias,
+    )
+    is_closed = connection.closed_in_transaction
+    connection.in_atomic_block = connection.closed_in_transaction = False
+    if is_closed:
+        connection.connection = None  # as Django does it when the block is left
+    else:
+        thread.held.home.close_all(connection)
+        connection.close()
+
+
+def is_suspect(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the rule of an open connection has to be asked, whatever its age.
+
+    Always for a backend that has a rule of its own.
+    """
+    return (
+        connection.errors_occurred
+        or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
+        or type(connection).close_if_unusable_or_obsolete is not _stock_rule
+    )
+
+
+def is_obsolete(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the age of an open connection ends it."""
+    return connection.close_at is not None and time.monotonic() >= connection.close_at
