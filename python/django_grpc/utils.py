@@ -377,12 +377,15 @@ def load_instruments(config: conf.ServerConfig, interceptors: Iterable[Any]) -> 
     return instruments
 
 
-def load_interceptors(strings: Iterable[Any] | None) -> list[Any]:
+def load_interceptors(
+    strings: Iterable[Any] | None, place: str = f"{conf.SETTING}['interceptors']"
+) -> list[Any]:
     """Make the interceptors that dotted paths name, in order.
 
     Args:
         strings: Dotted paths of classes, called without arguments; what is not a string is taken
             for an interceptor and passed on.
+        place: What the messages call the place of the paths.
 
     Raises:
         ImproperlyConfigured: A path can't be imported, or something is no interceptor.
@@ -391,12 +394,12 @@ def load_interceptors(strings: Iterable[Any] | None) -> list[Any]:
     for it in strings or ():
         who, made = repr(it), it
         if isinstance(it, str):
-            who = f"{conf.SETTING}['interceptors']: '{it}'"
-            named = conf.import_configured("interceptors", it)
+            who = f"{place}: '{it}'"
+            named = conf.import_configured("interceptors", it, place)
             if inspect.isabstract(named):
                 missing = ", ".join(sorted(getattr(named, "__abstractmethods__", ())))
                 raise ImproperlyConfigured(f"{who} is an abstract class: it has no {missing}.")
-            made = conf.call_configured("interceptors", it)
+            made = conf.call_configured("interceptors", it, place=place)
         if not hasattr(made, "intercept_service"):
             raise ImproperlyConfigured(
                 f"{who} is no grpc.ServerInterceptor: it has no method 'intercept_service'."

@@ -144,9 +144,11 @@ class InProcessServer:
 
     def _start(self) -> None:
         config = conf.load()
-        interceptors = utils.load_interceptors(
-            config.interceptors if self._interceptors is None else self._interceptors
-        )
+        if self._interceptors is None:
+            interceptors = utils.load_interceptors(config.interceptors)
+        else:
+            _require_list("interceptors", self._interceptors)
+            interceptors = utils.load_interceptors(self._interceptors, "interceptors")
         instruments = utils.load_instruments(config, interceptors)
         shared = connections_to_share()
         if shared:
@@ -167,7 +169,11 @@ class InProcessServer:
         own = self._at_end.enter_context(OwnConnections(shared))
         server.on_worker_exit(own.close)
         wrapper = SignalWrapper(server, instruments)
-        for add in _hooks(config.servicers if self._servicers is None else self._servicers):
+        if self._servicers is None:
+            hooks = _hooks(config.servicers, None)
+        else:
+            hooks = _hooks(self._servicers, "servicers")
+        for add in hooks:
             with wrapper.in_hook(f"The hook {add!r}"):
                 add(wrapper)
         self._at_end.enter_context(health.isolated())
@@ -192,10 +198,17 @@ class InProcessServer:
             self._at_end.callback(signal.connect, reset_queries)
 
 
-def _hooks(servicers: Iterable[Hook]) -> Iterator[Callable[[Any], Any]]:
-    if isinstance(servicers, str) or not isinstance(servicers, Iterable):
-        raise TypeError(f"servicers must be a list, not {servicers!r}.")
+def _hooks(servicers: Iterable[Hook], place: str | None) -> Iterator[Callable[[Any], Any]]:
+    _require_list("servicers", servicers)
     for hook in servicers:
         if not isinstance(hook, str) and (isinstance(hook, type) or not callable(hook)):
             raise TypeError(f"servicers holds {hook!r}, which is no dotted path and no function.")
-        yield conf.import_configured("servicers", hook) if isinstance(hook, str) else hook
+        if isinstance(hook, str):
+            yield conf.import_configured("servicers", hook, place)
+        else:
+            yield hook
+
+
+def _require_list(name: str, value: object) -> None:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list, not {value!r}.")

@@ -11,6 +11,7 @@ import pytest
 from catalog import catalog_pb2 as pb
 from catalog import rows_pb2
 from catalog.models import City, Payment, Product, Supplier, Tag
+from django.core.exceptions import ValidationError
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
@@ -325,6 +326,25 @@ class TestWhatClientsMaySend:
         calls.clear()
         deserialize_into(tag, pb.Tag(name="x"), fields=["name"] * 1000)
         assert calls == ["name"]
+
+    def test_what_a_column_has_against_text_is_said_without_the_text(self) -> None:
+        with pytest.raises(SerializationError) as caught:
+            deserialize_into(Product(), pb.Product(price="secret"))
+        assert str(caught.value).endswith(
+            "cannot take Product.price: it is no valid DecimalField: “…” value must be a decimal "
+            "number."
+        )
+
+    def test_words_that_may_hold_the_text_are_left_out(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(value: Any) -> Any:
+            raise ValidationError(f"{value} is nothing")
+
+        monkeypatch.setattr(Product._meta.get_field("price"), "to_python", refuse)
+        with pytest.raises(SerializationError) as caught:
+            deserialize_into(Product(), pb.Product(price="secret"))
+        assert str(caught.value).endswith("it is no valid DecimalField")
 
     def test_text_that_is_none(self) -> None:
         with pytest.raises(SerializationError, match=r"Product\.price .*DecimalField"):

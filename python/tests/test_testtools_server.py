@@ -417,6 +417,27 @@ def test_hook_may_keep_what_ends_the_server_for_later() -> None:
         assert kept[2:] == [False]
 
 
+@pytest.mark.parametrize("argument", ["servicers", "interceptors"])
+def test_path_that_leads_nowhere_is_named_by_its_argument(argument: str) -> None:
+    """It is a test's, where nobody looks for the mistake in the settings."""
+    arguments: dict[str, Any] = {"servicers": [grpc_hook], "interceptors": []}
+    with (
+        pytest.raises(ImproperlyConfigured, match=f"^{argument}: 'nowhere.it' can't be imported"),
+        InProcessServer(**arguments | {argument: ["nowhere.it"]}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("argument", ["servicers", "interceptors"])
+def test_argument_that_is_no_list_is_named(argument: str) -> None:
+    arguments: dict[str, Any] = {"servicers": [grpc_hook], "interceptors": []}
+    with (
+        pytest.raises(TypeError, match=f"{argument} must be a list, not 'nowhere.it'"),
+        InProcessServer(**arguments | {argument: "nowhere.it"}),
+    ):
+        pass
+
+
 def test_interceptor_that_is_no_path_is_named() -> None:
     with (
         pytest.raises(ImproperlyConfigured, match="'x' can't be imported: it names no module"),

@@ -179,20 +179,21 @@ def _given(
         yield key.flag, flags[key.attribute]
 
 
-def import_configured(key: str, path: str) -> Callable[..., Any]:
+def import_configured(key: str, path: str, place: str | None = None) -> Callable[..., Any]:
     """Import what a dotted path in the setting names.
 
     Args:
         key: The key of the setting that holds the path, for the message; dots lead into a
             dictionary, as in ``health.checks``.
         path: For example ``"myproject.servicers.grpc_hook"``.
+        place: What the message calls the place of the path. Default: the key of the setting.
 
     Raises:
         InvalidSetting: It can't be imported or called, ends the process, or its code would not run
             when it is called. Whatever else the module raises while it is imported is a fault of
             its code and propagates.
     """
-    place = _place(key)
+    place = place or _place(key)
     try:
         found = _import(path)
     except ImportError as error:
@@ -280,13 +281,14 @@ def _deferred_kind(function: Any) -> str | None:
     return None
 
 
-def call_configured(key: str, path: str, *arguments: Any) -> Any:
+def call_configured(key: str, path: str, *arguments: Any, place: str | None = None) -> Any:
     """Call what a dotted path in the setting names.
 
     Args:
         key: As for `import_configured`.
         path: As for `import_configured`.
         arguments: What to call it with.
+        place: As for `import_configured`.
 
     Returns:
         What it returns.
@@ -294,11 +296,12 @@ def call_configured(key: str, path: str, *arguments: Any) -> Any:
     Raises:
         InvalidSetting: As `import_configured`. Whatever else it raises propagates.
     """
-    function = import_configured(key, path)
+    place = place or _place(key)
+    function = import_configured(key, path, place)
     try:
         return function(*arguments)
     except SystemExit as leaving:
-        raise _exited("E014", f"{_place(key)}: '{path}'", leaving) from leaving
+        raise _exited("E014", f"{place}: '{path}'", leaving) from leaving
 
 
 # What is called with something, and what to give in place of a thing that does not take it.

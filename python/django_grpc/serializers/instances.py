@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from decimal import Decimal
 from typing import Any
 
-from django.core.exceptions import FieldDoesNotExist
+from django.core.exceptions import FieldDoesNotExist, ValidationError
 from django.db import models
 from google.protobuf.descriptor import FieldDescriptor
 
@@ -184,14 +186,25 @@ def _set(
         except SerializationError as error:
             raise misfit(field, instance, error) from error
         except MISFITS as error:
-            reason = f"it is no valid {type(source.field).__name__}"
-            raise misfit(field, instance, reason) from error
+            raise misfit(field, instance, _no_valid(source.field, error)) from error
     if _is_key(model_field) and not instance._state.adding:
         if value != getattr(instance, attribute):
             raise misfit(field, instance, "a saved row's key is not changed: exclude it")
         return None
     setattr(instance, attribute, value)
     return str(model_field.name)
+
+
+def _no_valid(column: Any, error: Exception) -> str:
+    """Say what a column has against a value, without the value itself."""
+    reason = f"it is no valid {type(column).__name__}"
+    if isinstance(error, ValidationError):
+        # The column's own words are a template; whatever else was raised may hold the value.
+        template = getattr(error, "message", None)
+        if template is not None and template in column.error_messages.values():
+            with contextlib.suppress(TypeError, ValueError):  # one that wants more than texts
+                reason += f": {str(template) % defaultdict(lambda: '…')}"
+    return reason
 
 
 def _is_key(model_field: Any) -> bool:
