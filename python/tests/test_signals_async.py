@@ -35,7 +35,7 @@ from django_grpc.signals import (
     grpc_request_started,
     hygiene,
 )
-from django_grpc.signals.hygiene import held_connections, loop_calls, own_threads, sync_thread
+from django_grpc.signals.hygiene import connection_use, held_connections, loop_calls, sync_thread
 from django_grpc.signals.wrapper import SignalWrapper
 
 SERVICE = "test.Async"
@@ -492,7 +492,7 @@ def test_call_of_a_loop_that_nobody_runs_uses_nothing():
     """Its task goes with the loop, and has no end."""
     variables = contextvars.copy_context()
     variables.run(hygiene.CALL_HYGIENE.begin)
-    variables.run(own_threads.note_use)
+    variables.run(connection_use.note_use)
     assert loop_calls.users
     del variables
     gc.collect()
@@ -507,9 +507,9 @@ def test_signals_end_the_use_of_a_method_and_of_nothing_around_it(user, resets_q
     async def call():
         hygiene.CALL_HYGIENE.begin()
         if user == "an interceptor":
-            own_threads.note_use()
+            connection_use.note_use()
         await grpc_request_started.asend(None, request=None, context=None)
-        own_threads.note_use()
+        connection_use.note_use()
         await grpc_request_finished.asend(None, request=None, context=None)
         is_used = bool(loop_calls.users)
         hygiene.CALL_HYGIENE.end()

@@ -363,7 +363,7 @@ def test_inside_of_what_hygiene_is_around_no_connection_is_closed():
         grpc_request_finished.send(None, request=None, context=None)
         assert closings.list == []
         hygiene.CALL_HYGIENE.leave()
-        return closings.list
+        return list(closings.list)
 
     assert in_thread(work) == ["closed"]
 

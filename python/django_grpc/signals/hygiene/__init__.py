@@ -13,10 +13,11 @@ Whose connections they are decides when they are looked after:
   (`held_connections`);
 * those of the thread of ``sync_to_async``, which all calls on loops share: when no call uses them
   (`sync_thread`);
-* those of a thread that a servicer starts: when another call comes to use them (`own_threads`).
+* those of a thread that a servicer starts: when another call comes to use them
+  (`connection_use`), and when the thread ends.
 """
 
-from django_grpc.signals.hygiene import own_threads  # listens for connections that open
+from django_grpc.signals.hygiene import connection_use  # watches connections
 from django_grpc.signals.hygiene.calls import (
     CALL_HYGIENE,
     CallHygiene,
@@ -33,8 +34,8 @@ __all__ = [
     "CallHygiene",
     "close_old_connections",
     "close_used_caches",
+    "connection_use",
     "has_async_work",
-    "own_threads",
     "reset_queries",
     "run_async",
     "run_on_sync_thread",

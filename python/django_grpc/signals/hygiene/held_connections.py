@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from django.db import connections
@@ -12,13 +13,17 @@ from django.db.backends.signals import connection_created
 
 from django_grpc.logs import GuardedLogger
 from django_grpc.signals.hygiene import cursors
-from django_grpc.signals.hygiene.loop_calls import LoopCall, users
+from django_grpc.signals.hygiene.loop_calls import LoopCall, current_call, users
 
 logger = GuardedLogger("django_grpc")
 
 # How many connections, of any thread, turned out to be dead. A database that drops one mostly drops
 # all: the others are asked then, so that a restart does not cost a failed call for each of them.
 _deaths = 0
+
+
+#: What is called with a connection that a thread comes to hold, on that thread.
+watchers: list[Callable[[BaseDatabaseWrapper], None]] = []
 
 
 class HeldConnections:
@@ -35,12 +40,58 @@ class HeldConnections:
         #: On a thread that a servicer has started: the calls that have used them, and the last.
         self.calls: weakref.WeakSet[LoopCall] = weakref.WeakSet()
         self.last_call: LoopCall | None = None
+        #: The calls that used them last outside of a transaction: whose is one that is open now.
+        self.owners: dict[BaseDatabaseWrapper, weakref.ref[LoopCall] | None] = {}
         #: For cursors of the connections that other threads come to close.
         self.home = cursors.Home()
 
     def is_doubtful(self) -> bool:
         """Whether another connection has died since these were looked at."""
         return self.deaths != _deaths
+
+    def are_used_by_others(self) -> bool:
+        """Whether a call may use them that is not the one which asks."""
+        if thread.is_calls or not users:
+            return False
+        if self.is_of_sync_to_async or self.last_call is None:
+            return True
+        call = current_call.get()
+        return any(it is not call and not it.has_ended for it in self.calls)
+
+    def note_owner(self, connection: BaseDatabaseWrapper, call: LoopCall | None) -> None:
+        """Note who is about to use a connection, and may begin a transaction."""
+        if not has_transaction(connection):
+            self.owners[connection] = None if call is None else call.reference
+
+    def is_in_hands(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether an open transaction is somebody's that may go on with it.
+
+        Of a call that goes on, or of code that belongs to none and has its own ways. On a thread
+        that calls run on, who looks is nobody's call any more.
+        """
+        if thread.is_calls or not self.home.is_tended:
+            return False
+        owner = self.owners.get(connection)
+        call = None if owner is None else owner()
+        return owner is None or (call is not None and call.uses_database)
+
+    def close(self) -> None:
+        """Close them, if the thread looks after them, as it ends.
+
+        Otherwise they would be dropped as they are, which takes one from a pool for good. Where
+        another thread is told, this one has not ended: the process is a fork.
+        """
+        if not self.home.is_tended or threading.get_ident() != self.home.thread:
+            return
+        for connection in self.connections:
+            if connection.connection is not None and not connection.allow_thread_sharing:
+                with contextlib.suppress(Exception):  # it may have died
+                    self.home.close_all(connection)
+                    connection.close()
+
+
+class _Life:
+    """Goes with its thread."""
 
 
 class _Thread(threading.local):
@@ -61,10 +112,16 @@ class _Thread(threading.local):
 
     def __init__(self) -> None:
         self.held = HeldConnections()
+        self.life = _Life()
+        weakref.finalize(self.life, self.held.close).atexit = False
         for alias in connections:  # before the first query, which may be for a cursor that stays
             with contextlib.suppress(Exception):  # of settings that Django refuses
                 cursors.close_at_home(connections[alias], self.held.home)
         self.refresh()
+        for connection in self.held.connections:
+            if connection.connection is not None:  # it has opened before anybody listened
+                for watch in watchers:
+                    watch(connection)
 
     def refresh(self) -> None:
         # A connection that is shared between threads (inc_thread_sharing, which only tests call)
@@ -83,6 +140,8 @@ def remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None
     """Take a connection that has opened among those of this thread."""
     thread.refresh()
     cursors.close_at_home(connection, thread.held.home)
+    for watch in watchers:
+        watch(connection)
 
 
 connection_created.connect(
@@ -92,7 +151,7 @@ connection_created.connect(
 
 def reset_queries() -> None:
     """Do what ``django.db.reset_queries`` does, unless other calls use the connections."""
-    if users and not thread.is_calls:
+    if thread.held.are_used_by_others():
         return
     for connection in thread.held.connections:
         connection.queries_log.clear()
@@ -119,11 +178,11 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
     if not held.connections:
         return
     if is_used is None:
-        is_used = bool(users) and not thread.is_calls
+        is_used = held.are_used_by_others()
     is_doubtful = held.is_doubtful()
     held.deaths = _deaths
     for connection in held.connections:
-        if connection.connection is None:
+        if connection.connection is None and not connection.in_atomic_block:
             continue
         # The conditions of close_if_unusable_or_obsolete(), asked beforehand because the method
         # costs three times as much; those of `is_suspect` and `is_obsolete`, in line because each
@@ -144,12 +203,13 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
 def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: bool) -> None:
     """Have Django's rule decide about a connection, unless only its age would end it."""
     global _deaths
-    if connection.in_atomic_block:
-        if thread.is_calls:
+    held = thread.held
+    if has_transaction(connection):
+        if held.is_in_hands(connection):
+            return
+        if connection.in_atomic_block and held.home.is_tended:
             end_transaction(connection)
             return
-        if thread.held.last_call is not None and not thread.held.is_of_sync_to_async:
-            return  # that of a call which uses the thread, too: see `own_threads`
     had_errors = connection.errors_occurred
     if is_doubtful:
         connection.errors_occurred = True  # Django's rule asks whether it is usable then
@@ -159,8 +219,8 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
     age_ends_at = connection.close_at
     if is_used:
         connection.close_at = None  # for Django's rule, which asks for both
-    elif is_obsolete(connection):
-        thread.held.home.close_all(connection)
+    if is_manual(connection) or is_obsolete(connection):
+        held.home.close_all(connection)
     connection.close_if_unusable_or_obsolete()
     connection.close_at = age_ends_at  # of one that has been closed nobody asks
     if had_errors and connection.connection is None:
@@ -193,9 +253,19 @@ def is_suspect(connection: BaseDatabaseWrapper) -> bool:
     """
     return (
         connection.errors_occurred
-        or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
+        or is_manual(connection)
         or type(connection).close_if_unusable_or_obsolete is not _stock_rule
     )
+
+
+def is_manual(connection: BaseDatabaseWrapper) -> bool:
+    """Whether its transactions are other than the settings say, as by `set_autocommit`."""
+    return bool(connection.autocommit != connection.settings_dict["AUTOCOMMIT"])
+
+
+def has_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Whether somebody has begun a transaction, as by `atomic` or `set_autocommit`."""
+    return connection.in_atomic_block or is_manual(connection)
 
 
 def is_obsolete(connection: BaseDatabaseWrapper) -> bool:

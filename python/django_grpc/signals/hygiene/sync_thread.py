@@ -19,7 +19,7 @@ from django_grpc.shortage import NoThreadError, is_refusal
 from django_grpc.signals.hygiene.held_connections import (
     HeldConnections,
     close_old_connections,
-    end_transaction,
+    has_transaction,
     is_obsolete,
     is_suspect,
     thread,
@@ -65,10 +65,12 @@ def _look(held: HeldConnections, *, at_begin: bool) -> None:
     if held.is_doubtful() or held.home.left:
         return tidy_soon()
     for connection in held.connections:
-        # Inside of a transaction nothing is done. One that is under way is none of a call's that
-        # begins; a call that was cancelled may leave it behind.
-        if connection.connection is None or (at_begin and connection.in_atomic_block):
+        if connection.connection is None and not connection.in_atomic_block:
             continue
+        if has_transaction(connection):
+            if held.is_in_hands(connection):
+                continue
+            return tidy_soon()
         if (
             is_suspect(connection)
             or (is_obsolete(connection) and not users)
@@ -100,10 +102,6 @@ def _tidy() -> None:
     _held = held = thread.held
     held.is_of_sync_to_async = held.home.is_tended = True
     try:
-        if not users:
-            for connection in held.connections:
-                if connection.in_atomic_block:
-                    end_transaction(connection)
         close_old_connections()
     except Exception:
         logger.exception("Cannot close a database connection")

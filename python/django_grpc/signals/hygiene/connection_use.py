@@ -1,0 +1,100 @@
+"""Who uses a connection on a thread of no call's own, and what that thread is to see to before.
+
+Everything that uses a connection calls its ``ensure_connection`` first, also what sends nothing yet
+as `transaction.atomic`. So a call that comes to use one is noted there.
+
+The ends of calls do not reach threads that servicers start, as `asyncio.to_thread` does. What these
+hold is looked after there too, when the next call comes to use one.
+"""
+
+import functools
+import weakref
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.transaction import TransactionManagementError
+
+from django_grpc.signals.hygiene.held_connections import (
+    HeldConnections,
+    close_old_connections,
+    end_transaction,
+    thread,
+    watchers,
+)
+from django_grpc.signals.hygiene.loop_calls import LoopCall, current_call
+from django_grpc.signals.hygiene.sync_thread import tidy_soon
+
+
+def watch(connection: BaseDatabaseWrapper) -> None:
+    """Have a connection say who uses it, unless it is on a thread that calls run on."""
+    if thread.is_calls or not isinstance(connection, BaseDatabaseWrapper):  # but a proxy
+        return
+    if "ensure_connection" not in vars(connection):
+        connection.ensure_connection = functools.partial(  # type: ignore[method-assign]
+            _ensure_connection, weakref.ref(connection)
+        )
+    held, call = thread.held, note_use()
+    if call is not None and not held.is_of_sync_to_async:
+        _take_over(held, call)
+    held.note_owner(connection, call)
+
+
+watchers.append(watch)
+for _opened in thread.held.connections:
+    if _opened.connection is not None:  # of the thread that imports this
+        watch(_opened)
+
+
+def note_use() -> LoopCall | None:
+    """Note that the call which the code that runs now belongs to uses the database.
+
+    Returns:
+        The call, None where it is none of a server's.
+    """
+    call = current_call.get()
+    if call is None:
+        return None
+    call.use_database()
+    if call.has_ended:  # perhaps just now: its end has not seen to what is used here
+        tidy_soon()
+    return call
+
+
+def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
+    """Note who uses a connection, look after it, and do what `BaseDatabaseWrapper` does."""
+    connection = reference()
+    if connection is None:
+        return
+    held, call = thread.held, note_use()
+    if call is not held.last_call and not held.is_of_sync_to_async:
+        ended = _take_over(held, call)
+        if connection in ended:
+            # It may be `atomic` that asks, and believes by now that it is inside of another one.
+            raise TransactionManagementError(
+                "A call before this one has ended inside of transaction.atomic() on this thread; "
+                "that is rolled back now."
+            )
+        if not connection.in_atomic_block:
+            close_old_connections()
+            connection.close_if_health_check_failed()
+    held.note_owner(connection, call)
+    type(connection).ensure_connection(connection)
+
+
+def _take_over(held: HeldConnections, call: LoopCall | None) -> list[BaseDatabaseWrapper]:
+    """Have another call use the connections of a thread of no call's own.
+
+    Returns:
+        Those with a transaction that a call before it has left at its end: it is rolled back.
+    """
+    held.last_call = call
+    for other in list(held.calls):
+        if other.has_ended:
+            held.calls.discard(other)
+    if call is not None:
+        # From now on the thread looks after its connections, as calls come to use them.
+        held.home.is_tended = True
+        held.calls.add(call)
+    left = [it for it in held.connections if it.in_atomic_block and not held.is_in_hands(it)]
+    for connection in left:
+        end_transaction(connection)
+    return left

@@ -1,0 +1,271 @@
+"""Whose a transaction is, and what becomes of connections with the threads that hold them."""
+
+import asyncio
+import contextvars
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from django.db import connection, connections, transaction
+from django.db.backends.signals import connection_created
+from django.db.backends.sqlite3.base import DatabaseWrapper
+from harness import leave_half_read
+
+from django_grpc.signals import hygiene
+from django_grpc.signals.hygiene import connection_use, held_connections, sync_thread
+
+PATIENCE = 20
+
+pytestmark = pytest.mark.usefixtures("databases_allowed", "database_in_a_file")
+
+
+@pytest.fixture
+def database_in_a_file(tmp_path, monkeypatch):
+    """One whose connections can be closed, and are too old once nobody uses them."""
+    monkeypatch.setitem(connections.settings["default"], "NAME", str(tmp_path / "database"))
+    monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", 0)
+
+
+@pytest.fixture(params=["sync_to_async", "own"])
+def shared_thread(request):
+    """A thread that calls on loops share; what is given runs on it, and its result is returned."""
+    if request.param == "own":
+        executor = ThreadPoolExecutor(1)
+    else:
+        executor = SyncToAsync.single_thread_executor
+
+    def run(function):
+        return executor.submit(function).result(PATIENCE)
+
+    def forget():
+        DatabaseWrapper.close(connection)
+        del connections["default"]
+
+    run(forget)
+    if request.param == "sync_to_async":
+        run(sync_thread._tidy)  # now it is known whose connections these are
+    yield run
+    run(forget)
+    if request.param == "own":
+        executor.shutdown()
+
+
+class Call:
+    """A call on a loop, as far as hygiene is concerned."""
+
+    def __init__(self):
+        self.run = contextvars.copy_context().run
+        self.run(hygiene.CALL_HYGIENE.begin)
+
+    def using(self, function):
+        return lambda: self.run(function)
+
+    def end(self):
+        self.run(hygiene.CALL_HYGIENE.end)
+
+
+def is_open():
+    return connection.connection is not None
+
+
+def ask():
+    connection.cursor().execute("SELECT 1")
+
+
+def is_in_transaction():
+    return connection.in_atomic_block or not connection.get_autocommit()
+
+
+def begin_by_hand():
+    transaction.set_autocommit(False)
+    ask()
+
+
+BEGINNINGS = [
+    pytest.param(lambda: transaction.atomic().__enter__(), id="atomic, before its first query"),
+    pytest.param(lambda: (transaction.atomic().__enter__(), ask()), id="atomic"),
+    pytest.param(begin_by_hand, id="set_autocommit"),
+]
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS)
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_transaction_is_left_to_the_call_that_has_begun_it(shared_thread, begin, asks):
+    """Else a half of what it writes is lost, or kept though it fails."""
+    one, other = Call(), Call()
+    shared_thread(one.using(begin))
+    if asks:
+        shared_thread(other.using(ask))
+    other.end()
+    another = Call()
+    shared_thread(another.using(ask))
+    another.end()
+    shared_thread(lambda: None)
+    assert shared_thread(one.using(is_in_transaction))
+    one.end()
+    last = Call()
+    try:
+        shared_thread(last.using(ask))
+    except transaction.TransactionManagementError:  # on a thread of a servicer's own
+        shared_thread(last.using(ask))
+    assert not shared_thread(last.using(is_in_transaction))
+    last.end()
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS)
+def test_a_transaction_that_a_call_leaves_takes_in_nobody_elses_queries(shared_thread, begin):
+    one, other = Call(), Call()
+    shared_thread(other.using(ask))
+    shared_thread(one.using(begin))
+    one.end()
+    try:
+        shared_thread(other.using(ask))
+    except transaction.TransactionManagementError:  # on a thread of a servicer's own
+        shared_thread(other.using(ask))
+    assert not shared_thread(other.using(is_in_transaction))
+    other.end()
+
+
+def test_a_transaction_of_none_of_a_servers_calls_is_left_alone(shared_thread):
+    """As of a task that a project has started beside its server."""
+    at = transaction.atomic()
+    call = Call()
+    shared_thread(call.using(ask))
+    call.end()
+    shared_thread(at.__enter__)
+    call = Call()
+    call.end()
+    shared_thread(lambda: None)
+    assert shared_thread(is_in_transaction)
+    shared_thread(lambda: at.__exit__(None, None, None))
+    assert not shared_thread(is_in_transaction)
+
+
+def test_a_cursor_without_a_query_of_djangos_is_a_use(shared_thread):
+    """As psycopg's `copy` and `stream`, which Django hands through."""
+    other, reader = Call(), Call()
+    shared_thread(other.using(ask))
+    shared_thread(reader.using(lambda: connection.cursor()))
+    other.end()
+    shared_thread(lambda: None)
+    assert shared_thread(is_open)
+    reader.end()
+
+
+def test_what_is_read_ends_before_its_connection_does(shared_thread):
+    """With a pool the connection would be another thread's, and the rows read on amid its work."""
+    reader, other = Call(), Call()
+    shared_thread(reader.using(ask))
+    cursor = shared_thread(reader.using(leave_half_read))
+    shared_thread(other.using(lambda: transaction.set_autocommit(False)))
+    closings = []
+
+    def is_read_on():
+        try:
+            return cursor.fetchone() is not None
+        except sqlite3.ProgrammingError:
+            return False
+
+    def watch():
+        connection.close = lambda: closings.append(is_read_on())
+
+    shared_thread(watch)
+    other.end()
+    third = Call()
+    shared_thread(third.using(ask))
+    assert closings == [False]
+    shared_thread(lambda: delattr(connection, "close"))
+    third.end()
+    reader.end()
+
+
+def test_a_transaction_that_has_lost_its_connection_ends_with_its_call():
+    """One that is closed inside of it, with a pool: Django does not wait for the end of it then."""
+
+    def work():
+        hygiene.CALL_HYGIENE.enter()
+        transaction.atomic().__enter__()
+        connection.close()
+        connection.connection = None
+        hygiene.CALL_HYGIENE.leave()
+        ask()
+        return is_in_transaction()
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(work).result(PATIENCE) is False
+
+
+def test_a_dead_connection_from_before_the_calls_is_found(monkeypatch):
+    """As one that an executor's initializer has opened."""
+    monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", None)
+    monkeypatch.setattr(DatabaseWrapper, "is_usable", lambda self: False)
+    with ThreadPoolExecutor(1, initializer=ask) as own:
+        driver = own.submit(lambda: connection.connection).result()
+        first, second = Call(), Call()
+        own.submit(first.using(ask)).result(PATIENCE)
+        assert own.submit(lambda: connection.connection is driver).result()
+        own.submit(lambda: setattr(connection, "errors_occurred", True)).result()
+        own.submit(second.using(ask)).result(PATIENCE)
+        assert own.submit(lambda: connection.connection is not driver).result()
+        first.end()
+        second.end()
+
+
+def test_a_connection_from_before_hygiene_says_who_uses_it():
+    """As where the signals are imported late, by a server inside of another program."""
+
+    def open_unheard():
+        name = "django_grpc.signals.hygiene.held_connections"
+        connection_created.disconnect(dispatch_uid=name)
+        try:
+            ask()
+        finally:
+            connection_created.connect(held_connections.remember_connections, dispatch_uid=name)
+        assert "ensure_connection" not in vars(connections["default"])
+        assert held_connections.thread.held.connections
+        return "ensure_connection" in vars(connections["default"])
+
+    with ThreadPoolExecutor(1) as own:
+        assert own.submit(open_unheard).result(PATIENCE)
+
+
+def drivers_state(driver):
+    try:
+        driver.execute("SELECT 1")
+    except sqlite3.ProgrammingError:
+        return "closed"
+    return "open"
+
+
+@pytest.mark.parametrize("user", ["a call", "nobody's"])
+def test_a_thread_that_ends_closes_what_calls_have_used(user):
+    """It would be dropped as it is, which a pool never gets back."""
+
+    def use():
+        ask()
+        return connection.connection
+
+    call = Call()
+    with ThreadPoolExecutor(1) as own:
+        driver = own.submit(call.using(use) if user == "a call" else use).result(PATIENCE)
+        assert drivers_state(driver) == "open"
+    assert drivers_state(driver) == ("closed" if user == "a call" else "open")
+    call.end()
+
+
+def test_a_thread_of_a_calls_own_keeps_none_for_others():
+    """Of asgiref's ThreadSensitiveContext: whatever other calls use is on other threads."""
+    other = Call()
+    other.run(connection_use.note_use)
+
+    async def serve():
+        hygiene.CALL_HYGIENE.begin()
+        async with ThreadSensitiveContext():
+            await sync_to_async(ask)()
+            assert hygiene.stop_using(is_start=False)
+            await hygiene.run_on_sync_thread(hygiene.close_old_connections)
+            return await sync_to_async(is_open)()
+
+    assert asyncio.run(serve()) is False
+    other.end()
