@@ -11,8 +11,8 @@ Ids, all with the label ``django_grpc``:
 * E015 ``drain_delay``, E016 ``max_connections``, E017 ``workers``, E018 ``worker_max_calls``, E019
   ``worker_max_calls_jitter``, E020 ``worker_max_age``, E021 ``worker_max_memory``, E022 ``health``,
   E023 ``metrics``, E024 ``access_log``, E025 ``watchdog``, E026 ``methods``, E027
-  ``opentelemetry``, E028 ``worker_timeout``, E029 ``worker_start_timeout``, E030 ``port``: a value
-  that can't be, or a package that is missing;
+  ``opentelemetry``, E028 ``worker_timeout``, E029 ``worker_start_timeout``, E030 ``port``, E031
+  ``pidfile``: a value that can't be, or a package that is missing;
 * W001 no servicers; W002 a file of ``credentials`` that can't be read; W003 the distribution
   django-grpc is installed beside this one; W004 a servicer, an interceptor or a health check whose
   module fails while it is imported.

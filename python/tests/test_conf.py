@@ -221,6 +221,8 @@ def test_credentials_with_client_certificates(tmp_path):
         ({"port": -1}, "E030", "['port'] must be a port number, 0 to 65535, not -1."),
         ({"port": True}, "E030", "['port'] must be a port number, 0 to 65535, not True."),
         ({"port": "http"}, "E030", "['port'] must be a port number, 0 to 65535, not 'http'."),
+        ({"pidfile": 1}, "E031", "['pidfile'] must be the path of a file, not 1. Write"),
+        ({"pidfile": ""}, "E031", "['pidfile'] must be the path of a file, not ''."),
         ({"drain_delay": "5"}, "E015", "['drain_delay'] must be a number of seconds"),
         ({"max_connections": 0}, "E016", "must be a whole number above 0 or None, not 0."),
         ({"workers": -1}, "E017", "['workers'] must be a whole number, 0 or more, not -1."),

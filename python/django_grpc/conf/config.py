@@ -143,6 +143,8 @@ class ServerConfig:
             says NOT_SERVING and calls are served as ever. Default: 0.
         host: Address to listen on, or ``unix:PATH``. Default: ``[::]``, every address.
         port: TCP port; 0 lets the system choose. Default: 50051.
+        pidfile: Path of a file for the id of the process that serves, the parent's where there are
+            worker processes. Default: none.
         max_connections: Connections at once, over all worker processes. Default: no limit.
         workers: Worker processes; 0 is one for each processor, 1 is this process alone, without a
             supervisor. Default: 1.
@@ -180,6 +182,7 @@ class ServerConfig:
     drain_delay: float = 0.0
     host: str = "[::]"
     port: int = 50051
+    pidfile: str | None = None
     max_connections: int | None = None
     workers: int = 1
     worker_max_calls: int | None = None

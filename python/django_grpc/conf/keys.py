@@ -48,6 +48,7 @@ KEYS: dict[str, Key] = {
     "grace": Key("E011", "grace", values.parse_seconds, values.read_number),
     "host": Key("E012", "host", values.parse_host, values.read_text),
     "port": Key("E030", "port", values.parse_port, values.read_number),
+    "pidfile": Key("E031", "pidfile", values.parse_pidfile, values.read_text_or_none),
     "drain_delay": Key("E015", "drain_delay", values.parse_seconds, values.read_number),
     "max_connections": Key("E016", "max_connections", values.parse_limit, values.read_number),
     "workers": Key("E017", "workers", values.parse_workers, values.read_number),

@@ -338,6 +338,18 @@ def parse_metrics(value: Any) -> str | None:
     )
 
 
+def parse_pidfile(value: Any) -> str | None:
+    """Take the path of a file, or None."""
+    if value is None:
+        return None
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str) or not path.strip() or "\0" in path:
+        raise Invalid(
+            f" must be the path of a file, not {value!r}.", "Write '/run/myproject/grpc.pid'."
+        )
+    return path
+
+
 def parse_opentelemetry(value: Any) -> bool | None:
     """Take a bool, or None for what is installed."""
     if value is not None and not isinstance(value, bool):

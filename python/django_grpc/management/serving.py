@@ -25,6 +25,7 @@ from django_grpc.addresses import format_address
 from django_grpc.certificates import CertificateWatcher
 from django_grpc.engine import aio
 from django_grpc.management import complaints, ending_loop, reloading, threads, titles
+from django_grpc.management.pid_file import PidFile
 from django_grpc.management.process_end import end_process
 from django_grpc.management.shutdown import ShutdownRequest
 from django_grpc.signals import hygiene
@@ -93,8 +94,9 @@ class Place(abc.ABC):
 class OwnPlace(Place):
     """A process that serves alone, on an address of its own or on what systemd has bound."""
 
-    def __init__(self, host: str, port: int, sockets: systemd.Sockets) -> None:
+    def __init__(self, host: str, port: int, sockets: systemd.Sockets, pid_file: PidFile) -> None:
         """Name the address; systemd's sockets stand above it."""
+        self._pid_file = pid_file
         self._host = host
         self._port = port
         self._sockets = sockets
@@ -116,6 +118,7 @@ class OwnPlace(Place):
         except (OSError, RuntimeError) as error:
             address_of_metrics = None if inherited else config.metrics
             raise CommandError(complaints.about_metrics(address_of_metrics, error)) from error
+        self._pid_file.write()
         return address
 
     def _listen_on_inherited(

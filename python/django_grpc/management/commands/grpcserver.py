@@ -23,6 +23,7 @@ from django_grpc.logs import GuardedLogger, text_of
 from django_grpc.management import complaints, reloading, titles
 from django_grpc.management.arguments import unicode_text
 from django_grpc.management.output import flush_or_lose, make_output_tolerant
+from django_grpc.management.pid_file import PidFile
 from django_grpc.management.process_end import (
     end_in_peace,
     end_process,
@@ -49,6 +50,7 @@ _FLAGS = (
     "grace",
     "host",
     "port",
+    "pidfile",
     "drain_delay",
     "max_connections",
     "workers",
@@ -105,6 +107,11 @@ class Command(BaseCommand):
             "--host",
             type=unicode_text,
             help="Address to listen on, or unix:PATH. Default: every address.",
+        )
+        parser.add_argument(
+            "--pidfile",
+            type=unicode_text,
+            help="Write the id of the process to this file, while the server listens.",
         )
         parser.add_argument(
             "--grace",
@@ -241,7 +248,8 @@ class Command(BaseCommand):
             self._say_starting()
             config = self.read_config(**options)
             if config.worker_count > 1:
-                self._supervise(config, shutdown, **options)
+                with PidFile(config.pidfile) as pid_file:
+                    self._supervise(config, shutdown, pid_file, **options)
             else:
                 shutdown.wake_for_signals()
                 self._say_unheeded(config)
@@ -284,8 +292,9 @@ class Command(BaseCommand):
     def _serve_alone(self, shutdown: ShutdownRequest, **options: Any) -> None:
         from django_grpc.management import serving
 
-        place = serving.OwnPlace(*self._get_address(**options), _take_sockets())
-        serving.serve(self, place, shutdown, **options)
+        with PidFile(self.read_config(**options).pidfile) as pid_file:
+            place = serving.OwnPlace(*self._get_address(**options), _take_sockets(), pid_file)
+            serving.serve(self, place, shutdown, **options)
 
     def _serve_as_worker(self, inheritance: Inheritance, **options: Any) -> None:
         from django_grpc.management import serving
@@ -299,7 +308,11 @@ class Command(BaseCommand):
             serving.serve(self, place, shutdown, **options)
 
     def _supervise(
-        self, config: conf.ServerConfig, shutdown: ShutdownRequest, **options: Any
+        self,
+        config: conf.ServerConfig,
+        shutdown: ShutdownRequest,
+        pid_file: PidFile,
+        **options: Any,
     ) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise CommandError(
@@ -339,6 +352,7 @@ class Command(BaseCommand):
             except OSError as error:
                 where_metrics = None if sockets.metrics else config.metrics
                 raise CommandError(complaints.about_metrics(where_metrics, error)) from error
+            pid_file.write()
             with complaints.naming_share():
                 supervisor = Supervisor(
                     Plan.of(dataclasses.replace(config, host=host, port=port)),
