@@ -107,7 +107,7 @@ soak: wheel ## A million calls: references and memory stay flat
 	$(PYTHON) benchmarks/soak.py
 
 chaos: $(VENV)/.installed ## Kill, stop, hang and reload worker processes under load, ten rounds
-	DJANGO_GRPC_CHAOS=10 $(BIN)/python -m pytest -o faulthandler_timeout=0 python/tests/workers/test_chaos.py
+	DJANGO_GRPC_CHAOS=10 $(BIN)/python -m pytest -o faulthandler_timeout=0 python/tests/processes/test_chaos.py
 
 waves: wheel ## Waves of all kinds of calls: a server is whole after any load
 	$(PYTHON) benchmarks/waves.py

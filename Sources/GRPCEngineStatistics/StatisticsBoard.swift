@@ -5,7 +5,7 @@ internal import Glibc
 /// A server with one process has it to itself. With worker processes their parent makes a file in
 /// memory (`memfd_create`) and each maps it, so that any of them can tell the figures of all, with
 /// no messages and without Python. The layout is an agreement with
-/// `python/django_grpc/workers/board.py`:
+/// `python/django_grpc/processes/board.py`:
 ///
 /// - 4,096 bytes of header: 64-bit numbers, little-endian, see `Header`;
 /// - `slotCount` slots of `slotSize` bytes, see `StatisticsSlot`.

@@ -883,7 +883,7 @@ def test_shortage_of_memory_for_the_board_blames_no_setting(start_patched):
     process = start_patched(
         """
         import os, resource
-        from django_grpc.workers import worker
+        from django_grpc.processes import worker
 
         class Pulse(worker.Pulse):
             def __init__(self, *args):

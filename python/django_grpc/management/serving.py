@@ -28,9 +28,9 @@ from django_grpc.management import complaints, ending_loop, reloading, threads, 
 from django_grpc.management.pid_file import PidFile
 from django_grpc.management.process_end import end_process
 from django_grpc.management.shutdown import ShutdownRequest
+from django_grpc.processes import systemd
+from django_grpc.processes.listeners import address_of
 from django_grpc.signals import hygiene
-from django_grpc.workers import systemd
-from django_grpc.workers.listeners import address_of
 
 if TYPE_CHECKING:
     from django_grpc.management.commands.grpcserver import Command

@@ -5,7 +5,7 @@ import threading
 
 from django.conf import settings
 
-from django_grpc.workers import origin
+from django_grpc.processes import origin
 
 
 def name_process(role: str) -> None:

@@ -31,11 +31,11 @@ from django_grpc.management.process_end import (
     run_for,
 )
 from django_grpc.management.shutdown import ShutdownRequest, StoppedAtStart
+from django_grpc.processes import listeners, systemd
+from django_grpc.processes.messages import Inheritance, Plan
+from django_grpc.processes.recycling import unheeded_limits
+from django_grpc.processes.supervisor import SupervisionError, Supervisor
 from django_grpc.signals import grpc_shutdown
-from django_grpc.workers import listeners, systemd
-from django_grpc.workers.messages import Inheritance, Plan
-from django_grpc.workers.recycling import unheeded_limits
-from django_grpc.workers.supervisor import SupervisionError, Supervisor
 
 # What needs the engine is imported where this process serves: the parent of workers does not.
 
@@ -298,7 +298,7 @@ class Command(BaseCommand):
 
     def _serve_as_worker(self, inheritance: Inheritance, **options: Any) -> None:
         from django_grpc.management import serving
-        from django_grpc.workers.worker import WorkerPlace
+        from django_grpc.processes.worker import WorkerPlace
 
         if self.is_process:
             titles.name_process("worker")

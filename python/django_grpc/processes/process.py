@@ -11,10 +11,10 @@ import time
 from typing import Any
 
 from django_grpc.management.output import replace_lost_descriptors
-from django_grpc.workers import messages, origin
-from django_grpc.workers.board import Board
-from django_grpc.workers.load import Load
-from django_grpc.workers.messages import Inheritance
+from django_grpc.processes import messages, origin
+from django_grpc.processes.board import Board
+from django_grpc.processes.load import Load
+from django_grpc.processes.messages import Inheritance
 
 #: Seconds that a connection may wait in a worker's socket before the worker counts as late.
 _LATE = 0.1

@@ -3,8 +3,8 @@
 import socket
 from collections.abc import Collection, Iterator
 
-from django_grpc.workers.board import Board
-from django_grpc.workers.process import WorkerProcess
+from django_grpc.processes.board import Board
+from django_grpc.processes.process import WorkerProcess
 
 #: Calls a second, over all workers, below which they weigh less and less: one call is no load.
 _FEW_CALLS = 20.0

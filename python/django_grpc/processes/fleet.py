@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from django_grpc.management.stop_signals import TOGETHER
-from django_grpc.workers.crashes import EARLY, LIMIT, Failures
-from django_grpc.workers.messages import Plan
+from django_grpc.processes.crashes import EARLY, LIMIT, Failures
+from django_grpc.processes.messages import Plan
 
 #: Seconds that a worker gets beyond its grace: for what comes after the drain.
 MARGIN: Final = 5.0

@@ -15,22 +15,22 @@ from typing import Final
 from django_grpc.log_lines import relieved_of_lines
 from django_grpc.logs import GuardedLogger
 from django_grpc.management.output import write_last_words
-from django_grpc.workers import fleet, messages, systemd
-from django_grpc.workers.balance import Balancer, accept
-from django_grpc.workers.board import Board
-from django_grpc.workers.fleet import Figures, Fleet, State, Task
-from django_grpc.workers.listeners import (
+from django_grpc.processes import fleet, messages, systemd
+from django_grpc.processes.balance import Balancer, accept
+from django_grpc.processes.board import Board
+from django_grpc.processes.fleet import Figures, Fleet, State, Task
+from django_grpc.processes.listeners import (
     BACKLOG,
     ListeningSocket,
     addresses,
     why_not_accepted,
     why_refused,
 )
-from django_grpc.workers.messages import Plan
-from django_grpc.workers.prctl import Orphans
-from django_grpc.workers.process import WorkerProcess
-from django_grpc.workers.recycling import draw_max_calls, why_to_replace
-from django_grpc.workers.signals import SignalQueue
+from django_grpc.processes.messages import Plan
+from django_grpc.processes.prctl import Orphans
+from django_grpc.processes.process import WorkerProcess
+from django_grpc.processes.recycling import draw_max_calls, why_to_replace
+from django_grpc.processes.signals import SignalQueue
 
 logger = GuardedLogger("django_grpc.workers")
 

@@ -8,10 +8,10 @@ import pytest
 
 from django_grpc import conf
 from django_grpc.management.stop_signals import TOGETHER
-from django_grpc.workers import fleet
-from django_grpc.workers.crashes import EARLY, LIMIT
-from django_grpc.workers.fleet import Figures, Fleet, Member, State, Task
-from django_grpc.workers.messages import Plan
+from django_grpc.processes import fleet
+from django_grpc.processes.crashes import EARLY, LIMIT
+from django_grpc.processes.fleet import Figures, Fleet, Member, State, Task
+from django_grpc.processes.messages import Plan
 
 ROOM = 64
 

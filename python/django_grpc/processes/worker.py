@@ -14,10 +14,10 @@ from django_grpc.management import threads
 from django_grpc.management.process_end import end_process
 from django_grpc.management.serving import STOPPED, Place, announce_shutdown
 from django_grpc.management.shutdown import ShutdownRequest
-from django_grpc.workers import messages, prctl
-from django_grpc.workers.board import Pulse
-from django_grpc.workers.fleet import LEAVE_PATIENCE, MARGIN
-from django_grpc.workers.messages import Inheritance, Plan
+from django_grpc.processes import messages, prctl
+from django_grpc.processes.board import Pulse
+from django_grpc.processes.fleet import LEAVE_PATIENCE, MARGIN
+from django_grpc.processes.messages import Inheritance, Plan
 
 logger = GuardedLogger("django_grpc.workers")
 

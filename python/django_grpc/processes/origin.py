@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 
-from django_grpc.workers import systemd
+from django_grpc.processes import systemd
 
 # What a worker's process runs first, becoming the worker then: a request to be killed with its
 # parent (prctl(2), PR_SET_PDEATHSIG), whatever it hangs in. A program of its own does that, since

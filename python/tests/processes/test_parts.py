@@ -21,14 +21,14 @@ from log_handlers import odd_handler
 
 from django_grpc import conf, log_lines
 from django_grpc.management import complaints
-from django_grpc.workers import listeners, messages, systemd, worker
-from django_grpc.workers.board import Board, Pulse
-from django_grpc.workers.crashes import FORGOTTEN_AFTER, LIMIT, Failures
-from django_grpc.workers.fleet import MARGIN
-from django_grpc.workers.load import Load
-from django_grpc.workers.messages import Inheritance, Plan
-from django_grpc.workers.recycling import draw_max_calls
-from django_grpc.workers.signals import SignalQueue
+from django_grpc.processes import listeners, messages, systemd, worker
+from django_grpc.processes.board import Board, Pulse
+from django_grpc.processes.crashes import FORGOTTEN_AFTER, LIMIT, Failures
+from django_grpc.processes.fleet import MARGIN
+from django_grpc.processes.load import Load
+from django_grpc.processes.messages import Inheritance, Plan
+from django_grpc.processes.recycling import draw_max_calls
+from django_grpc.processes.signals import SignalQueue
 
 
 def plan(**setting):
@@ -467,7 +467,7 @@ def test_no_signal_is_lost_when_nobody_looks_for_long(capfd):
 REAPER = """
 import ctypes, os, subprocess, sys, time
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-from django_grpc.workers.prctl import Orphans, _children
+from django_grpc.processes.prctl import Orphans, _children
 
 mine = subprocess.Popen(["true"])
 orphans = Orphans()
@@ -534,7 +534,7 @@ def test_workers_start_where_their_parent_did(tmp_path, command, expected):
         "import sys\n"
         "sys.path.insert(0, '/usr')\n"
         "os.chdir('/')\n"
-        "from django_grpc.workers.origin import start_directory\n"
+        "from django_grpc.processes.origin import start_directory\n"
         "print(os.path.realpath(start_directory()))\n"
     )
     completed = subprocess.run(
@@ -550,7 +550,7 @@ def test_workers_start_where_their_parent_did(tmp_path, command, expected):
 
 ORIGIN = """
 import os
-from django_grpc.workers import origin
+from django_grpc.processes import origin
 print(origin.start_directory(), origin.worker_environment().get("ADDED"))
 """
 
