@@ -3,6 +3,8 @@
 import asyncio
 import contextvars
 import sqlite3
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -228,6 +230,31 @@ def test_a_connection_from_before_hygiene_says_who_uses_it():
 
     with ThreadPoolExecutor(1) as own:
         assert own.submit(open_unheard).result(PATIENCE)
+
+
+LATE = """
+import django
+from django.conf import settings
+
+settings.configure(
+    INSTALLED_APPS=["django_grpc"],
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+)
+django.setup()
+
+from django.db import connection, connections
+
+connection.ensure_connection()
+import django_grpc.signals
+
+assert "ensure_connection" in vars(connections["default"])
+"""
+
+
+def test_signals_that_are_imported_beside_an_open_connection_watch_it():
+    command = [sys.executable, "-c", LATE]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
 
 
 def drivers_state(driver):

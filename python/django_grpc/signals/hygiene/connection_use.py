@@ -38,12 +38,6 @@ def watch(connection: BaseDatabaseWrapper) -> None:
     held.note_owner(connection, call)
 
 
-watchers.append(watch)
-for _opened in thread.held.connections:
-    if _opened.connection is not None:  # of the thread that imports this
-        watch(_opened)
-
-
 def note_use() -> LoopCall | None:
     """Note that the call which the code that runs now belongs to uses the database.
 
@@ -98,3 +92,9 @@ def _take_over(held: HeldConnections, call: LoopCall | None) -> list[BaseDatabas
     for connection in left:
         end_transaction(connection)
     return left
+
+
+watchers.append(watch)
+for _opened in thread.held.connections:
+    if _opened.connection is not None:  # of the thread that imports this
+        watch(_opened)
