@@ -2,9 +2,11 @@
 
 import asyncio
 import contextvars
+import gc
 import sqlite3
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -113,6 +115,40 @@ def test_a_transaction_is_left_to_the_call_that_has_begun_it(shared_thread, begi
         shared_thread(last.using(ask))
     assert not shared_thread(last.using(is_in_transaction))
     last.end()
+
+
+@pytest.mark.parametrize("shared_thread", ["sync_to_async"], indirect=True)
+def test_what_a_call_leaves_is_in_no_later_ones_way(shared_thread):
+    """Of a durable transaction Django asks whether it is inside of another, before it connects."""
+    one, other = Call(), Call()
+    shared_thread(one.using(lambda: transaction.atomic().__enter__()))
+    one.end()
+    shared_thread(lambda: None)
+
+    def begin():
+        with transaction.atomic(durable=True):
+            ask()
+
+    shared_thread(other.using(begin))
+    other.end()
+
+
+def test_connections_that_are_gone_are_not_kept(shared_thread):
+    gone = []
+
+    def exchange():
+        gone.append(weakref.ref(connections["default"]))
+        DatabaseWrapper.close(connection)
+        del connections["default"]
+        ask()
+
+    call = Call()
+    shared_thread(call.using(ask))
+    for _ in range(3):
+        shared_thread(call.using(exchange))
+    gc.collect()
+    assert [it() for it in gone] == [None] * 3
+    call.end()
 
 
 @pytest.mark.parametrize("begin", BEGINNINGS)

@@ -131,6 +131,8 @@ class _Thread(threading.local):
             for connection in connections.all(initialized_only=True)
             if not connection.allow_thread_sharing
         )
+        held, owners = self.held, self.held.owners  # but of connections that are gone
+        held.owners = {it: owners[it] for it in held.connections if it in owners}
 
 
 thread = _Thread()
@@ -239,6 +241,9 @@ def end_transaction(connection: BaseDatabaseWrapper) -> None:
     )
     is_closed = connection.closed_in_transaction
     connection.in_atomic_block = connection.closed_in_transaction = False
+    # As `connect` does, but `atomic(durable=True)` looks before it connects.
+    connection.savepoint_ids, connection.atomic_blocks = [], []
+    connection.needs_rollback = False
     if is_closed:
         connection.connection = None  # as Django does it when the block is left
     else:
