@@ -76,7 +76,7 @@ def _make_server(side: str) -> tuple[Any, Any]:
 
     django.setup()
     from django_grpc.engine import aio
-    from django_grpc.signals.wrapper import SignalWrapper
+    from django_grpc.wrapping.wrapper import SignalWrapper
 
     ours = aio.server(options=[("grpc.max_concurrent_streams", 10_000)])
     return ours, SignalWrapper(ours)

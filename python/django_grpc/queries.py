@@ -10,14 +10,14 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from django_grpc.signals.shapes import Behavior, Shape, inside
+from django_grpc.wrapping.shapes import Behavior, Shape, inside
 
 # The call that the code which runs now belongs to. `sync_to_async` takes it along to its thread.
 _current: ContextVar[Any] = ContextVar("django_grpc.queries.current", default=None)
 
 
 def count_queries(path: str, shape: Shape, behavior: Behavior) -> Behavior:
-    """Count the queries of each call: an instrument of `django_grpc.signals.wrapper`.
+    """Count the queries of each call: an instrument of `django_grpc.wrapping.wrapper`.
 
     A query is one execution by a cursor of Django's, `executemany` included, on whatever thread and
     connection, for as long as the context variables are the call's: in the method, in its

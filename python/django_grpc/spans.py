@@ -24,8 +24,8 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from django_grpc import __version__
 from django_grpc.engine import AbortError
-from django_grpc.signals.shapes import Behavior, Shape, inside
-from django_grpc.signals.wrapper import is_servicers_own
+from django_grpc.wrapping.shapes import Behavior, Shape, inside
+from django_grpc.wrapping.wrapper import is_servicers_own
 
 SCHEMA = "https://opentelemetry.io/schemas/1.45.0"
 
@@ -48,7 +48,7 @@ _Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class CallSpans:
-    """Puts a span around each call: an instrument of `django_grpc.signals.wrapper.SignalWrapper`.
+    """Puts a span around each call: an instrument of `django_grpc.wrapping.wrapper.SignalWrapper`.
 
     Spans are made by the global tracer provider, and their parents come in by the global
     propagator. Both are asked for call by call, since a project may set them late; while there is

@@ -11,7 +11,7 @@ from django_grpc import conf
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from django_grpc.signals.shapes import Instrument
+    from django_grpc.wrapping.shapes import Instrument
 
 logger = logging.getLogger(__name__)
 

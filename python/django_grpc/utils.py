@@ -22,8 +22,8 @@ from django_grpc.engine import aio, loops
 from django_grpc.engine.credentials import refused_because
 from django_grpc.engine.health import SERVICE_NAME
 from django_grpc.health import enabling
-from django_grpc.signals.shapes import Instrument
-from django_grpc.signals.wrapper import SignalWrapper
+from django_grpc.wrapping.shapes import Instrument
+from django_grpc.wrapping.wrapper import SignalWrapper
 
 logger = logging.getLogger(__name__)
 

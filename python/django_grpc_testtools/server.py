@@ -13,7 +13,7 @@ from django.db import reset_queries
 
 from django_grpc import conf, engine, health, signals, utils
 from django_grpc.health import enabling
-from django_grpc.signals.wrapper import SignalWrapper
+from django_grpc.wrapping.wrapper import SignalWrapper
 
 from .own_connections import OwnConnections
 from .sharing import PATIENCE, SharedConnections, connections_to_share

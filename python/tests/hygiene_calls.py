@@ -47,7 +47,7 @@ from django.db.backends.sqlite3.base import DatabaseWrapper  # noqa: E402
 
 from django_grpc import engine  # noqa: E402
 from django_grpc.engine import aio  # noqa: E402
-from django_grpc.signals.wrapper import SignalWrapper  # noqa: E402
+from django_grpc.wrapping.wrapper import SignalWrapper  # noqa: E402
 
 CALLS = 8
 

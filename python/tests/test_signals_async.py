@@ -27,16 +27,16 @@ from django.test import override_settings
 from harness import PATIENCE, eventually, leave_half_read
 from sampleapp.caches import ClosableCache
 
+from django_grpc import hygiene
+from django_grpc.hygiene import connection_use, held_connections, loop_calls, sync_thread
 from django_grpc.shortage import NoThreadError
 from django_grpc.signals import (
     dispatch,
     grpc_got_request_exception,
     grpc_request_finished,
     grpc_request_started,
-    hygiene,
 )
-from django_grpc.signals.hygiene import connection_use, held_connections, loop_calls, sync_thread
-from django_grpc.signals.wrapper import SignalWrapper
+from django_grpc.wrapping.wrapper import SignalWrapper
 
 SERVICE = "test.Async"
 

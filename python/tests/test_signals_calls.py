@@ -9,7 +9,7 @@ import pytest
 from harness import PATIENCE
 
 from django_grpc.signals import grpc_request_finished, grpc_request_started
-from django_grpc.signals.wrapper import SignalWrapper
+from django_grpc.wrapping.wrapper import SignalWrapper
 
 KINDS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
 SERVICE = "test.Service"

@@ -20,7 +20,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 
-from django_grpc import conf, engine, tracing, utils
+from django_grpc import conf, engine, hygiene, tracing, utils
 from django_grpc.addresses import format_address
 from django_grpc.certificates import CertificateWatcher
 from django_grpc.engine import aio
@@ -30,7 +30,6 @@ from django_grpc.management.process_end import end_process
 from django_grpc.management.shutdown import ShutdownRequest
 from django_grpc.processes import systemd
 from django_grpc.processes.listeners import address_of
-from django_grpc.signals import hygiene
 
 if TYPE_CHECKING:
     from django_grpc.management.commands.grpcserver import Command

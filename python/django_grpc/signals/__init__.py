@@ -18,7 +18,7 @@ carry, so database connections and caches are kept as in the HTTP cycle.
 from django.core.cache import close_caches
 from django.db import close_old_connections, reset_queries
 
-from django_grpc.signals import hygiene
+from django_grpc import hygiene
 from django_grpc.signals.dispatch import CallSignal
 
 grpc_request_started = CallSignal(is_start=True)

@@ -12,8 +12,8 @@ import django.db
 from asgiref.sync import iscoroutinefunction
 from django.dispatch import Signal
 
+from django_grpc import hygiene
 from django_grpc.logs import GuardedLogger
-from django_grpc.signals import hygiene
 from django_grpc.variables import adopt
 
 logger = GuardedLogger("django_grpc")

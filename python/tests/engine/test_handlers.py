@@ -8,7 +8,7 @@ import threading
 import grpc
 import pytest
 
-from django_grpc.signals.wrapper import SignalWrapper
+from django_grpc.wrapping.wrapper import SignalWrapper
 
 from .support import (
     KINDS,

@@ -18,7 +18,7 @@ from log_handlers import odd_handler
 
 from django_grpc import access_log, conf, queries, utils
 from django_grpc.engine.call_log import CallRecord
-from django_grpc.signals.wrapper import SignalWrapper
+from django_grpc.wrapping.wrapper import SignalWrapper
 
 from .support import METHOD, SERVICE, WAYS, begin, call, handler_of, method_of, wait_until
 

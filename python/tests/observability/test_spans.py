@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace import TracerProvider, sampling
 from opentelemetry.trace import SpanKind, StatusCode
 
 from django_grpc.signals import grpc_request_finished, grpc_request_started
-from django_grpc.signals.wrapper import SignalWrapper
 from django_grpc.spans import SCHEMA, SERVER_ERRORS, CallSpans
+from django_grpc.wrapping.wrapper import SignalWrapper
 
 from .support import METHOD, SERVICE, WAYS, begin, call, handler_of, method_of, wait_until
 

@@ -17,7 +17,7 @@ from harness import PATIENCE, begin_sleep, listening
 
 from django_grpc import conf, utils
 from django_grpc.engine.watchdog import OverdueCall, current_frames, describe
-from django_grpc.signals.wrapper import SignalWrapper
+from django_grpc.wrapping.wrapper import SignalWrapper
 
 from .support import METHOD, SERVICE, begin, call, handler_of
 

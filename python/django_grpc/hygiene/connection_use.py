@@ -13,15 +13,15 @@ import weakref
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
-from django_grpc.signals.hygiene.held_connections import (
+from django_grpc.hygiene.held_connections import (
     HeldConnections,
     close_old_connections,
     end_transaction,
     thread,
     watchers,
 )
-from django_grpc.signals.hygiene.loop_calls import LoopCall, current_call
-from django_grpc.signals.hygiene.sync_thread import tidy_soon
+from django_grpc.hygiene.loop_calls import LoopCall, current_call
+from django_grpc.hygiene.sync_thread import tidy_soon
 
 
 def watch(connection: BaseDatabaseWrapper) -> None:

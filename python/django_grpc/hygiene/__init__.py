@@ -17,17 +17,17 @@ Whose connections they are decides when they are looked after:
   (`connection_use`), and when the thread ends.
 """
 
-from django_grpc.signals.hygiene import connection_use  # watches connections
-from django_grpc.signals.hygiene.calls import (
+from django_grpc.hygiene import connection_use  # watches connections
+from django_grpc.hygiene.calls import (
     CALL_HYGIENE,
     CallHygiene,
     has_async_work,
     run_async,
     stop_using,
 )
-from django_grpc.signals.hygiene.held_connections import close_old_connections, reset_queries
-from django_grpc.signals.hygiene.sync_thread import run_on_sync_thread, wait_for_sync_thread
-from django_grpc.signals.hygiene.used_caches import close_used_caches
+from django_grpc.hygiene.held_connections import close_old_connections, reset_queries
+from django_grpc.hygiene.sync_thread import run_on_sync_thread, wait_for_sync_thread
+from django_grpc.hygiene.used_caches import close_used_caches
 
 __all__ = [
     "CALL_HYGIENE",

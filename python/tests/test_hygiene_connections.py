@@ -16,8 +16,8 @@ from django.db.backends.signals import connection_created
 from django.db.backends.sqlite3.base import DatabaseWrapper
 from harness import leave_half_read
 
-from django_grpc.signals import hygiene
-from django_grpc.signals.hygiene import connection_use, held_connections, sync_thread
+from django_grpc import hygiene
+from django_grpc.hygiene import connection_use, held_connections, sync_thread
 
 PATIENCE = 20
 
@@ -254,7 +254,7 @@ def test_a_connection_from_before_hygiene_says_who_uses_it():
     """As where the signals are imported late, by a server inside of another program."""
 
     def open_unheard():
-        name = "django_grpc.signals.hygiene.held_connections"
+        name = "django_grpc.hygiene.held_connections"
         connection_created.disconnect(dispatch_uid=name)
         try:
             ask()

@@ -23,8 +23,9 @@ from django.test import override_settings
 from harness import leave_half_read
 from sampleapp.caches import ClosableCache
 
-from django_grpc.signals import grpc_request_finished, grpc_request_started, hygiene
-from django_grpc.signals.hygiene import cursors
+from django_grpc import hygiene
+from django_grpc.hygiene import cursors
+from django_grpc.signals import grpc_request_finished, grpc_request_started
 
 # The databases are in memory, one for each thread, and no test needs a table.
 pytestmark = pytest.mark.usefixtures("databases_allowed")

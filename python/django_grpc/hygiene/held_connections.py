@@ -11,9 +11,9 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
+from django_grpc.hygiene import cursors
+from django_grpc.hygiene.loop_calls import LoopCall, current_call, users
 from django_grpc.logs import GuardedLogger
-from django_grpc.signals.hygiene import cursors
-from django_grpc.signals.hygiene.loop_calls import LoopCall, current_call, users
 
 logger = GuardedLogger("django_grpc")
 
@@ -147,7 +147,7 @@ def remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None
 
 
 connection_created.connect(
-    remember_connections, dispatch_uid="django_grpc.signals.hygiene.held_connections"
+    remember_connections, dispatch_uid="django_grpc.hygiene.held_connections"
 )
 
 

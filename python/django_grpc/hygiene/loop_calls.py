@@ -45,5 +45,5 @@ users: set[weakref.ref[LoopCall]] = set()
 
 #: The call that the code which runs now belongs to. `sync_to_async` takes it along to its thread.
 current_call: ContextVar[LoopCall | None] = ContextVar(
-    "django_grpc.signals.hygiene.current_call", default=None
+    "django_grpc.hygiene.current_call", default=None
 )

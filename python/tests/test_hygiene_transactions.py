@@ -28,8 +28,8 @@ from django.contrib.contenttypes.models import ContentType
 from django.core.management import call_command
 from django.db import transaction
 from django_grpc import engine
-from django_grpc.signals.hygiene import sync_thread
-from django_grpc.signals.wrapper import SignalWrapper
+from django_grpc.hygiene import sync_thread
+from django_grpc.wrapping.wrapper import SignalWrapper
 
 call_command("migrate", verbosity=0)
 
@@ -142,7 +142,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.core.management import call_command
 from django.db import connections, transaction
 from django_grpc import engine
-from django_grpc.signals.wrapper import SignalWrapper
+from django_grpc.wrapping.wrapper import SignalWrapper
 
 call_command("migrate", verbosity=0)
 connections.close_all()

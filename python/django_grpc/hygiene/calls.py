@@ -3,10 +3,10 @@
 import functools
 from collections.abc import Callable, Collection, Iterable
 
-from django_grpc.signals.hygiene import sync_thread
-from django_grpc.signals.hygiene.held_connections import close_old_connections, thread
-from django_grpc.signals.hygiene.loop_calls import LoopCall, current_call
-from django_grpc.signals.hygiene.used_caches import are_caches_used, close_used_caches
+from django_grpc.hygiene import sync_thread
+from django_grpc.hygiene.held_connections import close_old_connections, thread
+from django_grpc.hygiene.loop_calls import LoopCall, current_call
+from django_grpc.hygiene.used_caches import are_caches_used, close_used_caches
 
 
 def has_async_work(functions: Collection[Callable[[], None]]) -> bool:

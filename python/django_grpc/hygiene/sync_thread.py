@@ -14,9 +14,7 @@ from typing import Any
 
 from asgiref.sync import SyncToAsync, sync_to_async
 
-from django_grpc.logs import GuardedLogger
-from django_grpc.shortage import NoThreadError, is_refusal
-from django_grpc.signals.hygiene.held_connections import (
+from django_grpc.hygiene.held_connections import (
     HeldConnections,
     close_old_connections,
     has_transaction,
@@ -24,7 +22,9 @@ from django_grpc.signals.hygiene.held_connections import (
     is_suspect,
     thread,
 )
-from django_grpc.signals.hygiene.loop_calls import users
+from django_grpc.hygiene.loop_calls import users
+from django_grpc.logs import GuardedLogger
+from django_grpc.shortage import NoThreadError, is_refusal
 from django_grpc.variables import adopt
 
 logger = GuardedLogger("django_grpc")
