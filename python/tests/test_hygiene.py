@@ -380,7 +380,7 @@ def test_a_thread_of_a_servicers_own_keeps_a_connection_that_calls_use():
             return own.submit(call.run, lambda: connection.ensure_connection()).result()
 
         use(calls[0])
-        closings = own.submit(Closings).result()
+        closings = own.submit(calls[0].run, Closings).result()
         use(calls[1])
         use(calls[0])
         calls[1].run(hygiene.CALL_HYGIENE.end)

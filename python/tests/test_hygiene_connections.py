@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
@@ -178,6 +179,69 @@ def test_a_transaction_of_none_of_a_servers_calls_is_left_alone(shared_thread):
     assert shared_thread(is_in_transaction)
     shared_thread(lambda: at.__exit__(None, None, None))
     assert not shared_thread(is_in_transaction)
+
+
+def test_a_thread_of_a_servicers_own_is_a_readers_also_when_it_asks_again():
+    """Another call has asked there meanwhile."""
+    reader, other = Call(), Call()
+    with ThreadPoolExecutor(1) as own:
+        own.submit(reader.using(ask)).result(PATIENCE)
+        driver = own.submit(lambda: connection.connection).result()
+        own.submit(other.using(ask)).result(PATIENCE)
+        other.end()
+        own.submit(reader.using(ask)).result(PATIENCE)
+        assert own.submit(lambda: connection.connection is driver).result()
+        reader.end()
+
+
+def test_a_thread_of_a_servicers_own_is_also_its_projects():
+    """A job of no call reads rows in pieces there, and nobody tells when it has ended."""
+    with ThreadPoolExecutor(1) as own:
+        own.submit(ask).result(PATIENCE)
+        driver = own.submit(lambda: connection.connection).result()
+        for _ in range(2):
+            call = Call()
+            own.submit(call.using(ask)).result(PATIENCE)
+            call.end()
+        assert own.submit(lambda: connection.connection is driver).result()
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS)
+def test_a_transaction_that_begins_once_its_call_has_ended_is_nobodys(shared_thread, begin):
+    """As one does whose call is cancelled before its function comes to its turn."""
+    call, other = Call(), Call()
+    call.end()
+    shared_thread(call.using(begin))
+    shared_thread(lambda: None)
+    try:
+        shared_thread(other.using(ask))
+    except transaction.TransactionManagementError:  # on a thread of a servicer's own
+        shared_thread(other.using(ask))
+    assert not shared_thread(is_in_transaction)
+    other.end()
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS)
+def test_a_transaction_of_nobodys_goes_with_its_connection(shared_thread, begin):
+    """Else no call there would be served again, where nobody is left to end it."""
+    call = Call()
+    shared_thread(call.using(ask))
+    call.end()
+    shared_thread(begin)
+
+    def die():
+        connection.connection.close()
+        connection.connection = SimpleNamespace(closed=True, close=lambda: None)
+
+    shared_thread(die)
+    Call().end()
+    call = Call()
+    try:
+        shared_thread(call.using(ask))
+    except transaction.TransactionManagementError:  # on a thread of a servicer's own
+        shared_thread(call.using(ask))
+    finally:
+        call.end()
 
 
 def test_a_cursor_without_a_query_of_djangos_is_a_use(shared_thread):

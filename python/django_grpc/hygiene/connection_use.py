@@ -60,6 +60,7 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
         return
     held, call = thread.held, note_use()
     if call is not held.last_call and not held.is_of_sync_to_async:
+        is_used = held.are_in_use()
         ended = _take_over(held, call)
         if connection in ended:
             # It may be `atomic` that asks, and believes by now that it is inside of another one.
@@ -68,7 +69,7 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
                 "that is rolled back now."
             )
         if not connection.in_atomic_block:
-            close_old_connections()
+            close_old_connections(is_used=is_used)
             connection.close_if_health_check_failed()
     held.note_owner(connection, call)
     type(connection).ensure_connection(connection)

@@ -12,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from django_grpc.hygiene import cursors
-from django_grpc.hygiene.loop_calls import LoopCall, current_call, users
+from django_grpc.hygiene.loop_calls import LoopCall, users
 from django_grpc.logs import GuardedLogger
 
 logger = GuardedLogger("django_grpc")
@@ -42,6 +42,8 @@ class HeldConnections:
         self.last_call: LoopCall | None = None
         #: The calls that used them last outside of a transaction: whose is one that is open now.
         self.owners: dict[BaseDatabaseWrapper, weakref.ref[LoopCall] | None] = {}
+        #: Whether code that belongs to no call uses them too, whose end nobody tells.
+        self.has_strangers = False
         #: For cursors of the connections that other threads come to close.
         self.home = cursors.Home()
 
@@ -49,31 +51,34 @@ class HeldConnections:
         """Whether another connection has died since these were looked at."""
         return self.deaths != _deaths
 
-    def are_used_by_others(self) -> bool:
-        """Whether a call may use them that is not the one which asks."""
-        if thread.is_calls or not users:
+    def are_in_use(self) -> bool:
+        """Whether somebody may have something to go on with, as rows that are read in pieces."""
+        if thread.is_calls:
             return False
-        if self.is_of_sync_to_async or self.last_call is None:
-            return True
-        call = current_call.get()
-        return any(it is not call and not it.has_ended for it in self.calls)
+        if self.is_of_sync_to_async:
+            return bool(users)
+        return self.has_strangers or any(it.uses_database for it in self.calls)
 
     def note_owner(self, connection: BaseDatabaseWrapper, call: LoopCall | None) -> None:
         """Note who is about to use a connection, and may begin a transaction."""
+        if call is None and not self.is_of_sync_to_async:
+            self.has_strangers = True
         if not has_transaction(connection):
-            self.owners[connection] = None if call is None else call.reference
+            self.owners[connection] = None if call is None else weakref.ref(call)
 
     def is_in_hands(self, connection: BaseDatabaseWrapper) -> bool:
         """Whether an open transaction is somebody's that may go on with it.
 
-        Of a call that goes on, or of code that belongs to none and has its own ways. On a thread
-        that calls run on, who looks is nobody's call any more.
+        Of a call that goes on, or of code that belongs to none, as long as the database knows of
+        it. On a thread that calls run on, who looks is nobody's call any more.
         """
         if thread.is_calls or not self.home.is_tended:
             return False
         owner = self.owners.get(connection)
-        call = None if owner is None else owner()
-        return owner is None or (call is not None and call.uses_database)
+        if owner is None:
+            return not _is_dead(connection)
+        call = owner()
+        return call is not None and call.uses_database
 
     def close(self) -> None:
         """Close them, if the thread looks after them, as it ends.
@@ -153,9 +158,10 @@ connection_created.connect(
 
 def reset_queries() -> None:
     """Do what ``django.db.reset_queries`` does, unless other calls use the connections."""
-    if thread.held.are_used_by_others():
+    held = thread.held
+    if held.home.is_tended and held.are_in_use():
         return
-    for connection in thread.held.connections:
+    for connection in held.connections:
         connection.queries_log.clear()
 
 
@@ -180,7 +186,7 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
     if not held.connections:
         return
     if is_used is None:
-        is_used = held.are_used_by_others()
+        is_used = held.home.is_tended and held.are_in_use()
     is_doubtful = held.is_doubtful()
     held.deaths = _deaths
     for connection in held.connections:
@@ -271,6 +277,12 @@ def is_manual(connection: BaseDatabaseWrapper) -> bool:
 def has_transaction(connection: BaseDatabaseWrapper) -> bool:
     """Whether somebody has begun a transaction, as by `atomic` or `set_autocommit`."""
     return connection.in_atomic_block or is_manual(connection)
+
+
+def _is_dead(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the driver knows that a connection has ended; not each tells."""
+    driver: Any = connection.connection
+    return driver is None or bool(getattr(driver, "closed", False))
 
 
 def is_obsolete(connection: BaseDatabaseWrapper) -> bool:
