@@ -23,7 +23,6 @@ from django_grpc.hygiene.calls import (
     CallHygiene,
     has_async_work,
     run_async,
-    stop_using,
 )
 from django_grpc.hygiene.held_connections import close_old_connections, reset_queries
 from django_grpc.hygiene.sync_thread import run_on_sync_thread, wait_for_sync_thread
@@ -39,6 +38,5 @@ __all__ = [
     "reset_queries",
     "run_async",
     "run_on_sync_thread",
-    "stop_using",
     "wait_for_sync_thread",
 ]

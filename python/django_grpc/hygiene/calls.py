@@ -11,48 +11,19 @@ from django_grpc.hygiene.used_caches import are_caches_used, close_used_caches
 
 def has_async_work(functions: Collection[Callable[[], None]]) -> bool:
     """Whether `run_async` has something to do: a coroutine costs more than asking."""
-    call = current_call.get()
-    if call is None or call.uses_database:
-        return True
-    return close_used_caches in functions and are_caches_used()
+    return current_call.get() is None or (close_used_caches in functions and are_caches_used())
 
 
-async def run_async(functions: Collection[Callable[[], None]], *, is_start: bool) -> None:
-    """Do what functions of `hygiene` do for a call on a loop.
+async def run_async(functions: Collection[Callable[[], None]]) -> None:
+    """Do what functions of `hygiene` do for code on a loop.
 
-    Args:
-        functions: The functions.
-        is_start: As `stop_using` takes it.
+    Connections of a call's are seen to when it begins and ends. Amid it something else of the call
+    may use them, as what is around its method or a task beside it.
     """
-    call = current_call.get()
-    if call is None:  # not one of a server's
+    if current_call.get() is None:  # not one of a server's
         await sync_thread.run_on_sync_thread(functools.partial(_run_all, functions))
-        return
-    if call.uses_database and stop_using(is_start=is_start):
-        # Waited for: whoever has the answer finds the connection closed, if it is to be.
-        await sync_thread.run_on_sync_thread(close_old_connections)
-    if close_used_caches in functions and are_caches_used():
+    elif close_used_caches in functions and are_caches_used():
         await sync_thread.run_on_sync_thread(close_used_caches)
-
-
-def stop_using(*, is_start: bool) -> bool:
-    """Have the call on a loop that this is called in use no connection, until its next query.
-
-    Args:
-        is_start: Whether its method has yet to begin.
-
-    Returns:
-        Whether it does: what is around the method may have something to go on with, as rows that an
-        interceptor reads. Then its connection is seen to when the call ends.
-    """
-    call = current_call.get()
-    if call is None:
-        return False
-    if call.uses_database and is_start:
-        call.is_used_around = True
-    if not call.is_used_around:
-        call.forget_use()
-    return not call.is_used_around
 
 
 def _run_all(functions: Iterable[Callable[[], None]]) -> None:
@@ -91,8 +62,7 @@ class CallHygiene:
         """See to what the call has left behind."""
         call = current_call.get()
         if call is not None:
-            call.has_ended = True
-            call.forget_use()
+            call.end()
         sync_thread.look_at_end()
 
 

@@ -62,6 +62,10 @@ class Home:
         while self.left:
             self.left.popleft().close()
 
+    def has_open(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether somebody still has a cursor of a connection. Called on the thread itself."""
+        return any(it.connection() is connection for it in list(self._opened))
+
     def close_all(self, connection: BaseDatabaseWrapper) -> None:
         """Close what is open of a connection, as nobody uses it: it may go back to a pool.
 

@@ -83,15 +83,18 @@ class HeldConnections:
     def close(self) -> None:
         """Close them, if the thread looks after them, as it ends.
 
-        Otherwise they would be dropped as they are, which takes one from a pool for good. Where
-        another thread is told, this one has not ended: the process is a fork.
+        Otherwise they would be dropped as they are, which takes one from a pool for good. Not those
+        that another thread reads on from. Where another thread is told, this one has not ended: the
+        process is a fork.
         """
         if not self.home.is_tended or threading.get_ident() != self.home.thread:
             return
         for connection in self.connections:
-            if connection.connection is not None and not connection.allow_thread_sharing:
+            if connection.connection is None or connection.allow_thread_sharing:
+                continue
+            self.home.close_left()
+            if not self.home.has_open(connection):
                 with contextlib.suppress(Exception):  # it may have died
-                    self.home.close_all(connection)
                     connection.close()
 
 

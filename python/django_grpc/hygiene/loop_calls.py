@@ -15,9 +15,6 @@ class LoopCall:
     has_ended = False
     uses_database = False
 
-    #: Whether what is around its method uses the database.
-    is_used_around = False
-
     #: Made when it comes to use the database, which many a call never does. A call of a loop that
     #: nobody runs any more never ends, and is given up with its task.
     reference: "weakref.ref[LoopCall] | None" = None
@@ -30,10 +27,14 @@ class LoopCall:
                 self.reference = weakref.ref(self, users.discard)
             users.add(self.reference)
         if self.has_ended:  # perhaps just now
-            self.forget_use()
+            self._forget_use()
 
-    def forget_use(self) -> None:
-        """Note that it uses no connection, until its next query."""
+    def end(self) -> None:
+        """Note that it has ended. Called on the loop."""
+        self.has_ended = True
+        self._forget_use()
+
+    def _forget_use(self) -> None:
         self.uses_database = False
         if self.reference is not None:
             users.discard(self.reference)

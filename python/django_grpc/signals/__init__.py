@@ -21,7 +21,7 @@ from django.db import close_old_connections, reset_queries
 from django_grpc import hygiene
 from django_grpc.signals.dispatch import CallSignal
 
-grpc_request_started = CallSignal(is_start=True)
+grpc_request_started = CallSignal()
 # Django's receivers come first, those of a project may open connections after them.
 grpc_request_finished = CallSignal(
     afterwards=(hygiene.close_old_connections, hygiene.close_used_caches)

@@ -61,16 +61,12 @@ class CallSignal(Signal):
     Args:
         afterwards: Functions of `hygiene`, called when receivers that are not Django's own have
             run, whatever they raised.
-        is_start: Whether it is sent before the method of a call begins.
     """
 
     _plan: _Plan | None = None
 
-    def __init__(
-        self, afterwards: Collection[Callable[[], None]] = (), *, is_start: bool = False
-    ) -> None:
+    def __init__(self, afterwards: Collection[Callable[[], None]] = ()) -> None:
         super().__init__()
-        self._is_start = is_start
         self._afterwards = afterwards
 
     def disconnect(self, *args: Any, **kwargs: Any) -> bool:
@@ -98,7 +94,7 @@ class CallSignal(Signal):
             )
             return responses
         if hygiene.has_async_work(plan.stock):
-            await hygiene.run_async(plan.stock, is_start=self._is_start)
+            await hygiene.run_async(plan.stock)
         return list(plan.stock_responses)
 
     async def _asend_all(
@@ -108,7 +104,7 @@ class CallSignal(Signal):
             return await self._acall_all(plan, sender, named)
         finally:
             if self._afterwards and hygiene.has_async_work(self._afterwards):
-                await hygiene.run_async(self._afterwards, is_start=False)
+                await hygiene.run_async(self._afterwards)
 
     async def _acall_all(
         self, plan: _Plan, sender: Any, named: dict[str, Any]
@@ -130,12 +126,9 @@ class CallSignal(Signal):
                         # A future can't have it: before Python 3.12 nobody would ever be told.
                         raise RuntimeError("A receiver raised StopIteration") from error
 
-            if stock:
-                # They see to what this call has used until now.
-                hygiene.stop_using(is_start=self._is_start)
             await hygiene.run_on_sync_thread(call)
         else:
-            await hygiene.run_async(stock, is_start=self._is_start)
+            await hygiene.run_async(stock)
             responses.extend((receiver, None) for receiver, _ in plain)
         asynchronous = [it for it, _ in live if it is not None and iscoroutinefunction(it)]
         if asynchronous:
