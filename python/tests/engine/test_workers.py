@@ -470,11 +470,12 @@ def test_worker_that_stepped_in_ends_and_says_so(serve):
 @ours_only("looks at the engine's pool")
 def test_a_call_that_outlives_its_worker_holds_none(serve):
     """Also where the system gives the worker's identity to the thread that reads the requests."""
-    told = {}
-    may_end = threading.Event()
+    # Two, as one of their workers may be the one that always stays.
+    begun, may_return, may_end = [], threading.Event(), threading.Event()
 
     def outlive(requests, _context, send):
-        told.update(requests=requests, send=send, worker=threading.current_thread())
+        begun.append({"requests": requests, "send": send, "worker": threading.current_thread()})
+        next(requests)  # for which it is held, so that the other one gets another worker
 
     outlive.experimental_non_blocking = True
 
@@ -482,6 +483,8 @@ def test_a_call_that_outlives_its_worker_holds_none(serve):
         yield from requests
 
     def requests_of_peer():
+        may_return.wait(PATIENCE)
+        yield b"first"
         may_end.wait(PATIENCE)
         yield b"late"
 
@@ -493,7 +496,7 @@ def test_a_call_that_outlives_its_worker_holds_none(serve):
         },
         workers=1,
     )
-    # Workers that are held, so that there is a surplus one for the call, which then leaves.
+    # Workers that are held, so that there are surplus ones for the calls, which then leave.
     held = [threading.Event() for _ in range(6)]
 
     def first_and_end(event):
@@ -503,13 +506,16 @@ def test_a_call_that_outlives_its_worker_holds_none(serve):
     streams = [served.stream_stream("Hold")(first_and_end(it), timeout=PATIENCE) for it in held]
     for stream in streams:
         assert next(stream) == b"x"
-    call = served.stream_stream("Outlive")(requests_of_peer(), timeout=PATIENCE)
-    assert eventually(lambda: "worker" in told)
+    calls = [served.stream_stream("Outlive")(requests_of_peer(), timeout=PATIENCE) for _ in "12"]
+    assert eventually(lambda: len(begun) == 2)
+    assert begun[0]["worker"] is not begun[1]["worker"]
+    may_return.set()
     for event in held:
         event.set()
     for stream in streams:
         assert list(stream) == []
-    assert eventually(lambda: not told["worker"].is_alive(), within=40)
+    assert eventually(lambda: not all(it["worker"].is_alive() for it in begun), within=40)
+    told = next(it for it in begun if not it["worker"].is_alive())
     read, others_end = [], threading.Event()
 
     def read_if_alike():
@@ -527,8 +533,9 @@ def test_a_call_that_outlives_its_worker_holds_none(serve):
         thread.join(PATIENCE)
     if not read:
         pytest.skip("the system did not give the worker's identity to another thread")
-    told["send"](None)
-    assert list(call) == []
+    for each in begun:
+        each["send"](None)
+    assert [list(it) for it in calls] == [[], []]
     assert served.call("unary_unary", "Echo", b"x").result() == b"x"
     assert served.server.statistics()["workers_held"] == 0
 
