@@ -132,15 +132,16 @@ class _Thread(threading.local):
                     watch(connection)
 
     def refresh(self) -> None:
+        held = self.held
         # A connection that is shared between threads (inc_thread_sharing, which only tests call)
         # is its owner's to close: it carries the transaction of the test.
-        self.held.connections = tuple(
+        held.connections = tuple(
             connection
             for connection in connections.all(initialized_only=True)
             if not connection.allow_thread_sharing
         )
-        held, owners = self.held, self.held.owners  # but of connections that are gone
-        held.owners = {it: owners[it] for it in held.connections if it in owners}
+        # What is gone from there is not kept here.
+        held.owners = {it: held.owners[it] for it in held.connections if it in held.owners}
 
 
 thread = _Thread()
