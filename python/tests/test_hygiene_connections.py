@@ -206,6 +206,17 @@ def test_a_thread_of_a_servicers_own_is_also_its_projects():
         assert own.submit(lambda: connection.connection is driver).result()
 
 
+def test_a_thread_of_a_servicers_own_is_also_a_tasks_that_outlives_its_call():
+    call, other = Call(), Call()
+    call.end()
+    with ThreadPoolExecutor(1) as own:
+        own.submit(call.using(ask)).result(PATIENCE)
+        driver = own.submit(lambda: connection.connection).result()
+        own.submit(other.using(ask)).result(PATIENCE)
+        assert own.submit(lambda: connection.connection is driver).result()
+        other.end()
+
+
 @pytest.mark.parametrize("begin", BEGINNINGS)
 def test_a_transaction_that_begins_once_its_call_has_ended_is_nobodys(shared_thread, begin):
     """As one does whose call is cancelled before its function comes to its turn."""

@@ -42,7 +42,8 @@ class HeldConnections:
         self.last_call: LoopCall | None = None
         #: The calls that used them last outside of a transaction: whose is one that is open now.
         self.owners: dict[BaseDatabaseWrapper, weakref.ref[LoopCall] | None] = {}
-        #: Whether code that belongs to no call uses them too, whose end nobody tells.
+        #: On such a thread: whether code uses them too that belongs to no call, or goes on once its
+        #: call has ended. Nobody tells of its end: what it uses is closed for no age.
         self.has_strangers = False
         #: For cursors of the connections that other threads come to close.
         self.home = cursors.Home()
@@ -61,7 +62,7 @@ class HeldConnections:
 
     def note_owner(self, connection: BaseDatabaseWrapper, call: LoopCall | None) -> None:
         """Note who is about to use a connection, and may begin a transaction."""
-        if call is None and not self.is_of_sync_to_async:
+        if (call is None or call.has_ended) and not self.is_of_sync_to_async:
             self.has_strangers = True
         if not has_transaction(connection):
             self.owners[connection] = None if call is None else weakref.ref(call)
