@@ -69,6 +69,17 @@ def test_file_that_somebody_has_changed_is_nobodys(tmp_path, left):
     assert path.exists() is (left is not None)
 
 
+def test_folder_that_the_process_goes_to_changes_nothing(tmp_path, monkeypatch):
+    """As by code of the project, between the start and the moment when the server listens."""
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with PidFile("grpc.pid") as file:
+        monkeypatch.chdir(tmp_path / "other")
+        file.write()
+        assert (tmp_path / "grpc.pid").read_text() == f"{os.getpid()}\n"
+    assert not (tmp_path / "grpc.pid").exists()
+
+
 def test_folder_in_its_place(tmp_path):
     path = tmp_path / "grpc.pid"
     path.mkdir()

@@ -15,8 +15,8 @@ class PidFile:
     """
 
     def __init__(self, path: str | None) -> None:
-        """Name the file; None: there is none."""
-        self._path = path
+        """Name the file, from the folder that the process is in now; None: there is none."""
+        self._path = None if path is None else os.path.abspath(path)
 
     def __enter__(self) -> Self:
         """Do nothing yet: who can't serve leaves the file of whoever does alone."""
