@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from django.db import reset_queries
 
-from django_grpc import conf, engine, health, signals, utils
+from django_grpc import building, conf, engine, health, signals
 from django_grpc.health import enabling
 from django_grpc.wrapping.wrapper import SignalWrapper
 
@@ -145,11 +145,11 @@ class InProcessServer:
     def _start(self) -> None:
         config = conf.load()
         if self._interceptors is None:
-            interceptors = utils.load_interceptors(config.interceptors)
+            interceptors = building.load_interceptors(config.interceptors)
         else:
             _require_list("interceptors", self._interceptors)
-            interceptors = utils.load_interceptors(self._interceptors, "interceptors")
-        instruments = utils.load_instruments(config, interceptors)
+            interceptors = building.load_interceptors(self._interceptors, "interceptors")
+        instruments = building.load_instruments(config, interceptors)
         shared = connections_to_share()
         if shared:
             sharing = self._at_end.enter_context(SharedConnections(shared))
@@ -179,7 +179,7 @@ class InProcessServer:
         self._at_end.enter_context(health.isolated())
         enabling.enable(server, config.health, with_checks=False)
         if config.reflection:
-            utils.enable_reflection(server)
+            building.enable_reflection(server)
         if self._server_credentials is None:
             port = server.add_insecure_port("127.0.0.1:0")
         else:

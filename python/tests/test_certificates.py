@@ -11,7 +11,8 @@ from certificates import make_certificate
 from django.core.exceptions import ImproperlyConfigured
 from log_handlers import odd_handler
 
-from django_grpc import conf, engine, utils
+from django_grpc import building, conf, engine
+from django_grpc.building import credentials as credential_files
 from django_grpc.certificates import CertificateWatcher
 
 PATIENCE = 10
@@ -100,7 +101,7 @@ def test_server_shows_what_was_renewed(tmp_path):
     settings = conf.Credentials(
         key_pairs=(conf.KeyPair(private_key=str(key), certificate_chain=str(chain)),)
     )
-    loaded = utils.load_credentials(settings)
+    loaded = building.load_credentials(settings)
     server = engine.server()
     port = server.add_secure_port("127.0.0.1:0", loaded)
     server.start()
@@ -116,14 +117,14 @@ def test_server_shows_what_was_renewed(tmp_path):
         assert is_trusted(old_authority)
         shutil.copy(new.key_file, key)
         with pytest.raises(ImproperlyConfigured) as caught:
-            utils.renew_credentials(settings, loaded)
+            building.renew_credentials(settings, loaded)
         assert str(caught.value) == (
             f"GRPCSERVER['credentials']: '{key}' with '{chain}' can't be used: the private key "
             "does not fit the certificate, which is the first of the chain."
         )
         assert is_trusted(old_authority)
         shutil.copy(new.certificate_file, chain)
-        utils.renew_credentials(settings, loaded)
+        building.renew_credentials(settings, loaded)
         assert is_trusted(new_authority)
         assert not is_trusted(old_authority)
     finally:
@@ -168,8 +169,8 @@ def test_certificate_that_clients_refuse_for_its_dates_is_warned_of(
     made = make_certificate(tmp_path, "server", shift=shift)
     key, chain = str(made.key_file), str(made.certificate_file)
     settings = conf.Credentials(key_pairs=(conf.KeyPair(private_key=key, certificate_chain=chain),))
-    loaded = utils.load_credentials(settings)
-    utils.renew_credentials(settings, loaded)
+    loaded = building.load_credentials(settings)
+    building.renew_credentials(settings, loaded)
     said = [it.getMessage() for it in caplog.records]
     expected = f"Clients refuse the certificate in '{chain}': {reason}"
     assert len(said) == (2 if reason else 0)
@@ -189,16 +190,16 @@ def test_key_pair_that_is_not_in_a_list_is_refused():
 def test_file_without_end_is_refused():
     endless = conf.KeyPair(private_key="/dev/zero", certificate_chain="/dev/zero")
     with pytest.raises(ImproperlyConfigured, match="'/dev/zero' can't be read: File too large"):
-        utils.load_credentials(conf.Credentials(key_pairs=(endless,)))
+        building.load_credentials(conf.Credentials(key_pairs=(endless,)))
 
 
 def test_largest_file_is_read(tmp_path):
     file = tmp_path / "large.pem"
-    file.write_bytes(bytes(utils._LARGEST_FILE))
-    assert len(utils._read(str(file))) == utils._LARGEST_FILE
-    file.write_bytes(bytes(utils._LARGEST_FILE + 1))
+    file.write_bytes(bytes(credential_files._LARGEST_FILE))
+    assert len(credential_files._read(str(file))) == credential_files._LARGEST_FILE
+    file.write_bytes(bytes(credential_files._LARGEST_FILE + 1))
     with pytest.raises(ImproperlyConfigured, match="can't be read: File too large"):
-        utils._read(str(file))
+        credential_files._read(str(file))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_file_that_can_not_be_used_is_named(place, tmp_path):
         root_certificates=str(bad if place == "roots" else good.certificate_file),
     )
     with pytest.raises(ImproperlyConfigured) as caught:
-        utils.load_credentials(credentials)
+        building.load_credentials(credentials)
     named = f"'{bad}'" if place == "roots" else f"'{good.key_file}' with '{bad}'"
     assert str(caught.value).startswith(
         f"GRPCSERVER['credentials']: {named} can't be used: there is no PEM"

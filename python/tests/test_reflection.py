@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from harness import PATIENCE
 from sampleapp import extensions_pb2  # noqa: F401 - puts its descriptors in the pool
 
-from django_grpc import conf, utils
+from django_grpc import building, conf
 
 V1 = "grpc.reflection.v1.ServerReflection"
 V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
@@ -22,7 +22,7 @@ Request = reflection_pb2.ServerReflectionRequest
 def ask(request, settings, started):
     """Ask for one thing or several on one stream, in either version; returns the answers."""
     settings.GRPCSERVER = {"servicers": ["sampleapp.servicer.grpc_hook"], "reflection": True}
-    channel = started(utils.build_server(conf.load()))
+    channel = started(building.build_server(conf.load()))
     method = channel.stream_stream(
         f"/{request.param}/ServerReflectionInfo",
         request_serializer=Request.SerializeToString,
@@ -171,7 +171,7 @@ def test_request_for_nothing_is_invalid(ask):
 
 def test_reflection_is_off_unless_the_setting_asks_for_it(settings, started):
     settings.GRPCSERVER = {"servicers": ["sampleapp.servicer.grpc_hook"]}
-    channel = started(utils.build_server(conf.load()))
+    channel = started(building.build_server(conf.load()))
     for service in (V1, V1ALPHA):
         with pytest.raises(grpc.RpcError) as caught:
             list(
@@ -185,6 +185,6 @@ def test_reflection_is_off_unless_the_setting_asks_for_it(settings, started):
 def test_generated_code_of_a_project_for_v1_can_still_be_imported(settings):
     """The v1 file isn't put into the pool that generated code registers with."""
     settings.GRPCSERVER = {"servicers": ["sampleapp.servicer.grpc_hook"], "reflection": True}
-    utils.build_server(conf.load())
+    building.build_server(conf.load())
     with pytest.raises(KeyError):
         descriptor_pool.Default().FindFileByName("grpc/reflection/v1/reflection.proto")

@@ -15,7 +15,7 @@ from sampleapp import helloworld_pb2, helloworld_pb2_grpc
 from sampleapp.interceptors import Interceptor, OtherInterceptor
 from sampleapp.servicer import grpc_hook
 
-from django_grpc import conf, descriptions, utils
+from django_grpc import addresses, building, conf, descriptions, utils
 from django_grpc.addresses import parse_addrport
 
 HOOK = "sampleapp.servicer.grpc_hook"
@@ -50,7 +50,7 @@ def say_hello(channel, name="World"):
 def test_created_server_serves_the_settings_servicers(settings, running):
     settings.GRPCSERVER = {"servicers": [HOOK]}
     port = free_port()
-    running(utils.create_server(2, port))
+    running(building.create_server(2, port))
     with grpc.insecure_channel(f"localhost:{port}") as channel:
         assert say_hello(channel) == "Hello, World!"
         stub = helloworld_pb2_grpc.GreeterStub(channel)
@@ -66,7 +66,7 @@ def test_created_server_serves_the_settings_servicers(settings, running):
 def test_signals_of_the_servicers_calls_are_sent(settings, running, signal_log):
     settings.GRPCSERVER = {"servicers": [HOOK], "host": "127.0.0.1"}
     port = free_port()
-    running(utils.create_server(2, port))
+    running(building.create_server(2, port))
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         say_hello(channel)
         assert signal_log.until_finished() == ["started", "finished"]
@@ -98,7 +98,7 @@ class Rendezvous(helloworld_pb2_grpc.GreeterServicer):
 @pytest.mark.parametrize(("argument", "expected"), [(None, 3), (2, 2)])
 def test_number_of_workers_is_the_arguments_or_the_settings(argument, expected, settings, started):
     settings.GRPCSERVER = {"servicers": [], "max_workers": 3}
-    server = utils.build_server(conf.load(), max_workers=argument)
+    server = building.build_server(conf.load(), max_workers=argument)
     servicer = Rendezvous(expected)
     helloworld_pb2_grpc.add_GreeterServicer_to_server(servicer, server)
     stub = helloworld_pb2_grpc.GreeterStub(started(server))
@@ -118,7 +118,7 @@ def test_interceptors_are_the_settings_and_then_the_arguments(settings, running)
         "host": "127.0.0.1",
     }
     port = free_port()
-    running(utils.create_server(2, port, [OtherInterceptor()]))
+    running(building.create_server(2, port, [OtherInterceptor()]))
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = helloworld_pb2_grpc.GreeterStub(channel)
         _, outcome = stub.SayHello.with_call(
@@ -135,7 +135,7 @@ def test_options_reach_the_server(settings, running):
         "options": [("grpc.max_receive_message_length", 100)],
     }
     port = free_port()
-    running(utils.create_server(2, port))
+    running(building.create_server(2, port))
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         assert say_hello(channel) == "Hello, World!"
         with pytest.raises(grpc.RpcError) as caught:
@@ -146,27 +146,27 @@ def test_options_reach_the_server(settings, running):
 def test_port_is_shared_only_if_the_options_say_so(settings, running):
     settings.GRPCSERVER = {"servicers": [HOOK], "host": "127.0.0.1"}
     port = free_port()
-    first = utils.create_server(1, port)
+    first = building.create_server(1, port)
     with pytest.raises((RuntimeError, OSError)):
-        utils.create_server(1, port)
+        building.create_server(1, port)
     first.stop(0)
     settings.GRPCSERVER = {**settings.GRPCSERVER, "options": [("grpc.so_reuseport", 1)]}
     port = free_port()
-    running(utils.create_server(1, port))
-    running(utils.create_server(1, port))
+    running(building.create_server(1, port))
+    running(building.create_server(1, port))
 
 
 def test_server_listens_on_a_unix_socket(settings, running, tmp_path):
     settings.GRPCSERVER = {"servicers": [HOOK], "host": f"unix:{tmp_path}/socket"}
-    running(utils.create_server(2, 0))
+    running(building.create_server(2, 0))
     with grpc.insecure_channel(f"unix:{tmp_path}/socket") as channel:
         assert say_hello(channel) == "Hello, World!"
 
 
 def test_port_zero_gives_the_port_that_was_bound(settings):
     config = conf.ServerConfig(max_workers=1, host="127.0.0.1")
-    server = utils.build_server(config)
-    assert 0 < utils.bind(server, config, 0) < 65536
+    server = building.build_server(config)
+    assert 0 < building.bind(server, config, 0) < 65536
     server.stop(0)
 
 
@@ -183,7 +183,7 @@ def test_port_zero_gives_the_port_that_was_bound(settings):
     ],
 )
 def test_addresses_are_written_as_grpc_does(host, port, address):
-    assert utils.format_address(host, port) == address
+    assert addresses.format_address(host, port) == address
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_credentials_make_a_tls_server(settings, running, authority, tmp_path):
         ],
     }
     port = free_port()
-    running(utils.create_server(2, port))
+    running(building.create_server(2, port))
     with grpc.secure_channel(f"127.0.0.1:{port}", client_credentials(authority)) as channel:
         assert say_hello(channel) == "Hello, World!"
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError):
@@ -234,7 +234,7 @@ def test_client_without_a_certificate_is_refused_when_one_is_required(
         ],
     }
     port = free_port()
-    running(utils.create_server(2, port))
+    running(building.create_server(2, port))
     with grpc.secure_channel(f"127.0.0.1:{port}", client_credentials(authority, client)) as channel:
         assert say_hello(channel) == "Hello, World!"
     with (
@@ -254,7 +254,7 @@ def test_file_that_cannot_be_read_is_named(missing, settings, tmp_path):
             paths[name].write_text("text")
     settings.GRPCSERVER = {"servicers": [HOOK], "credentials": [paths]}
     with pytest.raises(ImproperlyConfigured) as caught:
-        utils.create_server(1, 0)
+        building.create_server(1, 0)
     assert str(caught.value) == (
         f"GRPCSERVER['credentials']: '{tmp_path / missing}' can't be read: "
         "No such file or directory."
@@ -264,14 +264,14 @@ def test_file_that_cannot_be_read_is_named(missing, settings, tmp_path):
 def test_hook_that_does_not_import_is_named(settings):
     settings.GRPCSERVER = {"servicers": ["sampleapp.nowhere.grpc_hook"]}
     with pytest.raises(ImproperlyConfigured, match=r"'sampleapp\.nowhere\.grpc_hook'"):
-        utils.create_server(1, 0)
+        building.create_server(1, 0)
 
 
 def test_async_makes_a_server_of_asyncio(settings):
     settings.GRPCSERVER = {"servicers": [HOOK], "async": True, "host": "127.0.0.1"}
 
     async def run():
-        server = utils.create_server(1, 0)
+        server = building.create_server(1, 0)
         assert isinstance(server, grpc.aio.Server)
         await server.start()
         await server.stop(None)
@@ -283,13 +283,13 @@ def test_uvloop_that_is_missing_is_one_sentence(settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvloop", None)
     settings.GRPCSERVER = {"servicers": [HOOK], "options": [("django_grpc.uvloop", 1)]}
     with pytest.raises(ImproperlyConfigured, match="needs the package uvloop"):
-        utils.create_server(1, 0)
+        building.create_server(1, 0)
 
 
 def test_server_without_servicers_is_warned_about(settings, caplog):
     settings.GRPCSERVER = {"host": "127.0.0.1"}
     with caplog.at_level(logging.WARNING, "django_grpc"):
-        utils.create_server(1, 0)
+        building.create_server(1, 0)
     [record] = caplog.records
     assert "no servicers" in record.getMessage()
 
@@ -327,7 +327,7 @@ def hook(monkeypatch):
 def test_one_of_several_hooks_may_add_nothing(settings, hook, caplog):
     settings.GRPCSERVER = {"servicers": [HOOK, hook(lambda server: None)], "host": "127.0.0.1"}
     with caplog.at_level(logging.WARNING, "django_grpc"):
-        utils.create_server(1, 0)
+        building.create_server(1, 0)
     [record] = caplog.records
     assert "'sampleapp.servicer.another_hook' adds no servicer" in record.getMessage()
 
@@ -335,7 +335,7 @@ def test_one_of_several_hooks_may_add_nothing(settings, hook, caplog):
 def test_a_stub_in_the_place_of_a_hook_is_told(settings):
     settings.GRPCSERVER = {"servicers": ["sampleapp.helloworld_pb2_grpc.GreeterStub"]}
     with pytest.raises(ImproperlyConfigured, match=r"GreeterStub' asks the server .*'unary_unary'"):
-        utils.create_server(1, 0)
+        building.create_server(1, 0)
 
 
 def test_a_method_that_is_none_is_told(settings, hook):
@@ -346,7 +346,7 @@ def test_a_method_that_is_none_is_told(settings, hook):
         helloworld_pb2_grpc.add_GreeterServicer_to_server(Nothing(), server)
 
     settings.GRPCSERVER = {"servicers": [hook(add)], "host": "127.0.0.1"}
-    server = utils.create_server(1, 0)
+    server = building.create_server(1, 0)
     with pytest.raises(TypeError, match=r"/helloworld\.Greeter/SayHello"):
         server.start()
 
@@ -359,7 +359,7 @@ def test_an_address_in_use_that_a_hook_binds_is_told(settings, hook):
             "servicers": [hook(lambda server: server.add_insecure_port(f"127.0.0.1:{port}"))]
         }
         with pytest.raises(ImproperlyConfigured) as caught:
-            utils.create_server(1, 0)
+            building.create_server(1, 0)
     text = str(caught.value)
     assert text.startswith("The hook 'sampleapp.servicer.another_hook'") or "another_hook" in text
     assert "calls add_insecure_port()" in text
@@ -375,7 +375,7 @@ def test_limits_of_no_method_are_a_warning_beside_interceptors(settings, caplog)
     }
     config = conf.load()
     with caplog.at_level(logging.WARNING, "django_grpc"):
-        utils.check_methods(utils.build_server(config), config)
+        building.check_methods(building.build_server(config), config)
     [record] = caplog.records
     assert "Did you mean '/helloworld.Greeter/SayHello'?" in record.getMessage()
 
@@ -384,23 +384,23 @@ def test_what_a_hook_adds_without_signals_counts(settings, hook, caplog):
     path = hook(lambda server: grpc_hook(server.server))
     settings.GRPCSERVER = {"servicers": [path], "host": "127.0.0.1"}
     with caplog.at_level(logging.WARNING, "django_grpc"):
-        utils.create_server(1, 0)
+        building.create_server(1, 0)
     assert not caplog.records
 
 
 def test_interceptors_are_loaded_by_path_or_taken_as_they_are():
     given = OtherInterceptor()
-    loaded, taken = utils.load_interceptors(["sampleapp.interceptors.Interceptor", given])
+    loaded, taken = building.load_interceptors(["sampleapp.interceptors.Interceptor", given])
     assert type(loaded) is Interceptor
     assert taken is given
-    assert utils.load_interceptors([]) == []
+    assert building.load_interceptors([]) == []
     with pytest.raises(ImproperlyConfigured, match=r"<object .*> is no grpc\.ServerInterceptor"):
-        utils.load_interceptors([object()])
+        building.load_interceptors([object()])
 
 
 def test_handlers_are_described_in_full(engine_server):
     server = engine_server()
-    utils.add_servicers(server, [HOOK])
+    building.add_servicers(server, [HOOK])
     greeter, path = "sampleapp.servicer.Greeter", "/helloworld.Greeter"
     message = "helloworld.HelloRequest", "helloworld.HelloReply"
     assert list(descriptions.describe(server)) == [
@@ -426,7 +426,7 @@ def test_handlers_are_described_in_full(engine_server):
 
 def test_handlers_are_listed_one_line_each(engine_server):
     server = engine_server()
-    utils.add_servicers(server, [HOOK])
+    building.add_servicers(server, [HOOK])
     lines = list(utils.extract_handlers(server))
     assert lines[0] == (
         "/helloworld.Greeter/SayGoodbye: SayGoodbye(request, context) unary_unary "
@@ -466,5 +466,5 @@ def test_methods_without_a_descriptor_are_described_by_their_codecs(engine_serve
 def test_service_that_is_added_twice_is_told(settings, hook, caplog):
     settings.GRPCSERVER = {"servicers": [HOOK, hook(grpc_hook)], "host": "127.0.0.1"}
     with caplog.at_level(logging.WARNING, "django_grpc"):
-        utils.create_server(1, 0)
+        building.create_server(1, 0)
     assert "The service helloworld.Greeter is added twice" in caplog.text

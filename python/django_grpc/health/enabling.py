@@ -9,7 +9,7 @@ from django_grpc.health.monitor import ReadinessMonitor
 def enable(server: Any, config: conf.Health | None, *, with_checks: bool = True) -> None:
     """Have a server answer ``grpc.health.v1.Health``, and run the readiness checks.
 
-    Call it when the servicers have been added, and before `django_grpc.utils.enable_reflection`.
+    Call it when the servicers have been added, and before `django_grpc.building.enable_reflection`.
 
     Args:
         server: A server of `django_grpc.engine` that hasn't started.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from django_grpc import conf, utils
+from django_grpc import building, conf
 from django_grpc.engine import loops
 from django_grpc.logs import GuardedLogger
 from django_grpc.management import threads
@@ -123,7 +123,7 @@ def making_runner(
         CommandError: The system refuses a thread.
     """
     # Its own factory would have the runner set the thread's loop, which only `close` takes back.
-    runner = asyncio.Runner(loop_factory=utils.loop_factory(config) or asyncio.new_event_loop)
+    runner = asyncio.Runner(loop_factory=building.loop_factory(config) or asyncio.new_event_loop)
     loop = runner.get_loop()
     process = os.getpid()
     watch: LoopWatch | None = None

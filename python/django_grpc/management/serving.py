@@ -20,9 +20,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 
-from django_grpc import conf, engine, hygiene, tracing, utils
+from django_grpc import building, conf, engine, hygiene, tracing
 from django_grpc.addresses import format_address
 from django_grpc.certificates import CertificateWatcher
+from django_grpc.descriptions import describe
 from django_grpc.engine import aio
 from django_grpc.management import complaints, ending_loop, reloading, threads, titles
 from django_grpc.management.pid_file import PidFile
@@ -113,7 +114,7 @@ class OwnPlace(Place):
             if inherited:
                 server.add_metrics_port(f"fd:{inherited[0]}")
             else:
-                utils.bind_metrics(server, config)
+                building.bind_metrics(server, config)
         except (OSError, RuntimeError) as error:
             address_of_metrics = None if inherited else config.metrics
             raise CommandError(complaints.about_metrics(address_of_metrics, error)) from error
@@ -128,7 +129,7 @@ class OwnPlace(Place):
             host = f"fd:{descriptor}"
             try:
                 addresses.append(address_of(descriptor))  # which is the server's afterwards
-                utils.bind(server, config, 0, host=host, credentials=credentials)
+                building.bind(server, config, 0, host=host, credentials=credentials)
             except (OSError, RuntimeError) as error:
                 raise CommandError(complaints.about_address(f"systemd's {host}", error)) from error
         return ", ".join(addresses)
@@ -138,7 +139,9 @@ class OwnPlace(Place):
     ) -> str:
         address = format_address(self._host, self._port)
         try:
-            bound = utils.bind(server, config, self._port, host=self._host, credentials=credentials)
+            bound = building.bind(
+                server, config, self._port, host=self._host, credentials=credentials
+            )
         except (OSError, RuntimeError) as error:
             raise CommandError(complaints.about_address(address, error)) from error
         return address if address.startswith("unix") else format_address(self._host, bound)
@@ -206,7 +209,7 @@ def list_handlers(command: "Command", **options: Any) -> None:
     def write() -> None:
         server = _get_server(command, config)
         command.stdout.write("Registered handlers:")
-        for handler in utils.extract_handlers(server):
+        for handler in describe(server):
             command.stdout.write(f"* {handler}")
 
     async def write_async() -> None:
@@ -400,7 +403,7 @@ class _Serving:
     def _make_server(self) -> None:
         self._server = _get_server(self._command, self._config)
         if self._config.credentials is not None:
-            self._credentials = utils.load_credentials(self._config.credentials)
+            self._credentials = building.load_credentials(self._config.credentials)
         self._address = self._place.listen(self._server, self._config, self._credentials)
         self._watch_certificates()
         if self._command.is_process:
@@ -430,7 +433,7 @@ class _Serving:
         settings, loaded = self._config.credentials, self._credentials
         if settings is not None and loaded is not None:
             watcher = CertificateWatcher(
-                settings.paths(), lambda: utils.renew_credentials(settings, loaded)
+                settings.paths(), lambda: building.renew_credentials(settings, loaded)
             )
             with threads.explaining_refusal():
                 watcher.start()

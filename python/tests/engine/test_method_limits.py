@@ -238,10 +238,10 @@ def test_retry_policy_follows_the_pushback(serve, gate):
 
 def test_limits_of_the_settings(settings):
     """`GRPCSERVER['methods']` reaches the engine."""
-    from django_grpc import conf, utils
+    from django_grpc import building, conf
 
     settings.GRPCSERVER = {"servicers": [], "methods": {"/a.B/*": {"max_timeout": 1.5}}}
-    server = utils.build_server(conf.load())
+    server = building.build_server(conf.load())
     server.add_registered_method_handlers(
         "a.B", {"C": unary_unary(lambda _, context: str(context.time_remaining()).encode())}
     )

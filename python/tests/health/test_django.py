@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2
 from harness import PATIENCE, listening, say_hello
 
-from django_grpc import conf, health, utils
+from django_grpc import building, conf, health
 from django_grpc.checks import check_configuration
 from django_grpc.health.descriptor import health_file
 from django_grpc_testtools.server import InProcessServer
@@ -33,19 +33,19 @@ def no_statuses():
 @pytest.mark.parametrize("is_async", [False, True])
 def test_server_of_the_settings_has_health(is_async, settings, no_statuses):
     settings.GRPCSERVER = {"servicers": [HOOK], "async": is_async}
-    server = utils.build_server(conf.load())
+    server = building.build_server(conf.load())
     assert server.health.is_served
     assert server.health.problem == ("checks", "the readiness checks have not passed yet")
 
 
 def test_server_without_checks_is_ready_at_once(settings, no_statuses):
     settings.GRPCSERVER = {"servicers": [HOOK], "health": {"checks": []}}
-    assert utils.build_server(conf.load()).health.is_ready
+    assert building.build_server(conf.load()).health.is_ready
 
 
 def test_health_can_be_left_out(settings, started):
     settings.GRPCSERVER = {"servicers": [HOOK], "health": False}
-    server = utils.build_server(conf.load())
+    server = building.build_server(conf.load())
     assert not server.health.is_served
     probe = Probe(started(server))
     with pytest.raises(grpc.RpcError) as caught:
@@ -56,7 +56,7 @@ def test_health_can_be_left_out(settings, started):
 def test_status_that_is_set_holds_for_every_server_of_the_process(settings, started, no_statuses):
     settings.GRPCSERVER = {"servicers": [HOOK], "health": {"checks": []}}
     health.set_status(GREETER, health.NOT_SERVING)  # before there is a server
-    probes = [Probe(started(utils.build_server(conf.load()))) for _ in range(2)]
+    probes = [Probe(started(building.build_server(conf.load()))) for _ in range(2)]
     assert [probe.check(GREETER) for probe in probes] == [NOT_SERVING] * 2
     assert [probe.check() for probe in probes] == [SERVING] * 2
     health.set_status(GREETER, health_pb2.HealthCheckResponse.SERVING)
@@ -109,7 +109,7 @@ def test_check_that_cannot_be_run_is_a_mistake_of_the_settings(path, check_id, s
     assert message.id == check_id
     assert f"GRPCSERVER['health']['checks']: '{path}'" in message.msg
     with pytest.raises(ImproperlyConfigured, match=r"GRPCSERVER\['health'\]\['checks'\]"):
-        utils.build_server(conf.load())
+        building.build_server(conf.load())
     process = start("--port", "0", health={"checks": [path]})
     assert process.wait() == 1
     assert f"CommandError: GRPCSERVER['health']['checks']: '{path}'" in process.output

@@ -16,7 +16,7 @@ from engine.raw import RawConnection
 from harness import PATIENCE, listening, say_hello
 from log_handlers import odd_handler
 
-from django_grpc import access_log, conf, queries, utils
+from django_grpc import access_log, building, conf, queries
 from django_grpc.engine.call_log import CallRecord
 from django_grpc.wrapping.wrapper import SignalWrapper
 
@@ -70,12 +70,12 @@ def serve():
         setting = {"servicers": [HOOK], "access_log": True, **setting}
         config, problems = conf.parse(setting)
         assert problems == []
-        server = utils.build_server(config)
+        server = building.build_server(config)
         if config.access_log is not None and config.access_log.sql:
             # Its connection may be open since a test before; a server's is opened while it serves.
             SyncToAsync.single_thread_executor.submit(queries.watch_connections).result(PATIENCE)
         handlers = {"Method": handler_of(kind, method), **dict(more)}
-        wrapper = SignalWrapper(server, utils.load_instruments(config, []))
+        wrapper = SignalWrapper(server, building.load_instruments(config, []))
         wrapper.add_registered_method_handlers(SERVICE, handlers)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()

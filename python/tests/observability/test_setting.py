@@ -16,7 +16,7 @@ from opentelemetry.instrumentation.grpc import (
 from opentelemetry.trace import SpanKind
 from sampleapp import helloworld_pb2, helloworld_pb2_grpc
 
-from django_grpc import conf, tracing, utils
+from django_grpc import building, conf, tracing
 from django_grpc.checks import check_configuration
 from django_grpc_testtools.server import InProcessServer
 
@@ -39,7 +39,7 @@ def serve(started):
     """Serve as the settings say; returns a channel."""
 
     def serve(**setting):
-        return started(utils.build_server(configured(**setting)))
+        return started(building.build_server(configured(**setting)))
 
     return serve
 
@@ -77,7 +77,7 @@ def test_off(serve, spans):
 
 def test_off_costs_nothing():
     """The methods are the ones that there would be without any of this."""
-    assert utils.load_instruments(configured(opentelemetry=False), []) == []
+    assert building.load_instruments(configured(opentelemetry=False), []) == []
 
 
 @pytest.mark.usefixtures("is_not_installed")
@@ -85,7 +85,7 @@ def test_not_installed():
     assert tracing.load(configured()) is None
     assert tracing.load(configured(opentelemetry=False)) is None
     with pytest.raises(ImproperlyConfigured) as caught:
-        utils.build_server(configured(opentelemetry=True))
+        building.build_server(configured(opentelemetry=True))
     assert str(caught.value) == (
         "GRPCSERVER['opentelemetry'] is True, and the OpenTelemetry SDK is not installed. "
         "Install the package opentelemetry-sdk, or leave the key out."

@@ -15,7 +15,7 @@ import pytest
 from engine.raw import RawConnection
 from harness import PATIENCE, begin_sleep, listening
 
-from django_grpc import conf, utils
+from django_grpc import building, conf
 from django_grpc.engine.watchdog import OverdueCall, current_frames, describe
 from django_grpc.wrapping.wrapper import SignalWrapper
 
@@ -371,7 +371,7 @@ def test_setting(warnings, may_end):
         {"servicers": ["sampleapp.servicer.grpc_hook"], "watchdog": LIMIT}
     )
     assert problems == []
-    server = utils.build_server(config)
+    server = building.build_server(config)
 
     def method(request, context):
         may_end.wait(PATIENCE)

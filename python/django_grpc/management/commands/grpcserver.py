@@ -410,10 +410,10 @@ class Command(BaseCommand):
 
     def get_server(self, config: conf.ServerConfig) -> Any:
         """Make the server, with its servicers and without a port; in each worker process."""
-        from django_grpc import utils
+        from django_grpc import building
 
-        server = utils.build_server(config)
-        utils.check_methods(server, config)
+        server = building.build_server(config)
+        building.check_methods(server, config)
         return server
 
     def on_listening(

@@ -1,0 +1,50 @@
+"""Whether the paths of the key ``methods`` are a servicer's."""
+
+import difflib
+import logging
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+
+from django_grpc import conf
+from django_grpc.engine.health import SERVICE_NAME
+
+# By the name that django-grpc gave it, by which projects configure it.
+logger = logging.getLogger("django_grpc.utils")
+
+# The engine's, or added later.
+_OWN_METHODS = (
+    f"/{SERVICE_NAME}/Check",
+    f"/{SERVICE_NAME}/Watch",
+    f"/{SERVICE_NAME}/List",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+)
+
+
+def check_methods(server: Any, config: conf.ServerConfig) -> None:
+    """Refuse limits of methods that there are not.
+
+    Generic handlers that have to be asked may know more of them than the server. So may
+    interceptors, but hardly one does: there it is a warning.
+
+    Args:
+        server: As `build_server` has made it, with all its servicers.
+        config: What it was made of.
+
+    Raises:
+        ImproperlyConfigured: A path of ``methods`` is no servicer's.
+    """
+    if not config.servicers or not server.knows_all_methods:
+        return
+    paths = [*server.method_handlers(), *_OWN_METHODS]
+    services = {path.rpartition("/")[0] + "/*" for path in paths}
+    for pattern in config.methods:
+        if pattern != "*" and pattern not in paths and pattern not in services:
+            close = difflib.get_close_matches(pattern, paths, n=1)
+            problem = f"{conf.SETTING}['methods']: no servicer has '{pattern}'." + (
+                f" Did you mean '{close[0]}'?" if close else ""
+            )
+            if not config.interceptors:
+                raise ImproperlyConfigured(problem)
+            logger.warning("%s Its limits count if an interceptor continues with it.", problem)
