@@ -24,7 +24,7 @@ from harness import leave_half_read
 from sampleapp.caches import ClosableCache
 
 from django_grpc import hygiene
-from django_grpc.hygiene import cursors
+from django_grpc.hygiene import cursors, held_connections
 from django_grpc.signals import grpc_request_finished, grpc_request_started
 
 # The databases are in memory, one for each thread, and no test needs a table.
@@ -329,6 +329,26 @@ def test_cursors_that_are_left_do_not_become_many_in_a_long_call():
             first.cursor.fetchone()
         home.submit(hygiene.CALL_HYGIENE.leave).result()
         home.submit(lambda: connection.connection.close()).result()
+
+
+def test_a_cursor_of_a_transaction_is_closed_within_no_other():
+    """PostgreSQL has ended it by then: to close it would be an error, and end the other one too."""
+
+    def work():
+        hygiene.CALL_HYGIENE.start()
+        with transaction.atomic():
+            cursor = open_cursor()
+        left = cursor.close.args[0]
+        cursors_of_thread = held_connections.thread.held.home.left
+        cursors_of_thread.append(left)  # as the garbage collector does
+        with transaction.atomic():
+            open_cursor().close()
+            assert cursor.cursor.fetchone() == (1,)
+        open_cursor().close()
+        with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
+            cursor.cursor.fetchone()
+
+    in_thread(work)
 
 
 class Closings:

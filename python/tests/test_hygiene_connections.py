@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import functools
 import gc
 import sqlite3
 import subprocess
@@ -64,7 +65,11 @@ class Call:
         self.run(hygiene.CALL_HYGIENE.begin)
 
     def using(self, function):
-        return lambda: self.run(function)
+        """What runs a function as a thread does that the call has asked to."""
+        return functools.partial(self.run(contextvars.copy_context).run, function)
+
+    def start_task(self, coroutine):
+        return self.run(asyncio.get_running_loop().create_task, coroutine)
 
     def end(self):
         self.run(hygiene.CALL_HYGIENE.end)
@@ -210,9 +215,10 @@ def test_a_thread_of_a_servicers_own_is_also_its_projects():
 
 def test_a_thread_of_a_servicers_own_is_also_a_tasks_that_outlives_its_call():
     call, other = Call(), Call()
+    late = call.using(ask)
     call.end()
     with ThreadPoolExecutor(1) as own:
-        own.submit(call.using(ask)).result(PATIENCE)
+        own.submit(late).result(PATIENCE)
         driver = own.submit(lambda: connection.connection).result()
         own.submit(other.using(ask)).result(PATIENCE)
         assert own.submit(lambda: connection.connection is driver).result()
@@ -223,12 +229,75 @@ def test_a_thread_of_a_servicers_own_is_also_a_tasks_that_outlives_its_call():
 def test_a_transaction_that_begins_once_its_call_has_ended_is_nobodys(shared_thread, begin):
     """As one does whose call is cancelled before its function comes to its turn."""
     call, other = Call(), Call()
+    late = call.using(begin)
     call.end()
-    shared_thread(call.using(begin))
+    shared_thread(late)
     shared_thread(lambda: None)
     ask_again(shared_thread, other)
     assert not shared_thread(is_in_transaction)
     other.end()
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS)
+def test_a_transaction_of_a_task_that_outlives_its_call(shared_thread, begin):
+    """Else what it has written is rolled back, and the rest kept."""
+
+    async def serve():
+        call = Call()
+        released = asyncio.Event()
+        task = call.start_task(released.wait())
+        shared_thread(call.using(begin))
+        going_on = call.using(is_in_transaction)
+        call.end()
+        del call
+        for _ in range(2):
+            other = Call()
+            shared_thread(other.using(ask))
+            other.end()
+        assert shared_thread(going_on)
+        released.set()
+        await task
+        last = Call()
+        ask_again(shared_thread, last)
+        assert not shared_thread(last.using(is_in_transaction))
+        last.end()
+
+    asyncio.run(serve())
+
+
+@pytest.mark.parametrize("reader", ["a task that outlives its call", "nobody's"])
+@pytest.mark.parametrize("shared_thread", ["sync_to_async"], indirect=True)
+def test_a_reader_of_whose_end_nobody_tells_keeps_its_connection(shared_thread, reader):
+    def read():
+        cursor = connection.chunked_cursor()
+        cursor.execute("SELECT 1 UNION SELECT 2")
+        return cursor
+
+    def serve_another():
+        other = Call()
+        shared_thread(other.using(ask))
+        other.end()
+        shared_thread(lambda: None)
+
+    async def serve():
+        call = Call()
+        released = asyncio.Event()
+        task = call.start_task(released.wait())
+        serve_another()  # so that the connection is there
+        cursor = shared_thread(read if reader == "nobody's" else call.using(read))
+        call.end()
+        serve_another()
+        assert shared_thread(cursor.fetchone) == (1,)
+        serve_another()
+        assert shared_thread(cursor.fetchone) == (2,)
+        released.set()
+        await task
+        if reader == "nobody's":
+            shared_thread(cursor.close)
+        serve_another()
+        assert not shared_thread(is_open)
+
+    asyncio.run(serve())
 
 
 @pytest.mark.parametrize("begin", BEGINNINGS)
@@ -400,6 +469,14 @@ def test_a_thread_that_ends_leaves_rows_to_whoever_reads_them():
     with ThreadPoolExecutor(1) as own:
         cursor = own.submit(call.using(begin)).result(PATIENCE)
     assert cursor.cursor.fetchall() == [(1,), (2,)]
+    driver = cursor.cursor.connection
+    Call().end()
+    SyncToAsync.single_thread_executor.submit(lambda: None).result(PATIENCE)
+    assert drivers_state(driver) == "open"
+    cursor.close()
+    Call().end()
+    SyncToAsync.single_thread_executor.submit(lambda: None).result(PATIENCE)
+    assert drivers_state(driver) == "closed"
     call.end()
 
 

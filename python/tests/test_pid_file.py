@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import threading
 
 import pytest
 from django.core.management import CommandError
@@ -86,3 +87,19 @@ def test_folder_in_its_place(tmp_path):
     with pytest.raises(CommandError, match="Is a directory"), PidFile(str(path)) as file:
         file.write()
     assert os.listdir(tmp_path) == ["grpc.pid"]
+
+
+def test_pipe_in_its_place_holds_up_no_end(tmp_path):
+    """Nobody may ever write into it."""
+    path = tmp_path / "pid"
+
+    def serve():
+        with PidFile(str(path)) as file:
+            file.write()
+            path.unlink()
+            os.mkfifo(path)
+
+    serving = threading.Thread(target=serve, daemon=True)
+    serving.start()
+    serving.join(10)
+    assert not serving.is_alive()

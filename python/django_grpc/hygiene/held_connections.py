@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,9 @@ logger = GuardedLogger("django_grpc")
 # all: the others are asked then, so that a restart does not cost a failed call for each of them.
 _deaths = 0
 
+#: Connections of threads that have ended, from which somebody still reads. Seen to with those of
+#: whichever thread is next.
+orphans: deque[tuple[BaseDatabaseWrapper, cursors.Home]] = deque()
 
 #: What is called with a connection that a thread comes to hold, on that thread.
 watchers: list[Callable[[BaseDatabaseWrapper], None]] = []
@@ -79,14 +83,14 @@ class HeldConnections:
         if owner is None:
             return not _is_dead(connection)
         call = owner()
-        return call is not None and call.uses_database
+        return call is not None and (call.uses_database or call.goes_on())
 
     def close(self) -> None:
         """Close them, if the thread looks after them, as it ends.
 
-        Otherwise they would be dropped as they are, which takes one from a pool for good. Not those
-        that another thread reads on from. Where another thread is told, this one has not ended: the
-        process is a fork.
+        Otherwise they would be dropped as they are, which takes one from a pool for good. Those
+        that another thread reads on from are closed later. Where another thread is told, this one
+        has not ended: the process is a fork.
         """
         if not self.home.is_tended or threading.get_ident() != self.home.thread:
             return
@@ -94,7 +98,9 @@ class HeldConnections:
             if connection.connection is None or connection.allow_thread_sharing:
                 continue
             self.home.close_left()
-            if not self.home.has_open(connection):
+            if self.home.has_open(connection):
+                orphans.append((connection, self.home))
+            else:
                 with contextlib.suppress(Exception):  # it may have died
                     connection.close()
 
@@ -185,6 +191,8 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
     """
     if thread.is_entered:
         return
+    if orphans:
+        _close_orphans()
     held = thread.held
     if held.home.left:
         held.home.close_left()
@@ -213,6 +221,22 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
             _apply_rule(connection, is_doubtful=is_doubtful, is_used=is_used)
 
 
+def _close_orphans() -> None:
+    """Close those that nobody reads from any more."""
+    for _ in range(len(orphans)):
+        try:
+            connection, home = orphans.popleft()
+        except IndexError:  # another thread has been here
+            return
+        if home.has_open(connection):
+            orphans.append((connection, home))
+            continue
+        connection.inc_thread_sharing()  # nobody else has it
+        with contextlib.suppress(Exception):  # it may have died
+            home.close_left()
+            connection.close()
+
+
 def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: bool) -> None:
     """Have Django's rule decide about a connection, unless only its age would end it."""
     global _deaths
@@ -223,6 +247,8 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
         if connection.in_atomic_block and held.home.is_tended:
             end_transaction(connection)
             return
+    if held.is_of_sync_to_async and held.home.is_read(connection):
+        is_used = True
     had_errors = connection.errors_occurred
     if is_doubtful:
         connection.errors_occurred = True  # Django's rule asks whether it is usable then

@@ -5,8 +5,11 @@ too old is closed when the last call that uses it has ended, lest it be closed b
 another call's rows.
 """
 
+import asyncio
+import contextlib
+import gc
 import weakref
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 
 
 class LoopCall:
@@ -19,6 +22,9 @@ class LoopCall:
     #: nobody runs any more never ends, and is given up with its task.
     reference: "weakref.ref[LoopCall] | None" = None
 
+    #: The loop that it has ended on.
+    loop: asyncio.AbstractEventLoop | None = None
+
     def use_database(self) -> None:
         """Note that it uses a connection. Called on the thread of the query."""
         if not self.uses_database and not self.has_ended:
@@ -30,14 +36,40 @@ class LoopCall:
             self._forget_use()
 
     def end(self) -> None:
-        """Note that it has ended. Called on the loop."""
+        """Note that it has ended, and part the context of its own task from it.
+
+        Called on the loop, in that context.
+        """
+        with contextlib.suppress(RuntimeError):
+            self.loop = asyncio.get_running_loop()
         self.has_ended = True
         self._forget_use()
+        current_call.set(None)
+
+    def goes_on(self) -> bool:
+        """Whether it has not ended, or a task that it has started, which may take long to find."""
+        if not self.has_ended:
+            return True
+        if self.loop is None:
+            return False
+        try:
+            tasks = asyncio.all_tasks(self.loop)
+        except RuntimeError:  # so many come and go meanwhile
+            return True
+        return any(it.get(current_call) is self for task in tasks for it in _contexts_of(task))
 
     def _forget_use(self) -> None:
         self.uses_database = False
         if self.reference is not None:
             users.discard(self.reference)
+
+
+def _contexts_of(task: "asyncio.Task[object]") -> list[Context]:
+    """Return the context that a task runs in."""
+    get_context = getattr(task, "get_context", None)
+    if get_context is not None:  # from Python 3.12 on
+        return [get_context()]
+    return [it for it in gc.get_referents(task) if isinstance(it, Context)]
 
 
 #: Those that have used a connection and not ended. Added to on the threads of the queries, and

@@ -20,6 +20,7 @@ from django_grpc.hygiene.held_connections import (
     has_transaction,
     is_obsolete,
     is_suspect,
+    orphans,
     thread,
 )
 from django_grpc.hygiene.loop_calls import users
@@ -41,6 +42,8 @@ _is_tidying = False
 def look_at_begin() -> None:
     """Have the thread looked after as a call begins that may come to use it, and do not wait."""
     global _held
+    if orphans:
+        tidy_soon()
     if _held is None:
         _held = HeldConnections()  # until `_tidy` says which they are
         tidy_soon()
@@ -53,6 +56,8 @@ def look_at_begin() -> None:
 
 def look_at_end() -> None:
     """Have the thread looked after as a call ends, and do not wait."""
+    if orphans:
+        tidy_soon()
     if _held is not None and _held.connections:
         _look(_held, at_begin=False)
 

@@ -60,7 +60,9 @@ class PidFile:
         if self._path is None:
             return
         with contextlib.suppress(OSError, ValueError):  # somebody has removed or changed it
-            with open(self._path, encoding="ascii") as file:
+            # Of a pipe that somebody has put there nobody may ever write an end.
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
+            with open(descriptor, encoding="ascii") as file:
                 process = int(file.read(32))
             if process == os.getpid():
                 os.unlink(self._path)
