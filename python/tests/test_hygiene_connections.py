@@ -265,7 +265,20 @@ def test_a_transaction_of_a_task_that_outlives_its_call(shared_thread, begin):
     asyncio.run(serve())
 
 
-@pytest.mark.parametrize("reader", ["a task that outlives its call", "nobody's"])
+def test_what_outlives_its_call_unseen_is_told_that_its_transaction_is_lost(shared_thread):
+    """As what goes on in another event loop. Else the second half of it would be kept alone."""
+    call, other = Call(), Call()
+    shared_thread(call.using(lambda: transaction.atomic().__enter__()))
+    going_on = call.using(ask)
+    call.end()
+    ask_again(shared_thread, other)
+    with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
+        shared_thread(going_on)
+    shared_thread(going_on)
+    other.end()
+
+
+@pytest.mark.parametrize("reader", ["a call that has ended", "nobody's"])
 @pytest.mark.parametrize("shared_thread", ["sync_to_async"], indirect=True)
 def test_a_reader_of_whose_end_nobody_tells_keeps_its_connection(shared_thread, reader):
     def read():
@@ -279,25 +292,17 @@ def test_a_reader_of_whose_end_nobody_tells_keeps_its_connection(shared_thread, 
         other.end()
         shared_thread(lambda: None)
 
-    async def serve():
-        call = Call()
-        released = asyncio.Event()
-        task = call.start_task(released.wait())
-        serve_another()  # so that the connection is there
-        cursor = shared_thread(read if reader == "nobody's" else call.using(read))
-        call.end()
-        serve_another()
-        assert shared_thread(cursor.fetchone) == (1,)
-        serve_another()
-        assert shared_thread(cursor.fetchone) == (2,)
-        released.set()
-        await task
-        if reader == "nobody's":
-            shared_thread(cursor.close)
-        serve_another()
-        assert not shared_thread(is_open)
-
-    asyncio.run(serve())
+    call = Call()
+    serve_another()  # so that the connection is there
+    cursor = shared_thread(read if reader == "nobody's" else call.using(read))
+    call.end()
+    serve_another()
+    assert shared_thread(cursor.fetchone) == (1,)
+    serve_another()
+    assert shared_thread(cursor.fetchone) == (2,)
+    shared_thread(cursor.close)
+    serve_another()
+    assert not shared_thread(is_open)
 
 
 @pytest.mark.parametrize("begin", BEGINNINGS)

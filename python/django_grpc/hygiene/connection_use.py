@@ -71,6 +71,12 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
         if not connection.in_atomic_block:
             close_old_connections(is_used=is_used)
             connection.close_if_health_check_failed()
+    if call is not None and connection.alias in call.lost_transactions:
+        call.lost_transactions -= {connection.alias}
+        raise TransactionManagementError(
+            "The transaction has been rolled back: the call that has begun it has ended, and what "
+            "goes on of it is no task of its event loop."
+        )
     held.note_owner(connection, call)
     type(connection).ensure_connection(connection)
 

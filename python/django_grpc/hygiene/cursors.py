@@ -20,8 +20,6 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_grpc.hygiene.loop_calls import LoopCall, current_call
-
 
 class Home:
     """A thread, as others see it that have a cursor of one of its connections to close.
@@ -45,12 +43,10 @@ class Home:
         cursor: Any = type(connection).chunked_cursor(connection)
         if not connection.allow_thread_sharing:
             # Of the driver's: with Django's around it this would be a cycle.
-            call = current_call.get()
             opened = _OpenCursor(
                 cursor.cursor,
                 weakref.ref(connection),
                 connection.connection,
-                None if call is None else weakref.ref(call),
                 is_bound=connection.in_atomic_block or not connection.autocommit,
             )
             self._opened.add(opened)
@@ -80,13 +76,6 @@ class Home:
         """Whether somebody still has a cursor of a connection."""
         return any(it.connection() is connection for it in list(self._opened))
 
-    def is_read(self, connection: BaseDatabaseWrapper) -> bool:
-        """Whether somebody still reads in pieces of whose end nobody tells.
-
-        As code that belongs to no call, or a task that outlives its own.
-        """
-        return any(it.connection() is connection and it.is_read_on() for it in list(self._opened))
-
     def close_all(self, connection: BaseDatabaseWrapper) -> None:
         """Close what is open of a connection, as nobody uses it: it may go back to a pool.
 
@@ -105,17 +94,8 @@ class _OpenCursor:
     connection: "weakref.ref[BaseDatabaseWrapper]"
     # The driver's, when the cursor was opened.
     its_connection: Any
-    # Who reads; None where it is no call.
-    call: "weakref.ref[LoopCall] | None"
     # Whether the database ends it with the transaction that it was opened in.
     is_bound: bool
-
-    def is_read_on(self) -> bool:
-        """Whether who has opened it may go on."""
-        if self.call is None:
-            return True
-        call = self.call()
-        return call is not None and call.goes_on()
 
     def may_be_gone(self) -> bool:
         """Whether to close it now might be an error that ends a transaction of somebody else's."""

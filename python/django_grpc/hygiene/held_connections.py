@@ -247,8 +247,8 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
         if connection.in_atomic_block and held.home.is_tended:
             end_transaction(connection)
             return
-    if held.is_of_sync_to_async and held.home.is_read(connection):
-        is_used = True
+    if held.is_of_sync_to_async and held.home.has_open(connection):
+        is_used = True  # rows may be read on by a task that outlives its call, or whoever has them
     had_errors = connection.errors_occurred
     if is_doubtful:
         connection.errors_occurred = True  # Django's rule asks whether it is usable then
@@ -276,6 +276,9 @@ def end_transaction(connection: BaseDatabaseWrapper) -> None:
         "rolled back, and the connection closed.",
         connection.alias,
     )
+    owner = thread.held.owners.get(connection)
+    if owner is not None and (call := owner()) is not None:
+        call.lost_transactions |= {connection.alias}
     is_closed = connection.closed_in_transaction
     connection.in_atomic_block = connection.closed_in_transaction = False
     # As `connect` does, but `atomic(durable=True)` looks before it connects.

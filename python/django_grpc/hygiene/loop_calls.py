@@ -22,6 +22,9 @@ class LoopCall:
     #: nobody runs any more never ends, and is given up with its task.
     reference: "weakref.ref[LoopCall] | None" = None
 
+    #: The databases on which a transaction of it was rolled back as it had ended, until it is told.
+    lost_transactions: frozenset[str] = frozenset()
+
     #: The loop that it has ended on.
     loop: asyncio.AbstractEventLoop | None = None
 
