@@ -52,7 +52,8 @@ def parse_addrport(host: str, port: int | str, addrport: int | str | None) -> tu
         given_host, _, given_port = addrport.rpartition(":")
         if not given_port.isdecimal() or (":" in given_host and not given_host.startswith("[")):
             raise ValueError(
-                f"{addrport!r} is not a port number, an address:port pair or a unix:PATH."
+                f"{addrport!r} is not a port number, an address:port pair or a unix:PATH. Write "
+                "50051, 127.0.0.1:50051, [::1]:50051 or unix:/run/myproject/grpc.sock."
             )
         host, port = given_host or host, int(given_port)
     number = int(port) if isinstance(port, int) or str(port).isdecimal() else -1

@@ -1,6 +1,7 @@
 """Reading settings.GRPCSERVER."""
 
 import concurrent.futures
+import sys
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -515,3 +516,26 @@ def test_mistake_names_the_place_that_has_it(environment, flags, text):
     config, problems = conf.parse({}, environment, flags)
     assert config is None
     assert problems[0].message.startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "note"),
+    [
+        ("1 / 0", ZeroDivisionError, "'notes_of_errors.hook' can't be imported."),
+        ("def hook(", SyntaxError, "'notes_of_errors.hook' can't be imported."),
+        (
+            "def hook(server): 1 / 0",
+            ZeroDivisionError,
+            "'notes_of_errors.hook' has raised this as it was called.",
+        ),
+    ],
+)
+def test_errors_of_the_projects_own_code_say_where_it_is_named(
+    code, kind, note, tmp_path, monkeypatch
+):
+    (tmp_path / "notes_of_errors.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "notes_of_errors", raising=False)
+    with pytest.raises(kind) as caught:
+        conf.call_configured("servicers", "notes_of_errors.hook", None)
+    assert caught.value.__notes__ == [f"GRPCSERVER['servicers']: {note}"]

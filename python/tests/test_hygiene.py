@@ -331,6 +331,21 @@ def test_cursors_that_are_left_do_not_become_many_in_a_long_call():
         home.submit(lambda: connection.connection.close()).result()
 
 
+def test_cursors_that_are_left_do_not_become_many_without_autocommit(monkeypatch):
+    """Django knows of no end of a transaction there."""
+    monkeypatch.setitem(connections.settings["default"], "AUTOCOMMIT", False)
+
+    def work():
+        hygiene.CALL_HYGIENE.start()
+        cursor = open_cursor()
+        home = held_connections.thread.held.home
+        home.left.append(cursor.close.args[0])
+        open_cursor().close()
+        assert not home.left
+
+    in_thread(work)
+
+
 def test_a_cursor_of_a_transaction_is_closed_within_no_other():
     """PostgreSQL has ended it by then: to close it would be an error, and end the other one too."""
 

@@ -20,6 +20,7 @@ from harness import leave_half_read
 
 from django_grpc import hygiene
 from django_grpc.hygiene import connection_use, held_connections, sync_thread
+from django_grpc.hygiene.atomic_blocks import AtomicBlocks
 
 PATIENCE = 20
 
@@ -126,6 +127,28 @@ def test_a_transaction_is_left_to_the_call_that_has_begun_it(shared_thread, begi
     ask_again(shared_thread, last)
     assert not shared_thread(last.using(is_in_transaction))
     last.end()
+
+
+@pytest.mark.parametrize("leaves", ["its own", "nothing"])
+def test_blocks_of_calls_that_overlap(shared_thread, leaves):
+    """The first one's end is none of the second one's, which is inside of the same transaction."""
+    first, second, other = Call(), Call(), Call()
+    blocks = [transaction.atomic(), transaction.atomic()]
+    shared_thread(first.using(blocks[0].__enter__))
+    shared_thread(second.using(blocks[1].__enter__))
+    if leaves == "nothing":
+        shared_thread(first.using(lambda: blocks[0].__exit__(None, None, None)))
+    first.end()
+    shared_thread(other.using(ask))
+    assert shared_thread(second.using(is_in_transaction))
+    if leaves == "nothing":
+        shared_thread(second.using(lambda: blocks[1].__exit__(None, None, None)))
+        assert not shared_thread(is_in_transaction)
+    second.end()
+    shared_thread(lambda: None)
+    ask_again(shared_thread, other)
+    assert not shared_thread(is_in_transaction)
+    other.end()
 
 
 @pytest.mark.parametrize("shared_thread", ["sync_to_async"], indirect=True)
@@ -239,7 +262,7 @@ def test_a_transaction_that_begins_once_its_call_has_ended_is_nobodys(shared_thr
 
 
 @pytest.mark.parametrize("begin", BEGINNINGS)
-def test_a_transaction_of_a_task_that_outlives_its_call(shared_thread, begin):
+def test_a_transaction_of_a_task_that_outlives_its_call(shared_thread, begin, monkeypatch):
     """Else what it has written is rolled back, and the rest kept."""
 
     async def serve():
@@ -255,6 +278,10 @@ def test_a_transaction_of_a_task_that_outlives_its_call(shared_thread, begin):
             shared_thread(other.using(ask))
             other.end()
         assert shared_thread(going_on)
+        with monkeypatch.context() as patch:  # what every call does here costs no look at all tasks
+            patch.delattr(asyncio, "all_tasks")
+            Call().end()
+            shared_thread(lambda: None)
         released.set()
         await task
         last = Call()
@@ -498,3 +525,17 @@ def test_a_thread_of_a_calls_own_keeps_none_for_others():
 
     assert drivers_state(asyncio.run(serve())) == "closed"
     other.end()
+
+
+def test_blocks_of_code_of_no_call_are_not_those_of_a_call_that_is_gone():
+    blocks = AtomicBlocks(["from before"])
+    call = Call()
+    call.run(blocks.append, "of a call that is gone")
+    del call
+    gc.collect()
+    blocks.append("of none")
+    assert [blocks.pop(), blocks.pop()] == ["of none", "of a call that is gone"]
+    (owner,) = blocks.owners
+    assert owner is not None and owner() is None
+    blocks.pop()
+    assert blocks == blocks.owners == []

@@ -191,7 +191,7 @@ def import_configured(key: str, path: str, place: str | None = None) -> Callable
     Raises:
         InvalidSetting: It can't be imported or called, ends the process, or its code would not run
             when it is called. Whatever else the module raises while it is imported is a fault of
-            its code and propagates.
+            its code and propagates, with a note of where its path stands.
     """
     place = place or _place(key)
     try:
@@ -211,6 +211,9 @@ def import_configured(key: str, path: str, place: str | None = None) -> Callable
     except SystemExit as leaving:
         who = f"{place}: '{path}' can't be imported: its module"
         raise _exited("W004", who, leaving) from leaving
+    except Exception as error:
+        error.add_note(f"{place}: '{path}' can't be imported.")
+        raise
     if not callable(found):
         raise InvalidSetting(
             Problem(
@@ -294,7 +297,7 @@ def call_configured(key: str, path: str, *arguments: Any, place: str | None = No
         What it returns.
 
     Raises:
-        InvalidSetting: As `import_configured`. Whatever else it raises propagates.
+        InvalidSetting: As `import_configured`. Whatever else it raises propagates, with a note.
     """
     place = place or _place(key)
     function = import_configured(key, path, place)
@@ -302,6 +305,9 @@ def call_configured(key: str, path: str, *arguments: Any, place: str | None = No
         return function(*arguments)
     except SystemExit as leaving:
         raise _exited("E014", f"{place}: '{path}'", leaving) from leaving
+    except Exception as error:
+        error.add_note(f"{place}: '{path}' has raised this as it was called.")
+        raise
 
 
 # What is called with something, and what to give in place of a thing that does not take it.

@@ -13,6 +13,8 @@ import weakref
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
+from django_grpc.hygiene.atomic_blocks import AtomicBlocks
+from django_grpc.hygiene.connection_state import has_transaction
 from django_grpc.hygiene.held_connections import (
     HeldConnections,
     close_old_connections,
@@ -32,6 +34,8 @@ def watch(connection: BaseDatabaseWrapper) -> None:
         connection.ensure_connection = functools.partial(  # type: ignore[method-assign]
             _ensure_connection, weakref.ref(connection)
         )
+    if not isinstance(connection.atomic_blocks, AtomicBlocks):
+        connection.atomic_blocks = AtomicBlocks(connection.atomic_blocks)
     held, call = thread.held, note_use()
     if call is not None and not held.is_of_sync_to_async:
         _take_over(held, call)
@@ -59,7 +63,9 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
     if connection is None:
         return
     held, call = thread.held, note_use()
-    if call is not held.last_call and not held.is_of_sync_to_async:
+    is_another = call is not held.last_call
+    is_inside = has_transaction(connection) and not held.is_owner(connection, call)
+    if (is_another or (is_inside and held.home.is_tended)) and not held.is_of_sync_to_async:
         is_used = held.are_in_use()
         ended = _take_over(held, call)
         if connection in ended:
@@ -68,7 +74,7 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
                 "A call before this one has ended inside of transaction.atomic() on this thread; "
                 "that is rolled back now."
             )
-        if not connection.in_atomic_block:
+        if is_another and not connection.in_atomic_block:
             close_old_connections(is_used=is_used)
             connection.close_if_health_check_failed()
     if call is not None and connection.alias in call.lost_transactions:

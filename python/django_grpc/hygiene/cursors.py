@@ -20,6 +20,8 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_grpc.hygiene.connection_state import has_transaction
+
 
 class Home:
     """A thread, as others see it that have a cursor of one of its connections to close.
@@ -35,7 +37,8 @@ class Home:
         self.is_tended = False
         self.thread = threading.get_ident()
         self.left: deque[_OpenCursor] = deque()
-        self._opened: weakref.WeakSet[_OpenCursor] = weakref.WeakSet()
+        # No WeakSet: other threads take theirs out of it while this one looks through it.
+        self._opened: set[weakref.ref[_OpenCursor]] = set()
 
     def open(self, connection: BaseDatabaseWrapper) -> Any:
         """Open a cursor, which is closed on this thread. Called on the thread itself."""
@@ -47,15 +50,15 @@ class Home:
                 cursor.cursor,
                 weakref.ref(connection),
                 connection.connection,
-                is_bound=connection.in_atomic_block or not connection.autocommit,
+                is_bound=has_transaction(connection),
             )
-            self._opened.add(opened)
+            self._opened.add(weakref.ref(opened, self._opened.discard))
             cursor.close = functools.partial(self._close, opened)
         return cursor
 
     def _close(self, opened: "_OpenCursor") -> None:
         is_here = threading.get_ident() == self.thread
-        self._opened.discard(opened)
+        self._opened.discard(weakref.ref(opened))
         if self.is_tended and (not is_here or _collecting_thread == self.thread):
             self.left.append(opened)
         elif is_here:
@@ -74,16 +77,19 @@ class Home:
 
     def has_open(self, connection: BaseDatabaseWrapper) -> bool:
         """Whether somebody still has a cursor of a connection."""
-        return any(it.connection() is connection for it in list(self._opened))
+        return any(it.connection() is connection for it in self._all_open())
 
     def close_all(self, connection: BaseDatabaseWrapper) -> None:
         """Close what is open of a connection, as nobody uses it: it may go back to a pool.
 
         Called on the thread itself.
         """
-        for opened in [*self._opened, *self.left]:
+        for opened in [*self._all_open(), *self.left]:
             if opened.connection() is connection:
                 opened.close()
+
+    def _all_open(self) -> "list[_OpenCursor]":
+        return [opened for it in list(self._opened) if (opened := it()) is not None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
@@ -104,7 +110,7 @@ class _OpenCursor:
             self.is_bound
             and connection is not None
             and connection.connection is self.its_connection
-            and (connection.in_atomic_block or not connection.autocommit)
+            and has_transaction(connection)
         )
 
     def close(self) -> None:

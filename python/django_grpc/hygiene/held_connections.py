@@ -13,7 +13,16 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from django_grpc.hygiene import cursors
-from django_grpc.hygiene.loop_calls import LoopCall, users
+from django_grpc.hygiene.atomic_blocks import AtomicBlocks
+from django_grpc.hygiene.connection_state import (
+    has_transaction,
+    is_dead,
+    is_manual,
+    is_obsolete,
+    is_suspect,
+    stock_rule,
+)
+from django_grpc.hygiene.loop_calls import LoopCall, Owner, is_of, owner_of, users
 from django_grpc.logs import GuardedLogger
 
 logger = GuardedLogger("django_grpc")
@@ -45,7 +54,7 @@ class HeldConnections:
         self.calls: weakref.WeakSet[LoopCall] = weakref.WeakSet()
         self.last_call: LoopCall | None = None
         #: The calls that used them last outside of a transaction: whose is one that is open now.
-        self.owners: dict[BaseDatabaseWrapper, weakref.ref[LoopCall] | None] = {}
+        self.owners: dict[BaseDatabaseWrapper, Owner] = {}
         #: On such a thread: whether code uses them too that belongs to no call, or goes on once its
         #: call has ended. Nobody tells of its end: what it uses is closed for no age.
         self.has_strangers = False
@@ -69,7 +78,7 @@ class HeldConnections:
         if (call is None or call.has_ended) and not self.is_of_sync_to_async:
             self.has_strangers = True
         if not has_transaction(connection):
-            self.owners[connection] = None if call is None else weakref.ref(call)
+            self.owners[connection] = owner_of(call)
 
     def is_in_hands(self, connection: BaseDatabaseWrapper) -> bool:
         """Whether an open transaction is somebody's that may go on with it.
@@ -79,11 +88,24 @@ class HeldConnections:
         """
         if thread.is_calls or not self.home.is_tended:
             return False
-        owner = self.owners.get(connection)
-        if owner is None:
-            return not _is_dead(connection)
-        call = owner()
-        return call is not None and (call.uses_database or call.goes_on())
+        for owner in self.owners_of(connection):
+            if owner is None:
+                if not is_dead(connection):
+                    return True
+            elif (call := owner()) is not None and (call.uses_database or call.goes_on()):
+                return True
+        return False
+
+    def is_owner(self, connection: BaseDatabaseWrapper, call: LoopCall | None) -> bool:
+        """Whether a call has begun the open transaction, or is inside of it by a block."""
+        return any(is_of(it, call) for it in self.owners_of(connection))
+
+    def owners_of(self, connection: BaseDatabaseWrapper) -> list[Owner]:
+        """Return who has begun the open transaction, or is inside of it by a block of its own."""
+        blocks = connection.atomic_blocks
+        if isinstance(blocks, AtomicBlocks) and blocks.owners:
+            return blocks.owners
+        return [self.owners.get(connection)]
 
     def close(self) -> None:
         """Close them, if the thread looks after them, as it ends.
@@ -176,9 +198,6 @@ def reset_queries() -> None:
         connection.queries_log.clear()
 
 
-_stock_rule = BaseDatabaseWrapper.close_if_unusable_or_obsolete
-
-
 def close_old_connections(*, is_used: bool | None = None) -> None:
     """Do what ``django.db.close_old_connections`` does, and ask those that may have died too.
 
@@ -214,7 +233,7 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
             and connection.autocommit == connection.settings_dict["AUTOCOMMIT"]
             and not connection.in_atomic_block
             and (connection.close_at is None or is_used or time.monotonic() < connection.close_at)
-            and type(connection).close_if_unusable_or_obsolete is _stock_rule
+            and type(connection).close_if_unusable_or_obsolete is stock_rule
         ):
             connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
         else:
@@ -276,9 +295,9 @@ def end_transaction(connection: BaseDatabaseWrapper) -> None:
         "rolled back, and the connection closed.",
         connection.alias,
     )
-    owner = thread.held.owners.get(connection)
-    if owner is not None and (call := owner()) is not None:
-        call.lost_transactions |= {connection.alias}
+    for owner in thread.held.owners_of(connection):
+        if owner is not None and (call := owner()) is not None:
+            call.lost_transactions |= {connection.alias}
     is_closed = connection.closed_in_transaction
     connection.in_atomic_block = connection.closed_in_transaction = False
     # As `connect` does, but `atomic(durable=True)` looks before it connects.
@@ -289,36 +308,3 @@ def end_transaction(connection: BaseDatabaseWrapper) -> None:
     else:
         thread.held.home.close_all(connection)
         connection.close()
-
-
-def is_suspect(connection: BaseDatabaseWrapper) -> bool:
-    """Whether the rule of an open connection has to be asked, whatever its age.
-
-    Always for a backend that has a rule of its own.
-    """
-    return (
-        connection.errors_occurred
-        or is_manual(connection)
-        or type(connection).close_if_unusable_or_obsolete is not _stock_rule
-    )
-
-
-def is_manual(connection: BaseDatabaseWrapper) -> bool:
-    """Whether its transactions are other than the settings say, as by `set_autocommit`."""
-    return bool(connection.autocommit != connection.settings_dict["AUTOCOMMIT"])
-
-
-def has_transaction(connection: BaseDatabaseWrapper) -> bool:
-    """Whether somebody has begun a transaction, as by `atomic` or `set_autocommit`."""
-    return connection.in_atomic_block or is_manual(connection)
-
-
-def _is_dead(connection: BaseDatabaseWrapper) -> bool:
-    """Whether the driver knows that a connection has ended; not each tells."""
-    driver: Any = connection.connection
-    return driver is None or bool(getattr(driver, "closed", False))
-
-
-def is_obsolete(connection: BaseDatabaseWrapper) -> bool:
-    """Whether the age of an open connection ends it."""
-    return connection.close_at is not None and time.monotonic() >= connection.close_at

@@ -28,6 +28,12 @@ class LoopCall:
     #: The loop that it has ended on.
     loop: asyncio.AbstractEventLoop | None = None
 
+    # Its own task, where it has used the database.
+    _own_task: "weakref.ref[asyncio.Task[object]] | None" = None
+
+    # A task that goes on, found when somebody asked.
+    _task: "weakref.ref[asyncio.Task[object]] | None" = None
+
     def use_database(self) -> None:
         """Note that it uses a connection. Called on the thread of the query."""
         if not self.uses_database and not self.has_ended:
@@ -39,32 +45,56 @@ class LoopCall:
             self._forget_use()
 
     def end(self) -> None:
-        """Note that it has ended, and part the context of its own task from it.
-
-        Called on the loop, in that context.
-        """
+        """Note that it has ended. Called on the loop, in its task."""
         with contextlib.suppress(RuntimeError):
             self.loop = asyncio.get_running_loop()
+            if self.uses_database and (task := asyncio.current_task(self.loop)) is not None:
+                self._own_task = weakref.ref(task)
         self.has_ended = True
         self._forget_use()
-        current_call.set(None)
 
     def goes_on(self) -> bool:
-        """Whether it has not ended, or a task that it has started, which may take long to find."""
+        """Whether it has not ended, or a task that it has started.
+
+        To find one takes a look at all tasks of the loop, and again when that one has ended.
+        """
         if not self.has_ended:
             return True
         if self.loop is None:
             return False
+        task = None if self._task is None else self._task()
+        if task is not None and not task.done():
+            return True
         try:
             tasks = asyncio.all_tasks(self.loop)
         except RuntimeError:  # so many come and go meanwhile
             return True
-        return any(it.get(current_call) is self for task in tasks for it in _contexts_of(task))
+        if self._own_task is not None:
+            tasks.discard(self._own_task())
+        for task in tasks:
+            if any(it.get(current_call) is self for it in _contexts_of(task)):
+                self._task = weakref.ref(task)
+                return True
+        return False
 
     def _forget_use(self) -> None:
         self.uses_database = False
         if self.reference is not None:
             users.discard(self.reference)
+
+
+#: Whose something is; None where it belongs to no call.
+Owner = weakref.ref[LoopCall] | None
+
+
+def owner_of(call: LoopCall | None) -> Owner:
+    """Return what says that something is a call's, and does not keep that."""
+    return None if call is None else weakref.ref(call)
+
+
+def is_of(owner: Owner, call: LoopCall | None) -> bool:
+    """Whether something is a call's, or of none."""
+    return owner is None if call is None else owner is not None and owner() is call
 
 
 def _contexts_of(task: "asyncio.Task[object]") -> list[Context]:

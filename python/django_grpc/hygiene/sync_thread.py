@@ -14,12 +14,10 @@ from typing import Any
 
 from asgiref.sync import SyncToAsync, sync_to_async
 
+from django_grpc.hygiene.connection_state import has_transaction, is_obsolete, is_suspect
 from django_grpc.hygiene.held_connections import (
     HeldConnections,
     close_old_connections,
-    has_transaction,
-    is_obsolete,
-    is_suspect,
     orphans,
     thread,
 )
@@ -67,6 +65,8 @@ def _look(held: HeldConnections, *, at_begin: bool) -> None:
 
     Nothing of the connections is changed here: the thread may be in the middle of opening one.
     """
+    if _is_tidying:
+        return None
     if held.is_doubtful() or held.home.left:
         return tidy_soon()
     for connection in held.connections:

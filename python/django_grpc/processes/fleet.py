@@ -240,6 +240,8 @@ class Fleet:
         # that its code can serve.
         self._generation = 1
         self._proved_generation = 0
+        # By how many SIGTTIN and SIGTTOU have changed what is wanted since that SIGHUP.
+        self._changed_by = 0
         self._has_listened = False
         self._is_up = False
         self._is_reloading = False
@@ -313,7 +315,7 @@ class Fleet:
         self.plan = plan
         if self._proved_generation != self._generation:
             self._proved_generation = self._generation
-            self._set_wanted(plan.workers)
+            self._set_wanted(max(1, plan.workers + self._changed_by))
 
     def wants_to_leave(self, worker: int, now: float) -> None:
         """Hear that a worker was told to end by another process than its parent.
@@ -450,6 +452,7 @@ class Fleet:
         self._actions.append(Reloading())
         self._is_reloading = True
         self._generation += 1
+        self._changed_by = 0
         self._starts.forget()
         self._crashes.forget()
         for member in self._members.values():
@@ -466,8 +469,12 @@ class Fleet:
     def _change_by(self, count: int, name: str) -> None:
         if self.is_stopping:
             return
-        self._set_wanted(max(1, self.wanted + count))
-        self._actions.append(Say(f"Received {name}. There will be {self.wanted} worker processes."))
+        before = self.wanted
+        self._set_wanted(max(1, before + count))
+        self._changed_by += self.wanted - before
+        wanted = "1 worker process" if self.wanted == 1 else f"{self.wanted} worker processes"
+        said = f"There will be {wanted}{', as before' if self.wanted == before else ''}."
+        self._actions.append(Say(f"Received {name}. {said}"))
 
     def _set_wanted(self, count: int) -> None:
         if count > self._most_wanted:
@@ -629,7 +636,10 @@ class Fleet:
         is_left = any(it.replaced_for == _RELOAD for it in serving)
         if self._is_reloading and not is_left:
             self._is_reloading = False
-            text = f"All {len(serving)} worker processes have been restarted."
+            count = len(serving)
+            text = f"All {count} worker processes have been restarted."
+            if count == 1:
+                text = "The worker process has been restarted."
             self._actions.append(Say(text))
             self._actions.append(Reloaded(text))
 

@@ -481,6 +481,30 @@ def test_number_can_be_changed():
     assert len(world.serving) == 1
 
 
+def test_number_that_is_changed_amid_a_reload_stays_changed():
+    """The settings of the new code, which the parent learns late, are what is changed."""
+    world = World(plan(workers=2)).up()
+    world.behave = lambda generation: 1.5
+    world.fleet.reload()
+    world.run(0.7)
+    world.fleet.more()
+    world.run(10)
+    assert len(world.serving) == 3
+    world.fleet.reload()  # which takes the settings anew
+    world.run(10)
+    assert len(world.serving) == 2
+    for _ in range(3):
+        world.fleet.fewer()
+    assert [it for it in texts(world.turn()) if "SIGTTOU" in it] == [
+        "Received SIGTTOU. There will be 1 worker process.",
+        "Received SIGTTOU. There will be 1 worker process, as before.",
+        "Received SIGTTOU. There will be 1 worker process, as before.",
+    ]
+    world.fleet.more()
+    world.run(10)
+    assert len(world.serving) == 2
+
+
 def test_more_than_there_is_room_for_is_said():
     world = World(plan(workers=ROOM - fleet.SPARE_ROOM)).up()
     world.fleet.more()
@@ -571,17 +595,23 @@ class Storm(World):
         match action:
             case fleet.Order(Task.DRAIN, key):
                 member = self.member(key)
-                left = len(self.fleet.serving)
+                # Those whose time was out have left in the same turn, perhaps, and count as there.
+                left = len(self.fleet.serving) + sum(
+                    it.state is State.DRAINING and self.is_time_out(it) for it in self.fleet.members
+                )
                 is_allowed = (
                     member.serves_at is None
                     or left >= self.fleet.wanted
-                    or (member.leave_by is not None and self.now >= member.leave_by)
+                    or self.is_time_out(member)
                     or self.fleet.is_stopping
                     or key in self.leavers
                 )
                 assert is_allowed, "one that served was ended by those that do not"
             case fleet.Order(Task.TERMINATE, key):
                 assert self.member(key).serves_at is None
+
+    def is_time_out(self, member: Member) -> bool:
+        return member.leave_by is not None and self.now >= member.leave_by
 
     def happen(self) -> None:
         members = list(self.fleet.members)
@@ -635,7 +665,9 @@ class Storm(World):
             proved = {
                 it.key
                 for it in self.fleet.members
-                if it.key in drained and self.now - (it.serves_at or self.now) >= EARLY
+                if it.key in drained
+                and self.now - (it.serves_at or self.now) >= EARLY
+                and not self.is_time_out(it)
             }
             assert not proved, "a failure ended those that serve"
         generation = self.generation
@@ -652,9 +684,11 @@ class Storm(World):
     def end_storm(self) -> None:
         self.is_calm = True
         self.cannot_start = False
-        for member in self.fleet.members:
+        for member in list(self.fleet.members):
             if member.state is State.STARTING and member.key not in self.hung:
                 self.listens_at.setdefault(member.key, self.now + 1)
+            elif member.state is State.STARTING and self.fleet.plan.worker_start_timeout is None:
+                self.end(member.key)  # it would be waited for for ever
 
 
 @pytest.mark.parametrize("seed", range(150))

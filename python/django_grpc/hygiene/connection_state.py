@@ -1,0 +1,41 @@
+"""What there is to know of a connection before Django's rule is asked whether to close it."""
+
+import time
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+stock_rule = BaseDatabaseWrapper.close_if_unusable_or_obsolete
+
+
+def is_suspect(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the rule of an open connection has to be asked, whatever its age.
+
+    Always for a backend that has a rule of its own.
+    """
+    return (
+        connection.errors_occurred
+        or is_manual(connection)
+        or type(connection).close_if_unusable_or_obsolete is not stock_rule
+    )
+
+
+def is_obsolete(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the age of an open connection ends it."""
+    return connection.close_at is not None and time.monotonic() >= connection.close_at
+
+
+def is_manual(connection: BaseDatabaseWrapper) -> bool:
+    """Whether its transactions are other than the settings say, as by `set_autocommit`."""
+    return bool(connection.autocommit != connection.settings_dict["AUTOCOMMIT"])
+
+
+def has_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Whether somebody has begun a transaction, as by `atomic` or `set_autocommit`."""
+    return connection.in_atomic_block or is_manual(connection)
+
+
+def is_dead(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the driver knows that a connection has ended; not each tells."""
+    driver: Any = connection.connection
+    return driver is None or bool(getattr(driver, "closed", False))
