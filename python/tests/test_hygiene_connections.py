@@ -427,9 +427,11 @@ def test_a_connection_from_before_hygiene_says_who_uses_it():
     def open_unheard():
         name = "django_grpc.hygiene.held_connections"
         connection_created.disconnect(dispatch_uid=name)
+        del connections.create_connection
         try:
             ask()
         finally:
+            connections.create_connection = held_connections.create_connection
             connection_created.connect(held_connections.remember_connections, dispatch_uid=name)
         assert "ensure_connection" not in vars(connections["default"])
         assert held_connections.thread.held.connections
@@ -512,6 +514,22 @@ def test_a_thread_that_ends_leaves_rows_to_whoever_reads_them():
     call.end()
 
 
+def test_the_first_cursor_of_a_thread_is_closed_at_home_too():
+    """On the event loop psycopg waits for ever, where the thread ends and closes the connection."""
+    call = Call()
+
+    def begin():
+        cursor = connection.chunked_cursor()
+        cursor.execute("SELECT 1 UNION SELECT 2")
+        return cursor
+
+    with ThreadPoolExecutor(1) as own:
+        cursor = own.submit(call.using(begin)).result(PATIENCE)
+        cursor.close()
+        assert own.submit(cursor.cursor.fetchone).result(PATIENCE) == (1,)
+    call.end()
+
+
 def test_a_thread_of_a_calls_own_keeps_none_for_others():
     """Of asgiref's ThreadSensitiveContext: whatever other calls use is on other threads."""
     other = Call()
@@ -536,6 +554,7 @@ def test_blocks_of_code_of_no_call_are_not_those_of_a_call_that_is_gone():
     blocks.append("of none")
     assert [blocks.pop(), blocks.pop()] == ["of none", "of a call that is gone"]
     (owner,) = blocks.owners
-    assert owner is not None and owner() is None
+    assert owner is not None
+    assert owner() is None
     blocks.pop()
     assert blocks == blocks.owners == []

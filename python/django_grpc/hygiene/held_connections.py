@@ -151,9 +151,8 @@ class _Thread(threading.local):
         self.held = HeldConnections()
         self.life = _Life()
         weakref.finalize(self.life, self.held.close).atexit = False
-        for alias in connections:  # before the first query, which may be for a cursor that stays
-            with contextlib.suppress(Exception):  # of settings that Django refuses
-                cursors.close_at_home(connections[alias], self.held.home)
+        for connection in connections.all(initialized_only=True):
+            cursors.close_at_home(connection, self.held.home)
         self.refresh()
         for connection in self.held.connections:
             if connection.connection is not None:  # it has opened before anybody listened
@@ -174,6 +173,23 @@ class _Thread(threading.local):
 
 
 thread = _Thread()
+
+
+_create_connection = connections.create_connection
+
+
+def create_connection(alias: str) -> BaseDatabaseWrapper:
+    """Make what Django makes when a thread comes to use a database.
+
+    Its first query may be for rows. Once the connection has opened, the cursor is on its way, and
+    would not be of those that are closed on this thread alone.
+    """
+    connection = _create_connection(alias)
+    cursors.close_at_home(connection, thread.held.home)
+    return connection
+
+
+connections.create_connection = create_connection  # type: ignore[method-assign]
 
 
 def remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
