@@ -91,7 +91,7 @@ class Workers:
 
     def reload(self) -> None:
         self.process.send(signal.SIGHUP)
-        self.process.wait_for("have been restarted")
+        self.process.wait_for("ha(ve|s) been restarted")
 
     def stop(self) -> int:
         self.process.send(signal.SIGTERM)
