@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
-from django.db import connection, connections, transaction
+from django.db import DatabaseError, connection, connections, transaction
 from django.db.backends.signals import connection_created
 from django.db.backends.sqlite3.base import DatabaseWrapper
 from harness import leave_half_read
@@ -167,6 +167,38 @@ def test_what_a_call_leaves_is_in_no_later_ones_way(shared_thread):
     other.end()
 
 
+@pytest.mark.parametrize("shared_thread", ["own"], indirect=True)
+def test_a_call_is_told_that_its_block_is_inside_of_one_that_was_left(shared_thread):
+    """As that of `bulk_create`, which makes no savepoint, and so asks nothing before it begins."""
+    one, other = Call(), Call()
+    shared_thread(one.using(lambda: transaction.atomic().__enter__()))
+    one.end()
+
+    def save():
+        with transaction.atomic(savepoint=False):
+            ask()
+
+    with pytest.raises(transaction.TransactionManagementError, match="A call before this one"):
+        shared_thread(other.using(save))
+    shared_thread(other.using(save))
+    assert not shared_thread(is_in_transaction)
+    other.end()
+
+
+def test_a_transaction_by_hand_outlasts_a_block_that_another_call_leaves_in_it(shared_thread):
+    one, other = Call(), Call()
+    shared_thread(one.using(begin_by_hand))
+    shared_thread(other.using(lambda: transaction.atomic().__enter__()))
+    other.end()
+    shared_thread(lambda: None)
+    assert shared_thread(one.using(is_in_transaction))
+    one.end()
+    last = Call()
+    ask_again(shared_thread, last)
+    assert not shared_thread(last.using(is_in_transaction))
+    last.end()
+
+
 def test_connections_that_are_gone_are_not_kept(shared_thread):
     gone = []
 
@@ -292,16 +324,36 @@ def test_a_transaction_of_a_task_that_outlives_its_call(shared_thread, begin, mo
     asyncio.run(serve())
 
 
-def test_what_outlives_its_call_unseen_is_told_that_its_transaction_is_lost(shared_thread):
+@pytest.mark.parametrize("begin", BEGINNINGS)
+def test_what_outlives_its_call_unseen_is_told_that_its_transaction_is_lost(shared_thread, begin):
     """As what goes on in another event loop. Else the second half of it would be kept alone."""
     call, other = Call(), Call()
-    shared_thread(call.using(lambda: transaction.atomic().__enter__()))
+    shared_thread(call.using(begin))
     going_on = call.using(ask)
     call.end()
     ask_again(shared_thread, other)
     with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
         shared_thread(going_on)
     shared_thread(going_on)
+    other.end()
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_the_end_of_a_block_that_was_rolled_back_is_told(shared_thread, is_beside):
+    """Else all would seem to be well, or the block of another call be ended in its place."""
+    call, other = Call(), Call()
+    block, others = transaction.atomic(), transaction.atomic()
+    shared_thread(call.using(block.__enter__))
+    end = call.using(lambda: block.__exit__(None, None, None))
+    call.end()
+    ask_again(shared_thread, other)
+    if is_beside:
+        shared_thread(other.using(others.__enter__))
+    with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
+        shared_thread(end)
+    assert shared_thread(other.using(lambda: connection.in_atomic_block)) is is_beside
+    if is_beside:
+        shared_thread(other.using(lambda: others.__exit__(None, None, None)))
     other.end()
 
 
@@ -400,6 +452,26 @@ def test_a_transaction_that_has_lost_its_connection_ends_with_its_call():
         hygiene.CALL_HYGIENE.leave()
         ask()
         return is_in_transaction()
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(work).result(PATIENCE) is False
+
+
+def test_a_connection_that_fails_as_it_opens_is_closed_with_its_call(monkeypatch):
+    """Nobody is told that it has opened, as where a receiver of the project's fails amid that."""
+
+    def fail(self):
+        raise DatabaseError
+
+    def work():
+        hygiene.CALL_HYGIENE.enter()
+        with monkeypatch.context() as patch:
+            patch.setattr(DatabaseWrapper, "init_connection_state", fail)
+            with pytest.raises(DatabaseError):
+                ask()
+        assert is_open()
+        hygiene.CALL_HYGIENE.leave()
+        return is_open()
 
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(work).result(PATIENCE) is False
@@ -546,7 +618,7 @@ def test_a_thread_of_a_calls_own_keeps_none_for_others():
 
 
 def test_blocks_of_code_of_no_call_are_not_those_of_a_call_that_is_gone():
-    blocks = AtomicBlocks(["from before"])
+    blocks = AtomicBlocks("default", ["from before"])
     call = Call()
     call.run(blocks.append, "of a call that is gone")
     del call

@@ -13,14 +13,16 @@ class AtomicBlocks(list[Any]):
     Django does not mind, but takes the last one off its list whichever ends.
 
     Args:
+        alias: Of the connection.
         blocks: Those that are open already, which are taken for those of no call.
 
     Attributes:
         owners: Who has begun those that are open.
     """
 
-    def __init__(self, blocks: Collection[Any] = ()) -> None:
+    def __init__(self, alias: str, blocks: Collection[Any] = ()) -> None:
         super().__init__(blocks)
+        self._alias = alias
         self.owners: list[Owner] = [None] * len(blocks)
 
     def append(self, block: Any, /) -> None:
@@ -29,12 +31,18 @@ class AtomicBlocks(list[Any]):
         self.owners.append(owner_of(current_call.get()))
 
     def pop(self, index: SupportsIndex = -1, /) -> Any:
-        """Note that the last one ends of the call that this runs for."""
+        """Note that the last one ends of the call that this runs for.
+
+        Raises:
+            TransactionManagementError: It was rolled back, and what is open is others'.
+        """
         call = current_call.get()
         for place in reversed(range(len(self.owners))):
             if is_of(self.owners[place], call):
                 del self.owners[place]
                 break
         else:
+            if call is not None:
+                call.tell_of_loss(self._alias)
             del self.owners[-1:]
         return super().pop(index)

@@ -14,7 +14,6 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
 from django_grpc.hygiene.atomic_blocks import AtomicBlocks
-from django_grpc.hygiene.connection_state import has_transaction
 from django_grpc.hygiene.held_connections import (
     HeldConnections,
     close_old_connections,
@@ -34,8 +33,13 @@ def watch(connection: BaseDatabaseWrapper) -> None:
         connection.ensure_connection = functools.partial(  # type: ignore[method-assign]
             _ensure_connection, weakref.ref(connection)
         )
+        connection.commit = functools.partial(  # type: ignore[method-assign]
+            _commit, weakref.ref(connection)
+        )
     if not isinstance(connection.atomic_blocks, AtomicBlocks):
-        connection.atomic_blocks = AtomicBlocks(connection.atomic_blocks)
+        connection.atomic_blocks = AtomicBlocks(connection.alias, connection.atomic_blocks)
+    if connection.connection is None:  # Django has just made it, and nobody uses it yet
+        return
     held, call = thread.held, note_use()
     if call is not None and not held.is_of_sync_to_async:
         _take_over(held, call)
@@ -64,12 +68,15 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
         return
     held, call = thread.held, note_use()
     is_another = call is not held.last_call
-    is_inside = has_transaction(connection) and not held.is_owner(connection, call)
-    if (is_another or (is_inside and held.home.is_tended)) and not held.is_of_sync_to_async:
+    if not held.is_of_sync_to_async and (
+        is_another or (held.home.is_tended and held.has_others_inside(connection, call))
+    ):
         is_used = held.are_in_use()
         ended = _take_over(held, call)
         if connection in ended:
             # It may be `atomic` that asks, and believes by now that it is inside of another one.
+            if call is not None:
+                call.lost_transactions -= {connection.alias}
             raise TransactionManagementError(
                 "A call before this one has ended inside of transaction.atomic() on this thread; "
                 "that is rolled back now."
@@ -77,14 +84,20 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
         if is_another and not connection.in_atomic_block:
             close_old_connections(is_used=is_used)
             connection.close_if_health_check_failed()
-    if call is not None and connection.alias in call.lost_transactions:
-        call.lost_transactions -= {connection.alias}
-        raise TransactionManagementError(
-            "The transaction has been rolled back: the call that has begun it has ended, and what "
-            "goes on of it is no task of its event loop."
-        )
+    if call is not None:
+        call.tell_of_loss(connection.alias)
     held.note_owner(connection, call)
     type(connection).ensure_connection(connection)
+
+
+def _commit(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
+    """Do what `BaseDatabaseWrapper` does, unless what is to be committed is there no more."""
+    connection = reference()
+    if connection is None:
+        return
+    if (call := current_call.get()) is not None:
+        call.tell_of_loss(connection.alias)
+    type(connection).commit(connection)
 
 
 def _take_over(held: HeldConnections, call: LoopCall | None) -> list[BaseDatabaseWrapper]:
@@ -101,7 +114,7 @@ def _take_over(held: HeldConnections, call: LoopCall | None) -> list[BaseDatabas
         # From now on the thread looks after its connections, as calls come to use them.
         held.home.is_tended = True
         held.calls.add(call)
-    left = [it for it in held.connections if it.in_atomic_block and not held.is_in_hands(it)]
+    left = [it for it in held.connections if held.is_left_to(it, call)]
     for connection in left:
         end_transaction(connection)
     return left

@@ -88,24 +88,37 @@ class HeldConnections:
         """
         if thread.is_calls or not self.home.is_tended:
             return False
-        for owner in self.owners_of(connection):
-            if owner is None:
-                if not is_dead(connection):
-                    return True
-            elif (call := owner()) is not None and (call.uses_database or call.goes_on()):
-                return True
-        return False
+        return any(_goes_on(it, connection) for it in self._owners_of(connection))
 
-    def is_owner(self, connection: BaseDatabaseWrapper, call: LoopCall | None) -> bool:
-        """Whether a call has begun the open transaction, or is inside of it by a block."""
-        return any(is_of(it, call) for it in self.owners_of(connection))
+    def has_others_inside(self, connection: BaseDatabaseWrapper, call: LoopCall | None) -> bool:
+        """Whether a transaction is open that somebody else has begun, or is inside of too."""
+        return has_transaction(connection) and not all(
+            is_of(it, call) for it in self._owners_of(connection)
+        )
 
-    def owners_of(self, connection: BaseDatabaseWrapper) -> list[Owner]:
+    def is_left_to(self, connection: BaseDatabaseWrapper, call: LoopCall | None) -> bool:
+        """Whether a call is inside of a block that others have begun who are gone.
+
+        They come never to its end, nor does what is inside of it.
+        """
+        others = [it for it in self._owners_of(connection) if not is_of(it, call)]
+        return connection.in_atomic_block and not (
+            self.home.is_tended and (not others or any(_goes_on(it, connection) for it in others))
+        )
+
+    def note_loss(self, connection: BaseDatabaseWrapper) -> None:
+        """Have those told, at their next query, whose transaction is rolled back now."""
+        for owner in self._owners_of(connection):
+            if owner is not None and (call := owner()) is not None:
+                call.lost_transactions |= {connection.alias}
+
+    def _owners_of(self, connection: BaseDatabaseWrapper) -> list[Owner]:
         """Return who has begun the open transaction, or is inside of it by a block of its own."""
         blocks = connection.atomic_blocks
-        if isinstance(blocks, AtomicBlocks) and blocks.owners:
-            return blocks.owners
-        return [self.owners.get(connection)]
+        owners = [*blocks.owners] if isinstance(blocks, AtomicBlocks) else []
+        if not owners or not connection.commit_on_exit:  # or set_autocommit was before
+            owners.append(self.owners.get(connection))
+        return owners
 
     def close(self) -> None:
         """Close them, if the thread looks after them, as it ends.
@@ -125,6 +138,13 @@ class HeldConnections:
             else:
                 with contextlib.suppress(Exception):  # it may have died
                     connection.close()
+
+
+def _goes_on(owner: Owner, connection: BaseDatabaseWrapper) -> bool:
+    if owner is None:
+        return not is_dead(connection)
+    call = owner()
+    return call is not None and (call.uses_database or call.goes_on())
 
 
 class _Life:
@@ -185,7 +205,9 @@ def create_connection(alias: str) -> BaseDatabaseWrapper:
     would not be of those that are closed on this thread alone.
     """
     connection = _create_connection(alias)
-    cursors.close_at_home(connection, thread.held.home)
+    held = thread.held
+    held.connections = (*held.connections, connection)  # whatever becomes of its `connect`
+    _watch(connection)
     return connection
 
 
@@ -195,6 +217,10 @@ connections.create_connection = create_connection  # type: ignore[method-assign]
 def remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
     """Take a connection that has opened among those of this thread."""
     thread.refresh()
+    _watch(connection)
+
+
+def _watch(connection: BaseDatabaseWrapper) -> None:
     cursors.close_at_home(connection, thread.held.home)
     for watch in watchers:
         watch(connection)
@@ -293,6 +319,8 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
     age_ends_at = connection.close_at
     if is_used:
         connection.close_at = None  # for Django's rule, which asks for both
+    if is_manual(connection):
+        held.note_loss(connection)
     if is_manual(connection) or is_obsolete(connection):
         held.home.close_all(connection)
     connection.close_if_unusable_or_obsolete()
@@ -311,9 +339,7 @@ def end_transaction(connection: BaseDatabaseWrapper) -> None:
         "rolled back, and the connection closed.",
         connection.alias,
     )
-    for owner in thread.held.owners_of(connection):
-        if owner is not None and (call := owner()) is not None:
-            call.lost_transactions |= {connection.alias}
+    thread.held.note_loss(connection)
     is_closed = connection.closed_in_transaction
     connection.in_atomic_block = connection.closed_in_transaction = False
     # As `connect` does, but `atomic(durable=True)` looks before it connects.

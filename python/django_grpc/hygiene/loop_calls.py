@@ -11,6 +11,8 @@ import gc
 import weakref
 from contextvars import Context, ContextVar
 
+from django.db.transaction import TransactionManagementError
+
 
 class LoopCall:
     """A call that runs on a loop."""
@@ -76,6 +78,15 @@ class LoopCall:
                 self._task = weakref.ref(task)
                 return True
         return False
+
+    def tell_of_loss(self, alias: str) -> None:
+        """Raise, once, if a transaction of it was rolled back on this database."""
+        if alias in self.lost_transactions:
+            self.lost_transactions -= {alias}
+            raise TransactionManagementError(
+                "The transaction has been rolled back: the call that has begun it has ended, and "
+                "what goes on of it is no task of its event loop."
+            )
 
     def _forget_use(self) -> None:
         self.uses_database = False
