@@ -338,17 +338,22 @@ def test_what_outlives_its_call_unseen_is_told_that_its_transaction_is_lost(shar
     other.end()
 
 
+@pytest.mark.parametrize("asks", [True, False])
 @pytest.mark.parametrize("is_beside", [True, False])
-def test_the_end_of_a_block_that_was_rolled_back_is_told(shared_thread, is_beside):
+def test_the_end_of_a_block_that_was_rolled_back_is_told(shared_thread, is_beside, asks):
     """Else all would seem to be well, or the block of another call be ended in its place."""
     call, other = Call(), Call()
     block, others = transaction.atomic(), transaction.atomic()
     shared_thread(call.using(block.__enter__))
+    going_on = call.using(ask)
     end = call.using(lambda: block.__exit__(None, None, None))
     call.end()
     ask_again(shared_thread, other)
     if is_beside:
         shared_thread(other.using(others.__enter__))
+    if asks:
+        with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
+            shared_thread(going_on)
     with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
         shared_thread(end)
     assert shared_thread(other.using(lambda: connection.in_atomic_block)) is is_beside

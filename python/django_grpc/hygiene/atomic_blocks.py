@@ -42,7 +42,7 @@ class AtomicBlocks(list[Any]):
                 del self.owners[place]
                 break
         else:
-            if call is not None:
+            if call is not None and call.leaves_lost_block(self._alias):
                 call.tell_of_loss(self._alias)
             del self.owners[-1:]
         return super().pop(index)

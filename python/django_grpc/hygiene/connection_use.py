@@ -36,6 +36,9 @@ def watch(connection: BaseDatabaseWrapper) -> None:
         connection.commit = functools.partial(  # type: ignore[method-assign]
             _commit, weakref.ref(connection)
         )
+        connection.rollback = functools.partial(  # type: ignore[method-assign]
+            _rollback, weakref.ref(connection)
+        )
     if not isinstance(connection.atomic_blocks, AtomicBlocks):
         connection.atomic_blocks = AtomicBlocks(connection.alias, connection.atomic_blocks)
     if connection.connection is None:  # Django has just made it, and nobody uses it yet
@@ -96,8 +99,21 @@ def _commit(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
     if connection is None:
         return
     if (call := current_call.get()) is not None:
+        call.leaves_lost_block(connection.alias)
         call.tell_of_loss(connection.alias)
     type(connection).commit(connection)
+
+
+def _rollback(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
+    """Do what `BaseDatabaseWrapper` does, unless that was done, and what is open is others'."""
+    connection = reference()
+    if connection is None:
+        return
+    call = current_call.get()
+    if call is not None and call.leaves_lost_block(connection.alias):
+        call.lost_transactions -= {connection.alias}
+        return
+    type(connection).rollback(connection)
 
 
 def _take_over(held: HeldConnections, call: LoopCall | None) -> list[BaseDatabaseWrapper]:

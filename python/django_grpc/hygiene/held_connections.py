@@ -111,6 +111,10 @@ class HeldConnections:
         for owner in self._owners_of(connection):
             if owner is not None and (call := owner()) is not None:
                 call.lost_transactions |= {connection.alias}
+        blocks = connection.atomic_blocks
+        for owner in blocks.owners if isinstance(blocks, AtomicBlocks) else ():
+            if owner is not None and (call := owner()) is not None:
+                call.lost_blocks += (connection.alias,)
 
     def _owners_of(self, connection: BaseDatabaseWrapper) -> list[Owner]:
         """Return who has begun the open transaction, or is inside of it by a block of its own."""

@@ -13,6 +13,11 @@ from contextvars import Context, ContextVar
 
 from django.db.transaction import TransactionManagementError
 
+_LOST = (
+    "The transaction has been rolled back: the call that has begun it has ended, and what goes on "
+    "of it is no task of its event loop."
+)
+
 
 class LoopCall:
     """A call that runs on a loop."""
@@ -26,6 +31,9 @@ class LoopCall:
 
     #: The databases on which a transaction of it was rolled back as it had ended, until it is told.
     lost_transactions: frozenset[str] = frozenset()
+
+    #: The databases of its blocks that were ended by that, one for each, until it leaves them.
+    lost_blocks: tuple[str, ...] = ()
 
     #: The loop that it has ended on.
     loop: asyncio.AbstractEventLoop | None = None
@@ -83,10 +91,17 @@ class LoopCall:
         """Raise, once, if a transaction of it was rolled back on this database."""
         if alias in self.lost_transactions:
             self.lost_transactions -= {alias}
-            raise TransactionManagementError(
-                "The transaction has been rolled back: the call that has begun it has ended, and "
-                "what goes on of it is no task of its event loop."
-            )
+            raise TransactionManagementError(_LOST)
+
+    def leaves_lost_block(self, alias: str) -> bool:
+        """Note that it leaves a block on this database, and return whether that was lost."""
+        if alias not in self.lost_blocks:
+            return False
+        left = list(self.lost_blocks)
+        left.remove(alias)
+        self.lost_blocks = tuple(left)
+        self.lost_transactions |= {alias}
+        return True
 
     def _forget_use(self) -> None:
         self.uses_database = False
