@@ -208,12 +208,19 @@ def test_connections_that_are_gone_are_not_kept(shared_thread):
         del connections["default"]
         ask()
 
+    def exchange_unused():
+        gone.append(weakref.ref(connections["default"]))
+        del connections["default"]
+
     call = Call()
     shared_thread(call.using(ask))
     for _ in range(3):
         shared_thread(call.using(exchange))
+    for _ in range(3):
+        shared_thread(call.using(exchange_unused))
+    shared_thread(call.using(lambda: connections["default"]))
     gc.collect()
-    assert [it() for it in gone] == [None] * 3
+    assert [it() for it in gone] == [None] * 6
     call.end()
 
 

@@ -29,16 +29,9 @@ def watch(connection: BaseDatabaseWrapper) -> None:
     """Have a connection say who uses it, unless it is on a thread that calls run on."""
     if thread.is_calls or not isinstance(connection, BaseDatabaseWrapper):  # but a proxy
         return
-    if "ensure_connection" not in vars(connection):
-        connection.ensure_connection = functools.partial(  # type: ignore[method-assign]
-            _ensure_connection, weakref.ref(connection)
-        )
-        connection.commit = functools.partial(  # type: ignore[method-assign]
-            _commit, weakref.ref(connection)
-        )
-        connection.rollback = functools.partial(  # type: ignore[method-assign]
-            _rollback, weakref.ref(connection)
-        )
+    for name, hook in _HOOKS.items():
+        if name not in vars(connection):  # else somebody has put a hook of their own there
+            setattr(connection, name, functools.partial(hook, weakref.ref(connection)))
     if not isinstance(connection.atomic_blocks, AtomicBlocks):
         connection.atomic_blocks = AtomicBlocks(connection.alias, connection.atomic_blocks)
     if connection.connection is None:  # Django has just made it, and nobody uses it yet
@@ -135,6 +128,8 @@ def _take_over(held: HeldConnections, call: LoopCall | None) -> list[BaseDatabas
         end_transaction(connection)
     return left
 
+
+_HOOKS = {"ensure_connection": _ensure_connection, "commit": _commit, "rollback": _rollback}
 
 watchers.append(watch)
 for _opened in thread.held.connections:

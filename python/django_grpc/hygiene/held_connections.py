@@ -61,6 +61,11 @@ class HeldConnections:
         #: For cursors of the connections that other threads come to close.
         self.home = cursors.Home()
 
+    def hold(self, *held: BaseDatabaseWrapper) -> None:
+        """Hold these connections and no others. Nothing of what is gone is kept."""
+        self.connections = held
+        self.owners = {it: self.owners[it] for it in held if it in self.owners}
+
     def is_doubtful(self) -> bool:
         """Whether another connection has died since these were looked at."""
         return self.deaths != _deaths
@@ -187,13 +192,13 @@ class _Thread(threading.local):
         held = self.held
         # A connection that is shared between threads (inc_thread_sharing, which only tests call)
         # is its owner's to close: it carries the transaction of the test.
-        held.connections = tuple(
-            connection
-            for connection in connections.all(initialized_only=True)
-            if not connection.allow_thread_sharing
+        held.hold(
+            *(
+                connection
+                for connection in connections.all(initialized_only=True)
+                if not connection.allow_thread_sharing
+            )
         )
-        # What is gone from there is not kept here.
-        held.owners = {it: held.owners[it] for it in held.connections if it in held.owners}
 
 
 thread = _Thread()
@@ -210,7 +215,8 @@ def create_connection(alias: str) -> BaseDatabaseWrapper:
     """
     connection = _create_connection(alias)
     held = thread.held
-    held.connections = (*held.connections, connection)  # whatever becomes of its `connect`
+    others = (it for it in held.connections if it.alias != alias)
+    held.hold(*others, connection)  # whatever becomes of its `connect`
     _watch(connection)
     return connection
 
