@@ -96,6 +96,13 @@ def is_in_transaction():
     return connection.in_atomic_block or not connection.get_autocommit()
 
 
+def check_that_nothing_is_open(shared_thread):
+    call = Call()
+    ask_again(shared_thread, call)
+    assert not shared_thread(call.using(is_in_transaction))
+    call.end()
+
+
 def begin_by_hand():
     transaction.set_autocommit(False)
     ask()
@@ -123,10 +130,7 @@ def test_a_transaction_is_left_to_the_call_that_has_begun_it(shared_thread, begi
     shared_thread(lambda: None)
     assert shared_thread(one.using(is_in_transaction))
     one.end()
-    last = Call()
-    ask_again(shared_thread, last)
-    assert not shared_thread(last.using(is_in_transaction))
-    last.end()
+    check_that_nothing_is_open(shared_thread)
 
 
 @pytest.mark.parametrize("leaves", ["its own", "nothing"])
@@ -193,10 +197,7 @@ def test_a_transaction_by_hand_outlasts_a_block_that_another_call_leaves_in_it(s
     shared_thread(lambda: None)
     assert shared_thread(one.using(is_in_transaction))
     one.end()
-    last = Call()
-    ask_again(shared_thread, last)
-    assert not shared_thread(last.using(is_in_transaction))
-    last.end()
+    check_that_nothing_is_open(shared_thread)
 
 
 def test_connections_that_are_gone_are_not_kept(shared_thread):
@@ -323,10 +324,7 @@ def test_a_transaction_of_a_task_that_outlives_its_call(shared_thread, begin, mo
             shared_thread(lambda: None)
         released.set()
         await task
-        last = Call()
-        ask_again(shared_thread, last)
-        assert not shared_thread(last.using(is_in_transaction))
-        last.end()
+        check_that_nothing_is_open(shared_thread)
 
     asyncio.run(serve())
 

@@ -3,7 +3,9 @@
 from collections.abc import Collection
 from typing import Any, SupportsIndex
 
-from django_grpc.hygiene.loop_calls import Owner, current_call, is_of, owner_of
+from django.db.transaction import TransactionManagementError
+
+from django_grpc.hygiene.loop_calls import LOST, Owner, current_call, is_of, owner_of
 
 
 class AtomicBlocks(list[Any]):
@@ -43,6 +45,6 @@ class AtomicBlocks(list[Any]):
                 break
         else:
             if call is not None and call.leaves_lost_block(self._alias):
-                call.tell_of_loss(self._alias)
+                raise TransactionManagementError(LOST)
             del self.owners[-1:]
         return super().pop(index)

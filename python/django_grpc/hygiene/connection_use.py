@@ -21,7 +21,7 @@ from django_grpc.hygiene.held_connections import (
     thread,
     watchers,
 )
-from django_grpc.hygiene.loop_calls import LoopCall, current_call
+from django_grpc.hygiene.loop_calls import LOST, LoopCall, current_call
 from django_grpc.hygiene.sync_thread import tidy_soon
 
 
@@ -92,7 +92,8 @@ def _commit(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
     if connection is None:
         return
     if (call := current_call.get()) is not None:
-        call.leaves_lost_block(connection.alias)
+        if call.leaves_lost_block(connection.alias):
+            raise TransactionManagementError(LOST)
         call.tell_of_loss(connection.alias)
     type(connection).commit(connection)
 
@@ -104,7 +105,6 @@ def _rollback(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
         return
     call = current_call.get()
     if call is not None and call.leaves_lost_block(connection.alias):
-        call.lost_transactions -= {connection.alias}
         return
     type(connection).rollback(connection)
 

@@ -13,7 +13,7 @@ from contextvars import Context, ContextVar
 
 from django.db.transaction import TransactionManagementError
 
-_LOST = (
+LOST = (
     "The transaction has been rolled back: the call that has begun it has ended, and what goes on "
     "of it is no task of its event loop."
 )
@@ -91,7 +91,7 @@ class LoopCall:
         """Raise, once, if a transaction of it was rolled back on this database."""
         if alias in self.lost_transactions:
             self.lost_transactions -= {alias}
-            raise TransactionManagementError(_LOST)
+            raise TransactionManagementError(LOST)
 
     def leaves_lost_block(self, alias: str) -> bool:
         """Note that it leaves a block on this database, and return whether that was lost."""
@@ -100,7 +100,7 @@ class LoopCall:
         left = list(self.lost_blocks)
         left.remove(alias)
         self.lost_blocks = tuple(left)
-        self.lost_transactions |= {alias}
+        self.lost_transactions -= {alias}  # the end of its block tells of it
         return True
 
     def _forget_use(self) -> None:
