@@ -7,7 +7,7 @@ internal import PythonInterop
 /// Runs a servicer's method for one call, on the thread that it is called on, with grpcio's
 /// semantics of exceptions, `abort` and statuses. The GIL is held.
 struct CallRunner {
-  let context: ServicerContext
+  let context: SyncServicerContext
   /// The Python object of `context`.
   let object: PythonPointer
 

@@ -6,7 +6,7 @@ internal import PythonInterop
 final class EngineTypes: Sendable {
   let server: HeapType<PythonServer>
   let credentials: HeapType<CredentialsBox>
-  let servicerContext: HeapType<ServicerContext>
+  let servicerContext: HeapType<SyncServicerContext>
   let requestIterator: HeapType<RequestIterator>
   let responseSender: HeapType<ResponseSender>
   let rowEncoder: HeapType<RowEncoder>
@@ -20,7 +20,7 @@ final class EngineTypes: Sendable {
 
   private init?() {
     guard let server = PythonServer.makeType(), let credentials = CredentialsBox.makeType(),
-      let servicerContext = ServicerContextType.make(),
+      let servicerContext = SyncServicerContextType.make(),
       let requestIterator = RequestIterator.makeType(),
       let responseSender = ResponseSender.makeType(), let rowEncoder = RowEncoder.makeType(),
       let rowIterator = RowIterator.makeType(),

@@ -298,7 +298,7 @@ final class PythonServer {
       self.busyTime.add(Int((NIODeadline.now() - begun).nanoseconds))
       self.watchdog.ended(job.call, wasReported: worker.isReported)
     }
-    let context = ServicerContext(
+    let context = SyncServicerContext(
       call: job.call,
       method: job.handler.method.value,
       server: self,
@@ -335,7 +335,7 @@ final class PythonServer {
 
   /// Hands a call to the pool that its behaviour asks for.
   private func submit(
-    _ context: ServicerContext,
+    _ context: SyncServicerContext,
     _ object: PythonPointer,
     _ runCall: PythonPointer,
     to pool: PythonPointer
@@ -349,7 +349,7 @@ final class PythonServer {
   }
 
   /// Ends a call that could not even be begun.
-  private func fail(_ context: ServicerContext) {
+  private func fail(_ context: SyncServicerContext) {
     if let error = PythonError.fetch() { self.bindings.log("Cannot run a call", error) }
     context.call.finish(Status(code: .internalError, details: "Cannot run the call"), isLast: true)
   }

@@ -5,7 +5,7 @@ internal import GRPCEngineWire
 internal import NIOCore
 internal import PythonInterop
 
-/// The native side of a `grpc.ServicerContext`: one call, as Python sees it.
+/// One call, as Python sees it: what the contexts of both kinds have.
 ///
 /// Everything is touched with the GIL held. What only Python asks for (metadata, peer) stays in
 /// Swift until it does.
@@ -15,25 +15,20 @@ class ServicerContext {
   let bindings: Bindings
   /// What runs; found before the behaviour is called.
   var method: BoundMethod?
-  /// The worker that runs the call; `nil` on threads that are not the engine's.
-  let worker: WorkerThread?
 
   // What the servicer has set, kept as it gave it.
   var code: PythonHandle?
   var details: PythonHandle?
   var trailingMetadata: PythonHandle?
   var wireTrailingMetadata: Metadata?
-  var isAborted = false
   var mayCompressNext = true
   private var invocationMetadataCache: PythonHandle?
-  private var parker: Parker?
 
-  init(call: Call, method: BoundMethod?, server: PythonServer, worker: WorkerThread?) {
+  init(call: Call, method: BoundMethod?, server: PythonServer) {
     self.call = call
     self.method = method
     self.server = server
     self.bindings = server.bindings
-    self.worker = worker
   }
 
   /// Where grpcio's two servers differ, whether this is as grpc.aio's.
@@ -76,90 +71,6 @@ class ServicerContext {
 
   // MARK: Messages
 
-  enum Request: ~Copyable {
-    case message(PythonReference)
-    case end
-    /// The call has ended, or ends now with a status of its own.
-    case terminated(Call.Termination?)
-    /// The deserialiser raised, or the message was corrupt; the call has been ended.
-    case invalid
-  }
-
-  /// Takes the next request, waiting for it without the GIL.
-  func nextRequest() -> Request {
-    self.server.endIfLost()
-    while true {
-      let next: Call.NextMessage
-      do throws(MessageCodecError) {
-        next = try self.call.nextMessage()
-      } catch {
-        self.call.finish(error.status)
-        return .invalid
-      }
-      switch next {
-      case .message(let payload):
-        guard
-          let bytes = PythonReference(
-            owning: payload.withUnsafeReadableBytes { PythonBytes.make($0) }
-          )
-        else { return self.refuseRequest() }
-        guard let deserializer = self.method?.requestDeserializer else { return .message(bytes) }
-        guard
-          let request = PythonReference(
-            owning: py_call1(deserializer.pointer, bytes.pointer)
-          ), !Python.isNone(request.pointer)
-        else { return self.refuseRequest() }
-        return .message(request)
-      case .end:
-        return .end
-      case .terminated(let termination):
-        return .terminated(termination)
-      case .pending:
-        self.wait { self.call.whenReadable($0) }
-      }
-    }
-  }
-
-  private func refuseRequest() -> Request {
-    let message = "Exception deserializing request!"
-    if let error = PythonError.fetch() { self.bindings.log(message, error) }
-    self.call.finish(Status(code: .internalError, details: message))
-    return .invalid
-  }
-
-  /// A response as bytes; `nil`, with the call ended, when that fails.
-  func serialize(_ response: PythonPointer) -> PythonReference? {
-    if let message = EngineTypes.current?.serializedMessage.checkedPayload(response) {
-      return PythonReference(retaining: message.bytes.pointer)
-    }
-    var bytes: PythonReference?
-    if let serializer = self.method?.responseSerializer {
-      bytes = PythonReference(owning: py_call1(serializer.pointer, response))
-    } else {
-      bytes = PythonReference(retaining: response)
-    }
-    guard let serialized = bytes.take(), py_is_bytes(serialized.pointer) != 0 else {
-      let message = "Failed to serialize response!"
-      // First, as whatever is asked of Python would lose it.
-      let error = PythonError.fetch()
-      // The serializer is not the project's: what it raises leads to no line of theirs.
-      let type = Python.typeName(response)
-      let hint =
-        type == "coroutine"
-        ? " An ordinary interceptor that calls methods itself can't serve async ones." : ""
-      let line =
-        "\(message) Servicer method [\(self.call.head.path)] gave an object of type '\(type)'.\(hint)"
-      if let error {
-        self.bindings.log(line, error)
-      } else {
-        self.bindings.log("\(line) The serializer gave no bytes.")
-      }
-      self.finish(Status(code: .internalError, details: message))
-      return nil
-    }
-    return serialized
-  }
-
   /// Whether a message is small enough to be sent; ends the call when it is not.
   func isSendable(_ message: UnsafeRawBufferPointer) -> Bool {
     // Without a limit there is still that of the prefix, which has 32 bits.
@@ -178,64 +89,6 @@ class ServicerContext {
   func takeMayCompress() -> Bool {
     defer { self.mayCompressNext = true }
     return self.mayCompressNext
-  }
-
-  /// Sends one response of a stream; waits, without the GIL, for a peer that lags.
-  ///
-  /// - Returns: whether the call goes on.
-  func send(_ response: PythonPointer, mayWait: Bool) -> Bool {
-    self.server.endIfLost()
-    guard let bytes = self.serialize(response),
-      let message = PythonBytes.contents(bytes.pointer), self.isSendable(message)
-    else { return false }
-    let result: Call.SendResult
-    do throws(MessageCodecError) {
-      result = try self.call.send(message, mayCompress: self.takeMayCompress())
-    } catch {
-      self.call.finish(error.status)
-      return false
-    }
-    switch result {
-    case .accepted: return true
-    case .terminated: return false
-    case .full:
-      if mayWait { self.wait { self.call.whenWritable($0) } }
-      return self.call.isActive
-    }
-  }
-
-  /// Sends the only response and the status.
-  func respond(_ response: PythonPointer) {
-    self.server.endIfLost()
-    guard let bytes = self.serialize(response),
-      let message = PythonBytes.contents(bytes.pointer), self.isSendable(message)
-    else { return }
-    do throws(MessageCodecError) {
-      try self.call.respond(
-        message,
-        mayCompress: self.takeMayCompress(),
-        status: self.status(.ok),
-        metadata: self.wireTrailingMetadata
-      )
-    } catch {
-      self.call.finish(error.status, isLast: true)
-    }
-  }
-
-  /// Waits for a callback without the GIL. On the call's worker, another one steps in meanwhile.
-  private func wait(_ register: (@escaping @Sendable () -> Void) -> Void) {
-    self.server.endIfLost()
-    // One waits at a time on a worker; a thread of the servicer's own needs its own parker.
-    let isOnWorker = self.worker?.isCurrent ?? false
-    let parker = isOnWorker ? (self.parker ?? Parker()) : Parker()
-    if isOnWorker { self.parker = parker }
-    register { parker.unpark() }
-    if parker.tryPark() { return }
-    if isOnWorker, let worker = self.worker {
-      self.server.pool.hold(worker, in: self.call, on: parker)
-    } else {
-      Python.detached { parker.park() }
-    }
   }
 
   // MARK: What Python asks for
@@ -268,14 +121,5 @@ class ServicerContext {
       return max(0, Double(seconds) + Double(attoseconds) / 1e18 - elapsed)
     }
     return max(0, Double((deadline - NIODeadline.now()).nanoseconds) / 1e9)
-  }
-
-  func addCallback(_ callback: PythonPointer) -> Bool {
-    guard self.call.isActive else { return false }
-    let transfer = PythonTransfer(retaining: callback)
-    let callbacks = self.server.callbacks
-    let isRegistered = self.call.onTermination { _ in callbacks.submit(.call(transfer)) }
-    if !isRegistered { _ = transfer.take() }
-    return isRegistered
   }
 }

@@ -78,7 +78,7 @@ final class Watchdog {
       case 3: remaining.map { PythonNumber.make($0) } ?? Python.newNone()
       case 4: call.code.map { PythonNumber.make($0.rawValue) } ?? Python.newNone()
       case 5: thread.map { PythonNumber.make(Int($0)) } ?? Python.newNone()
-      default: ServicerContextType.newReference(task)
+      default: ServicerContextMethods.newReference(task)
       }
     }
     guard let tuple = PythonReference(owning: tuple) else { return false }

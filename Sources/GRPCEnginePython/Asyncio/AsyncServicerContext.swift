@@ -75,7 +75,7 @@ final class AsyncServicerContext: ServicerContext {
     self.id = id
     self.bridge = bridge
     self.loop = loop
-    super.init(call: call, method: method, server: server, worker: nil)
+    super.init(call: call, method: method, server: server)
   }
 
   override var followsAsyncio: Bool { true }

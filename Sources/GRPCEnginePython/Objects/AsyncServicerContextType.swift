@@ -13,9 +13,9 @@ enum AsyncServicerContextType {
       name: "django_grpc._engine.AsyncServicerContext",
       documentation:
         "A call, as its async servicer sees it; a virtual subclass of grpc.aio.ServicerContext.",
-      methods: ServicerContextType.metadataMethods.filter { !Self.isReplaced($0) }
-        + ServicerContextType.peerMethods + ServicerContextType.outcomeMethods
-        + ServicerContextType.observationMethods
+      methods: ServicerContextMethods.metadata.filter { !Self.isReplaced($0) }
+        + ServicerContextMethods.peer + ServicerContextMethods.outcome
+        + ServicerContextMethods.observation
         + Self.coroutineMethods + Self.statusMethods
         + Self.stateMethods + Self.messageMethods + Self.lifeMethods
     )
@@ -168,8 +168,8 @@ enum AsyncServicerContextType {
   ) -> PythonPointer? {
     switch consume received {
     case .message(let request): return request.take()
-    case .end: return ServicerContextType.newReference(context.bindings.coroutines.eof)
-    case .pending: return ServicerContextType.newReference(context.bindings.coroutines.pending)
+    case .end: return ServicerContextMethods.newReference(context.bindings.coroutines.eof)
+    case .pending: return ServicerContextMethods.newReference(context.bindings.coroutines.pending)
     case .raised: return nil
     }
   }
@@ -296,7 +296,7 @@ enum AsyncServicerContextType {
       },
       PythonMethod.noArguments("_abort_error", "What abort raised; None before.") { object, _ in
         guard let context = Self.context(object) else { return nil }
-        return ServicerContextType.newReference(context.abortError)
+        return ServicerContextMethods.newReference(context.abortError)
       },
       PythonMethod.noArguments("_is_cancelled", "Whether the task was told of the end.") {
         object,
@@ -310,7 +310,7 @@ enum AsyncServicerContextType {
       },
       PythonMethod.noArguments("_resolver", "The server's resolver.") { object, _ in
         guard let context = Self.context(object) else { return nil }
-        return ServicerContextType.newReference(context.server.resolver)
+        return ServicerContextMethods.newReference(context.server.resolver)
       },
       PythonMethod.oneArgument(
         "_carry",
@@ -334,7 +334,7 @@ enum AsyncServicerContextType {
         }
         let function = context.bindings.coroutines.function(of: method)
         return PythonCollections.tuple(count: 2) { index in
-          ServicerContextType.newReference(index == 0 ? function : method.behavior)
+          ServicerContextMethods.newReference(index == 0 ? function : method.behavior)
         }
       },
       PythonMethod.noArguments(
@@ -344,7 +344,7 @@ enum AsyncServicerContextType {
         guard let context = Self.context(object) else { return nil }
         let callbacks = context.doneCallbacks
         context.returned()
-        return ServicerContextType.newReference(callbacks)
+        return ServicerContextMethods.newReference(callbacks)
       },
     ]
   }
@@ -378,7 +378,7 @@ extension AsyncServicerContext {
       PythonError.raise(self.bindings.coroutines.usageError.pointer, "Abort already called!")
       return false
     }
-    guard let encoded = ServicerContextType.encoded(details),
+    guard let encoded = ServicerContextMethods.encoded(details),
       let metadata = PythonMetadata.parse(trailing)
     else { return false }
     if !metadata.entries.isEmpty {

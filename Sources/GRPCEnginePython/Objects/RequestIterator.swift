@@ -4,11 +4,11 @@ internal import PythonInterop
 
 /// The iterator over a call's requests, which a servicer of a streaming request gets.
 final class RequestIterator {
-  private let context: ServicerContext
+  private let context: SyncServicerContext
 
-  private init(_ context: ServicerContext) { self.context = context }
+  private init(_ context: SyncServicerContext) { self.context = context }
 
-  static func make(_ context: ServicerContext) -> PythonPointer? {
+  static func make(_ context: SyncServicerContext) -> PythonPointer? {
     EngineTypes.current?.requestIterator.make(RequestIterator(context))
   }
 

@@ -6,11 +6,11 @@ internal import PythonInterop
 /// The third argument of a non-blocking behaviour: called with a response, it sends it, from any
 /// thread; called with `None`, it ends the call.
 final class ResponseSender {
-  private let context: ServicerContext
+  private let context: SyncServicerContext
 
-  private init(_ context: ServicerContext) { self.context = context }
+  private init(_ context: SyncServicerContext) { self.context = context }
 
-  static func make(_ context: ServicerContext) -> PythonPointer? {
+  static func make(_ context: SyncServicerContext) -> PythonPointer? {
     EngineTypes.current?.responseSender.make(ResponseSender(context))
   }
 

@@ -228,6 +228,25 @@ def test_request_that_cannot_be_deserialized(serve, kind, deserializer):
     assert ran == []
 
 
+@ours_only("grpcio's names no method, and logs nothing of a deserializer that gives None")
+@pytest.mark.parametrize(
+    ("deserializer", "cause"),
+    [(lambda _data: 1 / 0, "ZeroDivisionError"), (lambda _data: None, "gave None")],
+    ids=["raises", "None"],
+)
+def test_log_names_the_method_whose_request_cannot_be_deserialized(
+    serve, deserializer, cause, caplog
+):
+    served = serve({"Call": unary_unary(echo, request_deserializer=deserializer)})
+    with caplog.at_level(logging.WARNING, LOGGER_NAME):
+        failure(lambda: served.run("unary_unary", "Call", b"x"))
+        assert eventually(lambda: len(caplog.records) >= 1)
+    (record,) = [it for it in caplog.records if it.name.startswith(LOGGER_NAME)]
+    text = logging.Formatter("%(message)s").format(record)
+    assert f"[/{SERVICE}/Call]" in text
+    assert cause in text
+
+
 def test_request_that_is_no_such_message(serve):
     """Bytes that are not the message's fail the call with INTERNAL."""
     served = serve(
