@@ -75,6 +75,18 @@ package enum EngineModule {
       ) { _, arguments, keywords in
         RowEncoder.make(PythonArguments(arguments, keywords, "message_class", "plan", "epoch"))
       },
+      PythonMethod.keywords(
+        "bind",
+        "Listen on an address; return the descriptors of its sockets."
+      ) { _, arguments, keywords in
+        ListeningSockets.bind(PythonArguments(arguments, keywords, "address", "reuse_port"))
+      },
+      PythonMethod.keywords(
+        "make_statistics_board",
+        "Lay out a board in a file, or map one."
+      ) { _, arguments, keywords in
+        StatisticsBoardType.makeBoard(PythonArguments(arguments, keywords, "descriptor", "slots"))
+      },
       PythonMethod.oneArgument("check_metadata", "Refuse what a servicer can't send.") {
         _,
         items in

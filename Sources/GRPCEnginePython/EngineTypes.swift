@@ -1,5 +1,6 @@
 internal import CPythonABI
 internal import GRPCEngineLocks
+internal import GRPCEngineStatistics
 internal import PythonInterop
 
 /// The Python types of the module, made once when it is imported.
@@ -15,6 +16,7 @@ final class EngineTypes: Sendable {
   let asyncServicerContext: HeapType<AsyncServicerContext>
   let asyncRequestIterator: HeapType<AsyncRequestIterator>
   let ready: HeapType<Ready>
+  let statisticsBoard: HeapType<StatisticsBoard>
 
   private static let shared = Locked<EngineTypes?>(nil)
 
@@ -26,7 +28,8 @@ final class EngineTypes: Sendable {
       let rowIterator = RowIterator.makeType(),
       let serializedMessage = SerializedMessage.makeType(),
       let asyncServicerContext = AsyncServicerContextType.make(),
-      let asyncRequestIterator = AsyncRequestIterator.makeType(), let ready = Ready.makeType()
+      let asyncRequestIterator = AsyncRequestIterator.makeType(), let ready = Ready.makeType(),
+      let statisticsBoard = StatisticsBoardType.make()
     else { return nil }
     self.server = server
     self.credentials = credentials
@@ -39,6 +42,7 @@ final class EngineTypes: Sendable {
     self.asyncServicerContext = asyncServicerContext
     self.asyncRequestIterator = asyncRequestIterator
     self.ready = ready
+    self.statisticsBoard = statisticsBoard
   }
 
   /// Makes the types and adds those that Python names to `module`.
@@ -56,6 +60,7 @@ final class EngineTypes: Sendable {
       && PyModule_AddType(module, types.serializedMessage.type) == 0
       && PyModule_AddType(module, types.asyncServicerContext.type) == 0
       && PyModule_AddType(module, types.asyncRequestIterator.type) == 0
+      && PyModule_AddType(module, types.statisticsBoard.type) == 0
   }
 
   /// `nil` with RuntimeError set before the module was imported.

@@ -83,7 +83,7 @@ final class PythonServer {
   ///
   /// - Returns: the port bound; `nil` with an exception set.
   func addOperationsPort(_ address: String) -> Int? {
-    self.bound { try self.server.addOperationsPort(address) }
+    ListeningSockets.withoutGIL { try self.server.addOperationsPort(address) }
   }
 
   deinit {
@@ -169,7 +169,7 @@ final class PythonServer {
       self.refreshers.append(refresher)
       refresh = { [renewals] in renewals.submit(.refreshCredentials(index, whenDone: $0)) }
     }
-    return self.bound {
+    return ListeningSockets.withoutGIL {
       try self.server.addPort(address, credentials: credentials, refresh: refresh)
     }
   }
@@ -180,22 +180,6 @@ final class PythonServer {
     } else if let error = PythonError.fetch() {
       self.bindings.log("The certificates can't be renewed: those of before are used", error)
     }
-  }
-
-  /// - Parameter bind: called without the GIL: a name may take the resolver seconds.
-  private func bound(_ bind: () throws -> Int) -> Int? {
-    do {
-      return try Python.detachedThrowing(bind)
-    } catch let error as BoundSocket.Failure {
-      PythonError.raiseOSError(errno: error.errno, error.message)
-    } catch let error as ListenAddress.Malformed {
-      PythonError.raiseValueError(error.message)
-    } catch let error as Server.WrongState {
-      PythonError.raiseValueError(error.message)
-    } catch {
-      PythonError.raiseRuntimeError("\(error)")
-    }
-    return nil
   }
 
   /// - Returns: false with an exception set.

@@ -21,6 +21,7 @@ public struct MethodStatistics: @unchecked Sendable {
   public static let maximumNameLength = 192
   /// gRPC's status codes run from 0 to 16.
   public static let codes = 17
+  static let unavailable = 14
   /// What calls of methods that nobody registered are counted under: their names are the peer's,
   /// who must not make records without end.
   public static let other = "other"

@@ -4,8 +4,7 @@ internal import Glibc
 ///
 /// A server with one process has it to itself. With worker processes their parent makes a file in
 /// memory (`memfd_create`) and each maps it, so that any of them can tell the figures of all, with
-/// no messages and without Python. The layout is an agreement with
-/// `python/django_grpc/processes/board.py`:
+/// no messages and without Python. It consists of:
 ///
 /// - 4,096 bytes of header: 64-bit numbers, little-endian, see `Header`;
 /// - `slotCount` slots of `slotSize` bytes, see `StatisticsSlot`.
@@ -23,15 +22,15 @@ public final class StatisticsBoard: @unchecked Sendable {
     case slotSize
     /// Worker processes that the parent keeps; 0 without a parent.
     case workers
-    case restartsAfterCrash = 8
-    case restartsAfterCalls
-    case restartsAfterAge
-    case restartsAfterMemory
-    case restartsAfterReload
-    case restartsAfterHang
-    case restartsAfterSignal
+    /// The first of those for which there is a `RestartReason`.
+    case restarts = 8
     /// Until when, in milliseconds of CLOCK_MONOTONIC, somebody watches the calls that run.
     case watchedUntil = 16
+  }
+
+  /// Why a worker process was replaced; the header counts each.
+  public enum RestartReason: String, CaseIterable, Sendable {
+    case crash, calls, age, memory, reload, hang, signal
   }
 
   public struct Malformed: Error {
@@ -48,6 +47,8 @@ public final class StatisticsBoard: @unchecked Sendable {
   public static let magic: UInt64 = 0x3130_4442_4352_5047
   public static let headerSize = 4096
   public static let slotSize = 512 * 1024
+  /// More than a machine has processes.
+  private static let maximumSlots = 1 << 22
 
   public let slotCount: Int
   /// Whether other processes may see it.
@@ -79,6 +80,25 @@ public final class StatisticsBoard: @unchecked Sendable {
     madvise(self.base, Self.headerSize + Self.slotSize, MADV_DONTNEED)
   }
 
+  /// Lays a board out in a file, which is made as long as that takes, and maps it.
+  ///
+  /// - Parameters:
+  ///   - descriptor: an empty file.
+  ///   - slotCount: how many processes may have one, at least 1. What nobody has touched of a slot
+  ///     costs nothing.
+  public convenience init(layingOut descriptor: CInt, slotCount: Int) throws(Malformed) {
+    let count = min(max(slotCount, 1), Self.maximumSlots)
+    let header = [Self.magic, UInt64(count), UInt64(Self.slotSize)]
+    let isWritten = header.withUnsafeBytes {
+      ftruncate(descriptor, Self.headerSize + count * Self.slotSize) == 0
+        && pwrite(descriptor, $0.baseAddress, $0.count, 0) == $0.count
+    }
+    guard isWritten else {
+      throw Malformed(message: "The statistics board can't be made", errno: errno)
+    }
+    try self.init(descriptor: descriptor)
+  }
+
   /// Maps the board that a parent process has made.
   ///
   /// - Parameter descriptor: the file; it may be closed afterwards.
@@ -105,6 +125,12 @@ public final class StatisticsBoard: @unchecked Sendable {
 
   public subscript(_ index: Header) -> StatisticsCell {
     StatisticsCell(self.base + index.rawValue * 8)
+  }
+
+  /// How often a worker process was replaced for a reason.
+  public subscript(restarts reason: RestartReason) -> StatisticsCell {
+    let place = RestartReason.allCases.firstIndex(of: reason) ?? 0
+    return StatisticsCell(self.base + (Header.restarts.rawValue + place) * 8)
   }
 
   /// - Parameter index: from 0 to `slotCount - 1`.

@@ -87,6 +87,23 @@ public struct StatisticsSlot: @unchecked Sendable {
   /// Whether a process lives in the slot.
   public var isLive: Bool { self[.process].value != 0 }
 
+  /// Sets what a process has left that has ended. Its counters stay: sums must not fall.
+  ///
+  /// Calls that it had begun and can't end any more are counted as what their clients see:
+  /// UNAVAILABLE.
+  public func processEnded() {
+    self.clearGauges()
+    for method in self.methods {
+      var lost = Int(truncatingIfNeeded: method.started.value)
+      for code in 0..<MethodStatistics.codes {
+        lost &-= Int(truncatingIfNeeded: method.ended(code).value)
+      }
+      guard lost > 0 else { continue }  // less than none where it died between two counts
+      method.ended(MethodStatistics.unavailable).add(lost)
+      self[.callsEnded].add(lost)
+    }
+  }
+
   func clearGauges() {
     for index in 0..<Counter.callsEnded.rawValue { self.cell(index).set(0) }
     for method in self.methods { method.inFlight.set(0) }

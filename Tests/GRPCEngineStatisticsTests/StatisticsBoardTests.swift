@@ -14,13 +14,10 @@ struct StatisticsBoardTests {
   }
 
   /// A board as the parent of worker processes makes it.
-  private static func withFile(slots: UInt64, _ body: (CInt) throws -> Void) throws {
+  private static func withFile(slots: Int, _ body: (CInt) throws -> Void) throws {
     let descriptor = try Self.makeFile()
     defer { close(descriptor) }
-    let size = StatisticsBoard.headerSize + Int(slots) * StatisticsBoard.slotSize
-    try #require(ftruncate(descriptor, size) == 0)
-    let header = [StatisticsBoard.magic, slots, UInt64(StatisticsBoard.slotSize)]
-    _ = header.withUnsafeBytes { pwrite(descriptor, $0.baseAddress, $0.count, 0) }
+    _ = try StatisticsBoard(layingOut: descriptor, slotCount: slots)
     try body(descriptor)
   }
 
@@ -36,6 +33,67 @@ struct StatisticsBoardTests {
       #expect(theirs.slot(2)[.callsEnded].value == 5)
       #expect(theirs.slot(1)[.callsEnded].value == 0)
       #expect(theirs[.workers].value == 2)
+    }
+  }
+
+  @Test("Whatever number of slots is asked for, a board has one at least")
+  func slotCount() throws {
+    for (asked, made) in [(-1, 1), (0, 1), (1, 1), (64, 64)] {
+      let descriptor = try Self.makeFile()
+      defer { close(descriptor) }
+      let board = try StatisticsBoard(layingOut: descriptor, slotCount: asked)
+      #expect(board.slotCount == made)
+      var status = stat()
+      try #require(fstat(descriptor, &status) == 0)
+      #expect(status.st_size == 4096 + made * 512 * 1024)
+    }
+    #expect(throws: StatisticsBoard.Malformed.self) {
+      try StatisticsBoard(layingOut: -1, slotCount: 1)
+    }
+  }
+
+  @Test("Restarts are counted by reason")
+  func restarts() throws {
+    try Self.withFile(slots: 1) { descriptor in
+      let (mine, theirs) = (
+        try StatisticsBoard(descriptor: descriptor), try StatisticsBoard(descriptor: descriptor)
+      )
+      for (times, reason) in StatisticsBoard.RestartReason.allCases.enumerated() {
+        mine[restarts: reason].add(times)
+      }
+      #expect(
+        StatisticsBoard.RestartReason.allCases.map { theirs[restarts: $0].value } == [
+          0, 1, 2, 3, 4, 5, 6,
+        ]
+      )
+      #expect(theirs[.watchedUntil].value == 0 && theirs[.workers].value == 0)
+    }
+  }
+
+  @Test("Gauges go with their process, its counters stay, and what it had begun is UNAVAILABLE")
+  func processEnded() throws {
+    try Self.withFile(slots: 2) { descriptor in
+      let board = try StatisticsBoard(descriptor: descriptor)
+      let process = ServerStatistics(board: board, slot: 1)
+      process.begin()
+      for gauge in StatisticsSlot.Gauge.allCases { process.slot[gauge].set(7) }
+      process.slot[.callsEnded].add(7)
+      let method = process.method("/a.B/C", kind: 0)
+      method.inFlight.add(3)
+      method.started.add(9)
+      method.ended(0).add(4)
+      method.ended(5).add(2)
+      let odd = process.method("/a.B/Odd", kind: 0)
+      odd.ended(0).add(1)
+      board.slot(1).processEnded()
+      #expect(!process.slot.isLive)
+      #expect(StatisticsSlot.Gauge.allCases.allSatisfy { process.slot[$0].value == 0 })
+      #expect(method.inFlight.value == 0 && method.started.value == 9)
+      #expect([0, 5, 14].map { method.ended($0).value } == [4, 2, 3])
+      #expect(odd.ended(14).value == 0, "it died between two counts")
+      #expect(process.slot[.callsEnded].value == 7 + 3)
+      board.slot(1).processEnded()
+      #expect(process.slot[.callsEnded].value == 7 + 3, "counted once")
     }
   }
 

@@ -94,6 +94,74 @@ def make_row_encoder(
         ValueError: What is no plan.
     """
 
+def bind(address: str, reuse_port: bool) -> tuple[int, ...]:
+    """Listen on an address, without waiting for a peer.
+
+    The descriptors are the caller's, and so is the file of a Unix domain socket.
+
+    Args:
+        address: As `Server.add_insecure_port` takes it.
+        reuse_port: Whether others may listen on it, too.
+
+    Returns:
+        At least one. A host that has several addresses, as ``localhost`` has for IPv4 and IPv6,
+        gets one for each, all with one port; those of a family that the machine does not have are
+        left out.
+
+    Raises:
+        OSError: It can't be bound.
+        ValueError: It is no address.
+    """
+
+def make_statistics_board(descriptor: int, slots: int) -> StatisticsBoard:
+    """Lay out a board in a file, or map one that is there.
+
+    Args:
+        descriptor: The file, which may be closed afterwards. One to lay out is empty.
+        slots: How many processes may have one; 0: the board is there already.
+
+    Raises:
+        OSError: The system has no memory for it.
+        ValueError: It is no board, or another version's.
+    """
+
+class StatisticsBoard:
+    """The figures of all worker processes, in memory that they share.
+
+    Slots are numbered from 0. Each method raises ValueError for one that there is not.
+    """
+
+    def is_ready(self, slot: int, /) -> bool:
+        """Whether a process says that it is ready for calls."""
+
+    def pulse(self, slot: int, /) -> int:
+        """Return when `beat` was called last, in milliseconds of CLOCK_MONOTONIC; 0: never."""
+
+    def calls_ended(self, slot: int, /) -> int:
+        """Return the calls that have ended in a slot, those of processes before included."""
+
+    def beat(self, slot: int, /) -> None:
+        """Tell that Python runs in the process of a slot."""
+
+    def announce(self, slot: int, /) -> None:
+        """Have a process say NOT_SERVING to health checks: its engine sees it, without Python."""
+
+    def process_ended(self, slot: int, /) -> None:
+        """Clear the gauges of a process that has ended. Its counters stay: sums must not fall.
+
+        Calls that it had begun and can't end any more are counted as what their clients see.
+        """
+
+    def set_workers(self, count: int, /) -> None:
+        """Say how many worker processes there ought to be."""
+
+    def count_restart(self, reason: str, /) -> None:
+        """Count that a worker was replaced, after a crash or by a plan.
+
+        Raises:
+            ValueError: There is no such reason.
+        """
+
 def check_metadata(items: Iterable[Any] | None, /) -> None:
     """Refuse metadata that a servicer can't send.
 

@@ -201,11 +201,11 @@ struct PrometheusText {
     self.sample("grpc_server_processes", "", UInt64(live.count))
     let restarts = "Worker processes that were replaced, by reason."
     self.describe("grpc_server_worker_restarts_total", .counter, restarts)
-    for (reason, index) in Self.restarts {
+    for reason in StatisticsBoard.RestartReason.allCases {
       self.sample(
         "grpc_server_worker_restarts_total",
-        "reason=\"\(reason)\"",
-        self.board[index].value
+        "reason=\"\(reason.rawValue)\"",
+        self.board[restarts: reason].value
       )
     }
     let processes = live.map { ($0, ProcessFigures(process: $0[.process].value)) }
@@ -228,12 +228,6 @@ struct PrometheusText {
       self.sample("grpc_server_process_start_time_seconds", labels, seconds)
     }
   }
-
-  private static let restarts: [(String, StatisticsBoard.Header)] = [
-    ("crash", .restartsAfterCrash), ("calls", .restartsAfterCalls), ("age", .restartsAfterAge),
-    ("memory", .restartsAfterMemory), ("reload", .restartsAfterReload),
-    ("hang", .restartsAfterHang), ("signal", .restartsAfterSignal),
-  ]
 
   // MARK: Format
 

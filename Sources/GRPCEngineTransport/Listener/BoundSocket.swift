@@ -387,6 +387,9 @@ package final class BoundSocket: Sendable {
     }
   }
 
+  /// Hands the descriptor over, and the file with it: who takes it closes one and removes the other.
+  package func release() -> CInt { self.descriptor }
+
   /// Closes a socket that no listener took.
   package func close() {
     self.removeFile()

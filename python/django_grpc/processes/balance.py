@@ -54,7 +54,7 @@ class Balancer:
 
         def load(worker: WorkerProcess) -> tuple[bool, bool, float, int]:
             share = worker.open / connections + worker.load.expected(average) / calls
-            is_ready = self._board.is_ready(worker.slot)
+            is_ready = self._board.figures.is_ready(worker.slot)
             # With one that is late it would wait; health checks may have turned one of them; of
             # equal ones each has its turn.
             return worker.is_late(), not is_ready, share, worker.last_given

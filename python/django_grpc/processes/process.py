@@ -55,7 +55,7 @@ class WorkerProcess:
         self.slot = slot
         self.open = 0
         self.load = Load()
-        self.calls_before = self._calls_seen = board.calls_ended(slot)
+        self.calls_before = self._calls_seen = board.figures.calls_ended(slot)
         self.high_memory_samples = 0
         self.last_given = 0
         # Since when there have been connections in its socket, as far as anyone has looked.
@@ -237,7 +237,7 @@ class WorkerProcess:
 
     def sample_calls(self, board: Board, seconds: float) -> None:
         """Look how many calls it has answered since the last time, so many seconds ago."""
-        calls = board.calls_ended(self.slot)
+        calls = board.figures.calls_ended(self.slot)
         self.load.measured((calls - self._calls_seen) / seconds, self.open)
         self._calls_seen = calls
 

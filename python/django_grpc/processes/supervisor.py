@@ -233,7 +233,7 @@ class Supervisor:
         elapsed = now - self._sampled_at
         for member in self._fleet.members:
             worker = self._workers[member.key]
-            pulse = self._board.pulse(worker.slot)
+            pulse = self._board.figures.pulse(worker.slot)
             if pulse:  # code of before may have none
                 self._fleet.looked(member.key, pulse, elapsed)
             if member.state is State.SERVING:
@@ -250,11 +250,12 @@ class Supervisor:
         while actions := self._fleet.decide(now, self._figures()):
             for action in actions:
                 self._perform(action, now)
-        self._board.set_workers(self._fleet.wanted)
+        self._board.figures.set_workers(self._fleet.wanted)
 
     def _figures(self) -> dict[int, Figures]:
         return {
-            it.key: Figures(self._board.is_ready(it.slot), it.open) for it in self._workers.values()
+            it.key: Figures(self._board.figures.is_ready(it.slot), it.open)
+            for it in self._workers.values()
         }
 
     def _perform(self, action: fleet.Action, now: float) -> None:
@@ -268,7 +269,7 @@ class Supervisor:
             case fleet.Say(text):
                 self._write(text)
             case fleet.Count(reason):
-                self._board.count_restart(reason)
+                self._board.figures.count_restart(reason)
             case fleet.Up():
                 self._on_up(self._fleet.plan)
                 systemd.notify_ready(f"Serving with {self._fleet.wanted} worker processes")
@@ -318,10 +319,10 @@ class Supervisor:
             case Task.TAKE_IN:
                 worker.take_in(draw_max_calls(self._fleet.plan))
             case Task.ANNOUNCE:
-                self._board.announce(worker.slot)
+                self._board.figures.announce(worker.slot)
                 worker.announce()
             case Task.DRAIN:
-                self._board.announce(worker.slot)
+                self._board.figures.announce(worker.slot)
                 worker.drain()
             case Task.TERMINATE:
                 worker.terminate()

@@ -7,10 +7,10 @@ import os
 import resource
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
+import time
 import types
 from socket import SOCK_SEQPACKET
 
@@ -19,7 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 from harness import PATIENCE
 from log_handlers import odd_handler
 
-from django_grpc import conf, log_lines
+from django_grpc import _engine, conf, log_lines
 from django_grpc.management import complaints
 from django_grpc.processes import listeners, messages, systemd, worker
 from django_grpc.processes.board import Board, Pulse
@@ -132,50 +132,6 @@ def test_no_number_of_workers_is_one_for_each_processor():
 # The board
 
 
-def test_board_has_the_layout_that_the_engine_reads():
-    board = Board(Board.slots_for(2))
-    header = struct.unpack("<4Q", os.pread(board.descriptor, 32, 0))
-    assert header == (0x3130_4442_4352_5047, 64, 524288, 0)
-    assert os.fstat(board.descriptor).st_size == 4096 + 64 * 524288
-    board.set_workers(3)
-    for reason in ("crash", "calls", "age", "memory", "memory", "reload", "hang", "signal"):
-        board.count_restart(reason)
-    header = struct.unpack("<15Q", os.pread(board.descriptor, 120, 0))
-    assert header[8:] == (1, 1, 1, 2, 1, 1, 1)
-    assert struct.unpack("<Q", os.pread(board.descriptor, 8, 24)) == (3,)
-
-
-def test_gauges_go_with_their_process_and_counters_stay():
-    board = Board(4)
-    slot = board.take()
-    assert slot == 0
-    begin = 4096
-
-    def write(index, number):
-        os.pwrite(board.descriptor, struct.pack("<Q", number), begin + index * 8)
-
-    def read(index):
-        return struct.unpack("<Q", os.pread(board.descriptor, 8, begin + index * 8))[0]
-
-    for index in (0, 2, 3, 63, 64):
-        write(index, 7)
-    method = 512
-    write(method, 5)  # a name of five bytes
-    write(method + 26, 3)  # calls in flight
-    write(method + 27, 9)  # calls begun
-    write(method + 28, 4)  # ended with OK
-    write(method + 28 + 5, 2)  # with NOT_FOUND
-    assert board.is_ready(slot)
-    assert board.calls_ended(slot) == 7
-    board.give_back(slot)
-    assert [read(index) for index in (0, 2, 3, 63)] == [0, 0, 0, 0]
-    assert [read(method + 28 + code) for code in (0, 5, 14)] == [4, 2, 3], "the lost are counted"
-    assert read(64) == 7 + 3
-    assert [read(method + index) for index in (26, 27)] == [0, 9]
-    assert not board.is_ready(slot)
-    assert board.take() == slot
-
-
 def test_slots_end():
     board = Board(2)
     assert [board.take() for _ in range(2)] == [0, 1]
@@ -186,15 +142,46 @@ def test_slots_end():
 
 def test_pulse_is_seen_in_its_slot_only():
     board = Board(2)
-    assert [board.pulse(slot) for slot in (0, 1)] == [0, 0]
+    assert [board.figures.pulse(slot) for slot in (0, 1)] == [0, 0]
     pulse = Pulse(board.descriptor, 1)
     pulse.beat()
-    assert board.pulse(0) == 0
-    assert board.pulse(1) > 0
-    board.announce(1)
-    assert struct.unpack("<Q", os.pread(board.descriptor, 8, 4096 + 524288 + 13 * 8)) == (1,)
+    assert board.figures.pulse(0) == 0
+    assert abs(board.figures.pulse(1) - time.monotonic_ns() // 1_000_000) < 60_000
     board.give_back(1)
-    assert board.pulse(1) == 0
+    assert board.figures.pulse(1) == 0
+
+
+def test_slot_of_an_ended_process_is_the_next():
+    board = Board(4)
+    assert [board.take(), board.take()] == [0, 1]
+    board.give_back(0)
+    assert [board.take(), board.take()] == [0, 2]
+
+
+@pytest.mark.parametrize("slot", [-1, 2, 1 << 40])
+def test_slot_that_a_board_does_not_have_is_refused(slot):
+    figures = Board(2).figures
+    for method in (figures.is_ready, figures.announce, figures.process_ended, figures.beat):
+        with pytest.raises(ValueError, match="2 slots"):
+            method(slot)
+
+
+@pytest.mark.parametrize("slot", [None, "0", 1 << 80])
+def test_slot_that_is_no_number_is_refused(slot):
+    with pytest.raises(TypeError, match="must be an int"):
+        Board(2).figures.pulse(slot)
+
+
+def test_restart_without_a_reason_that_is_counted_is_refused():
+    with pytest.raises(ValueError, match="no reason"):
+        Board(2).figures.count_restart("boredom")
+
+
+def test_descriptor_that_is_no_board_is_refused(tmp_path):
+    with (tmp_path / "file").open("wb+") as file, pytest.raises(ValueError, match="no statistics"):
+        _engine.make_statistics_board(file.fileno(), 0)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        _engine.make_statistics_board(-1, 2)
 
 
 # Sockets
