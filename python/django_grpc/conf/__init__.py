@@ -176,7 +176,7 @@ def _given(
         if not (_OF_KUBERNETES.match(variable.removeprefix(f"{SETTING}_")) and is_url(text)):
             yield variable, key.read(text)
     if flags.get(key.attribute) is not None:
-        yield key.flag, flags[key.attribute]
+        yield key.flag_name, flags[key.attribute]
 
 
 def import_configured(key: str, path: str, place: str | None = None) -> Callable[..., Any]:

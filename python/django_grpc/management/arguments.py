@@ -1,9 +1,10 @@
-"""Types of the commands' arguments."""
+"""The commands' arguments."""
 
 import argparse
 import re
 
 from django_grpc.addresses import is_unix
+from django_grpc.conf.keys import Flag
 from django_grpc.conf.values import CENTURY
 
 
@@ -50,3 +51,14 @@ def unicode_text(text: str) -> str:
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from None
     return text
+
+
+def add_flag(parser: argparse.ArgumentParser, name: str, flag: Flag) -> None:
+    """Declare a flag that stands above a key of the settings."""
+    # With hyphens, as all are, whatever its name.
+    names = dict.fromkeys((name, f"--{name[2:].replace('_', '-')}"))
+    if flag.type is bool:
+        parser.add_argument(*names, action=argparse.BooleanOptionalAction, help=flag.help)
+    else:
+        read = unicode_text if flag.type is str else flag.type
+        parser.add_argument(*names, type=read, choices=flag.choices, help=flag.help)

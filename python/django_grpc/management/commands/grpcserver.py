@@ -1,6 +1,5 @@
 """`manage.py grpcserver`."""
 
-import argparse
 import asyncio
 import contextlib
 import dataclasses
@@ -19,9 +18,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_grpc import conf, greenlets, logs
 from django_grpc.addresses import format_address, is_unix, parse_addrport
+from django_grpc.conf.keys import KEYS
 from django_grpc.logs import GuardedLogger, text_of
 from django_grpc.management import complaints, reloading, titles
-from django_grpc.management.arguments import unicode_text
+from django_grpc.management.arguments import add_flag, unicode_text
 from django_grpc.management.output import flush_or_lose, make_output_tolerant
 from django_grpc.management.pid_file import PidFile
 from django_grpc.management.process_end import (
@@ -37,34 +37,12 @@ from django_grpc.processes.recycling import unheeded_limits
 from django_grpc.processes.supervisor import SupervisionError, Supervisor
 from django_grpc.signals import grpc_shutdown
 
-# What needs the engine is imported where this process serves: the parent of workers does not.
+# What needs grpcio is imported where this process serves: the parent of workers does not.
 
 logger = GuardedLogger("django_grpc")
 
 # The seconds that receivers of grpc_shutdown have where something blocks the loop.
 _LAST_RECEIVERS_TIMEOUT = 5.0
-
-# The options that stand above keys of the settings, by attribute of `conf.ServerConfig`.
-_FLAGS = (
-    "max_workers",
-    "grace",
-    "host",
-    "port",
-    "pidfile",
-    "drain_delay",
-    "max_connections",
-    "workers",
-    "worker_max_calls",
-    "worker_max_calls_jitter",
-    "worker_max_age",
-    "worker_max_memory",
-    "worker_timeout",
-    "worker_start_timeout",
-    "health",
-    "metrics",
-    "access_log",
-    "watchdog",
-)
 
 
 class Command(BaseCommand):
@@ -99,85 +77,9 @@ class Command(BaseCommand):
             help="Optional port number, or address:port, or unix:PATH; it stands above --host "
             "and --port.",
         )
-        parser.add_argument(
-            "--max_workers", "--max-workers", type=int, help="Threads that run servicers."
-        )
-        parser.add_argument("--port", type=int, help="Port number to listen on. Default: 50051.")
-        parser.add_argument(
-            "--host",
-            type=unicode_text,
-            help="Address to listen on, or unix:PATH. Default: every address.",
-        )
-        parser.add_argument(
-            "--pidfile",
-            type=unicode_text,
-            help="Write the id of the process to this file, while the server listens.",
-        )
-        parser.add_argument(
-            "--grace",
-            type=float,
-            help="Seconds that calls in flight get to end in at shutdown. Default: 30.",
-        )
-        parser.add_argument(
-            "--drain-delay",
-            type=float,
-            help="Seconds between the signal to stop and the drain, for load balancers to notice.",
-        )
-        parser.add_argument(
-            "--max-connections", type=int, help="Connections at once, over all worker processes."
-        )
-        parser.add_argument(
-            "--workers", type=int, help="Worker processes; 0 is one for each processor. Default: 1."
-        )
-        parser.add_argument(
-            "--worker-max-calls", type=int, help="Calls after which a worker process is replaced."
-        )
-        parser.add_argument(
-            "--worker-max-calls-jitter",
-            type=int,
-            help="How many calls more, at random, it may take. Default: a tenth of them.",
-        )
-        parser.add_argument(
-            "--worker-max-age",
-            type=float,
-            help="Seconds after which a worker process is replaced.",
-        )
-        parser.add_argument(
-            "--worker-max-memory",
-            type=int,
-            help="MiB of resident memory at which a worker process is replaced.",
-        )
-        parser.add_argument(
-            "--worker-timeout",
-            type=float,
-            help="Seconds for which Python may not run in a worker process, before it is ended and "
-            "replaced. Default: 60.",
-        )
-        parser.add_argument(
-            "--worker-start-timeout",
-            type=float,
-            help="Seconds that a worker process may take until it can serve. Default: 120.",
-        )
-        parser.add_argument(
-            "--health",
-            action=argparse.BooleanOptionalAction,
-            help="Answer the standard health service. Default: yes.",
-        )
-        parser.add_argument(
-            "--metrics",
-            type=unicode_text,
-            help="Where to serve Prometheus metrics: address:port or unix:PATH.",
-        )
-        parser.add_argument(
-            "--access-log",
-            choices=("text", "json"),
-            help="Log calls to the logger django_grpc.access, in this format.",
-        )
-        parser.add_argument(
-            "--watchdog",
-            type=float,
-            help="Seconds after which a call that still runs is logged with its stack.",
-        )
+        for key in KEYS.values():
+            if key.flag is not None:
+                add_flag(parser, key.flag_name, key.flag)
         parser.add_argument(
             "--autoreload",
             action="store_true",
@@ -404,7 +306,9 @@ class Command(BaseCommand):
             CommandError: One of them has a mistake.
         """
         try:
-            return conf.load({name: options.get(name) for name in _FLAGS})
+            return conf.load(
+                {it.attribute: options.get(it.attribute) for it in KEYS.values() if it.flag}
+            )
         except conf.InvalidSetting as error:
             raise CommandError(str(error)) from error
 
