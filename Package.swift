@@ -99,10 +99,12 @@ let package = Package(
       ],
       swiftSettings: swiftSettings
     ),
+    // What would keep a wheel from systems with an older glibc.
+    .target(name: "CGlibcStandIns"),
     // Layer 5: the extension module, one C entry point.
     .target(
       name: "GRPCEngineModule",
-      dependencies: ["GRPCEnginePython", "CPythonABI"],
+      dependencies: ["CGlibcStandIns", "GRPCEnginePython", "CPythonABI"],
       swiftSettings: swiftSettings
     ),
     // Test support: a client on raw frames and plain Swift method handlers.

@@ -73,12 +73,30 @@ class PlatformWheel(bdist_wheel):
     """Tags the wheel with the glibc that the engine needs."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        """Return the tag: any CPython from 3.11 on, Linux with this build's glibc or newer."""
+        """Return the tag: any CPython from 3.11 on, Linux with the glibc that it needs or newer."""
         _, _, platform = super().get_tag()
-        libc, version = os.confstr("CS_GNU_LIBC_VERSION").split()
-        if libc == "glibc" and platform.startswith("linux_"):
-            platform = platform.replace("linux_", f"manylinux_{version.replace('.', '_')}_", 1)
+        needed = needed_glibc(SCRATCH / "release" / "lib_engine.so")
+        if needed is not None:
+            platform = platform.replace("linux_", f"manylinux_{needed.replace('.', '_')}_", 1)
         return "cp311", "abi3", platform
+
+
+def needed_glibc(library: Path) -> str | None:
+    """Return the newest version of glibc that a library refers to; None: it needs another libc."""
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.gnuversions import GNUVerNeedSection
+
+    with library.open("rb") as file:
+        names = [
+            version.name
+            for section in ELFFile(file).iter_sections()
+            if isinstance(section, GNUVerNeedSection)
+            for _, versions in section.iter_versions()
+            for version in versions
+        ]
+    found = [re.match(r"GLIBC_(\d+)\.(\d+)", it) for it in names]
+    versions = [(int(it[1]), int(it[2])) for it in found if it is not None]
+    return "{}.{}".format(*max(versions)) if versions else None
 
 
 setup(

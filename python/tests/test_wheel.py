@@ -1,6 +1,7 @@
 """The wheel: one file that needs neither Swift nor a compiler where it is installed."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,24 @@ def library(wheel, tmp_path_factory):
 
 def test_wheel_is_for_every_cpython_from_3_11_on(wheel):
     assert "-cp311-abi3-manylinux_" in wheel.name
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf (Debian: binutils)")
+def test_wheel_is_for_the_oldest_glibc_that_can_load_it(wheel, library):
+    """As manylinux_2_34 has it, which also says how new the C++ runtime may be."""
+    text = subprocess.run(
+        ["readelf", "--version-info", "--wide", library], capture_output=True, text=True, check=True
+    ).stdout
+    needed = {
+        name: max(
+            tuple(map(int, it.split("."))) for it in re.findall(rf"Name: {name}_([0-9.]+)", text)
+        )
+        for name in ("GLIBC", "GLIBCXX", "CXXABI")
+    }
+    assert "-manylinux_{}_{}_".format(*needed["GLIBC"]) in wheel.name
+    assert needed["GLIBC"] <= (2, 34)
+    assert needed["GLIBCXX"] <= (3, 4, 29)
+    assert needed["CXXABI"] <= (1, 3, 13)
 
 
 def test_wheel_has_types_licences_and_no_tests(wheel):
