@@ -19,8 +19,8 @@ from certificates import make_certificate
 from django.core.management import CommandError, call_command
 from harness import LISTENING, PATIENCE, begin_sleep, listening, say_hello
 
+from django_grpc.lifecycle.stop_signals import TOGETHER
 from django_grpc.management.commands.grpcserver import Command
-from django_grpc.management.stop_signals import TOGETHER
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

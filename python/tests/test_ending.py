@@ -12,8 +12,8 @@ import pytest
 from django.core.management.base import CommandError
 from harness import LISTENING, PATIENCE, eventually, listening, say_hello
 
+from django_grpc.lifecycle.shutdown import StoppedAtStart
 from django_grpc.management.commands.grpcserver import Command
-from django_grpc.management.shutdown import StoppedAtStart
 
 MODULE = """
     import asyncio, atexit, sys, threading, time

@@ -15,7 +15,7 @@ import grpc
 import pytest
 from harness import PATIENCE, say_hello
 
-from django_grpc.management import output
+from django_grpc.lifecycle import output
 
 KINDS = ["dead pipe", "unread pipe", "closed", "full disk"]
 

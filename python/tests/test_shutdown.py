@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from django_grpc.management.shutdown import ShutdownRequest
-from django_grpc.management.stop_signals import TOGETHER
+from django_grpc.lifecycle.shutdown import ShutdownRequest
+from django_grpc.lifecycle.stop_signals import TOGETHER
 
 # Threads that start threads look for signals each time, and take one that was meant for the main
 # thread: some two of five, without a remedy.
 BUSY = """
 import asyncio, sys, threading
-from django_grpc.management.shutdown import ShutdownRequest
+from django_grpc.lifecycle.shutdown import ShutdownRequest
 
 def start_threads():
     while True:
@@ -139,7 +139,7 @@ def test_on_another_thread_only_a_request_ends_the_wait() -> None:
 
 FORKING = """
 import os, signal, time
-from django_grpc.management.shutdown import ShutdownRequest
+from django_grpc.lifecycle.shutdown import ShutdownRequest
 
 with ShutdownRequest() as shutdown:
     reader, writer = os.pipe()
@@ -171,9 +171,9 @@ def test_a_signal_ends_a_process_that_was_forked() -> None:
 
 LEFT = """
 import os, signal, sys, time
-from django_grpc.management.process_end import end_in_peace
-from django_grpc.management.shutdown import ShutdownRequest
-from django_grpc.management.stop_signals import TOGETHER
+from django_grpc.lifecycle.process_end import end_in_peace
+from django_grpc.lifecycle.shutdown import ShutdownRequest
+from django_grpc.lifecycle.stop_signals import TOGETHER
 
 how, ends_in_peace = sys.argv[1:]
 if how == "ignored":

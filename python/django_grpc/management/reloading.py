@@ -25,8 +25,8 @@ from django.apps import apps
 from django.core.management.base import CommandError, OutputWrapper
 from django.utils import autoreload
 
-from django_grpc.management import threads
-from django_grpc.management.shutdown import ShutdownRequest, StoppedAtStart
+from django_grpc.lifecycle import threads
+from django_grpc.lifecycle.shutdown import ShutdownRequest, StoppedAtStart
 
 # What a request says when a file has changed: nobody wants to wait for a drain then.
 RELOAD: Final = "reload"

@@ -4,7 +4,6 @@ It is apart from the command because it needs the engine, which the parent of wo
 not load.
 """
 
-import abc
 import asyncio
 import contextlib
 import functools
@@ -25,18 +24,17 @@ from django_grpc.addresses import format_address
 from django_grpc.certificates import CertificateWatcher
 from django_grpc.descriptions import describe
 from django_grpc.engine import aio
-from django_grpc.management import complaints, ending_loop, reloading, threads, titles
+from django_grpc.lifecycle import ending_loop, threads
+from django_grpc.lifecycle.place import STOPPED, Place, announce_shutdown
+from django_grpc.lifecycle.process_end import end_process
+from django_grpc.lifecycle.shutdown import ShutdownRequest
+from django_grpc.management import complaints, reloading, titles
 from django_grpc.management.pid_file import PidFile
-from django_grpc.management.process_end import end_process
-from django_grpc.management.shutdown import ShutdownRequest
 from django_grpc.processes import systemd
 from django_grpc.processes.listeners import address_of
 
 if TYPE_CHECKING:
     from django_grpc.management.commands.grpcserver import Command
-
-#: What ends the wait when the server was stopped by something else than this command.
-STOPPED: Final = "stopped"
 
 # The seconds that a changed file waits for calls in flight.
 _RELOAD_GRACE: Final = 1.0
@@ -46,49 +44,6 @@ _DATABASE_TIMEOUT: Final = 5.0
 
 # The seconds that methods have whose calls have been cut.
 _LAST_MOMENT: Final = 1.0
-
-
-def announce_shutdown(server: Any) -> None:
-    """Have the health service say NOT_SERVING, while calls are served as ever.
-
-    This is the one place where it is called: at the beginning of ``drain_delay``, by a process that
-    serves alone, and by each worker when its parent says so.
-    """
-    server.announce_shutdown()
-
-
-class Place(abc.ABC):
-    """Where a server gets its connections from, and who hears how it fares.
-
-    Attributes:
-        is_worker: Whether this process is one of several, whose parent speaks for all.
-        is_first: Whether it is the one that runs the checks.
-    """
-
-    is_worker = False
-    is_first = True
-
-    def configure(self, config: conf.ServerConfig) -> conf.ServerConfig:
-        """Change the settings to what suits the place."""
-        return config
-
-    @abc.abstractmethod
-    def listen(
-        self, server: Any, config: conf.ServerConfig, credentials: engine.ServerCredentials | None
-    ) -> str:
-        """Give a server its sockets, and return the address.
-
-        Raises:
-            CommandError: It can't be listened on.
-        """
-
-    @abc.abstractmethod
-    def started(self) -> None:
-        """Hear that the server serves."""
-
-    @abc.abstractmethod
-    def stopping(self, reason: str) -> None:
-        """Hear that the server is going to drain, and why."""
 
 
 class OwnPlace(Place):

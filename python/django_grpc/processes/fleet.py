@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from django_grpc.management.stop_signals import TOGETHER
+from django_grpc.lifecycle.stop_signals import TOGETHER
 from django_grpc.processes.crashes import EARLY, LIMIT, Failures
 from django_grpc.processes.messages import Plan
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from django_grpc import _engine
 from django_grpc.addresses import is_unix
-from django_grpc.management import threads
+from django_grpc.lifecycle import threads
 
 #: Connections that the kernel keeps until they are accepted; the engine's own figure.
 BACKLOG = 1024

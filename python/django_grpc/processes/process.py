@@ -10,7 +10,7 @@ import termios
 import time
 from typing import Any
 
-from django_grpc.management.output import replace_lost_descriptors
+from django_grpc.lifecycle.output import replace_lost_descriptors
 from django_grpc.processes import messages, origin
 from django_grpc.processes.board import Board
 from django_grpc.processes.load import Load

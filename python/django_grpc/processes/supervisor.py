@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from django_grpc.lifecycle.output import write_last_words
 from django_grpc.log_lines import relieved_of_lines
 from django_grpc.logs import GuardedLogger
-from django_grpc.management.output import write_last_words
 from django_grpc.processes import fleet, messages, systemd
 from django_grpc.processes.balance import Balancer, accept
 from django_grpc.processes.board import Board

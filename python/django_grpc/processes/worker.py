@@ -8,12 +8,12 @@ import socket
 from typing import Any, Final
 
 from django_grpc import conf, engine, greenlets
+from django_grpc.lifecycle import threads
+from django_grpc.lifecycle.place import STOPPED, Place, announce_shutdown
+from django_grpc.lifecycle.process_end import end_process
+from django_grpc.lifecycle.shutdown import ShutdownRequest
 from django_grpc.log_lines import relieved_of_lines
 from django_grpc.logs import GuardedLogger
-from django_grpc.management import threads
-from django_grpc.management.process_end import end_process
-from django_grpc.management.serving import STOPPED, Place, announce_shutdown
-from django_grpc.management.shutdown import ShutdownRequest
 from django_grpc.processes import messages, prctl
 from django_grpc.processes.board import Pulse
 from django_grpc.processes.fleet import LEAVE_PATIENCE, MARGIN

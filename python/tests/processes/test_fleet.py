@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from django_grpc import conf
-from django_grpc.management.stop_signals import TOGETHER
+from django_grpc.lifecycle.stop_signals import TOGETHER
 from django_grpc.processes import fleet
 from django_grpc.processes.crashes import EARLY, LIMIT
 from django_grpc.processes.fleet import Figures, Fleet, Member, State, Task

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from harness import LISTENING, PATIENCE, begin_sleep, start_on_terminal
 
-from django_grpc.management.stop_signals import TOGETHER
+from django_grpc.lifecycle.stop_signals import TOGETHER
 
 from .support import ask, ask_once, can_connect, connect, free_port, is_gone, wait_until
 

@@ -14,8 +14,8 @@ from google.protobuf import descriptor_pool, message_factory
 from django_grpc import conf
 from django_grpc.addresses import format_address
 from django_grpc.health.descriptor import health_file
+from django_grpc.lifecycle.output import make_output_tolerant
 from django_grpc.management.arguments import positive_seconds, target, unicode_text
-from django_grpc.management.output import make_output_tolerant
 
 _SERVICE = "grpc.health.v1.Health"
 

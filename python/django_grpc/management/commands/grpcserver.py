@@ -19,18 +19,18 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django_grpc import conf, greenlets, logs
 from django_grpc.addresses import format_address, is_unix, parse_addrport
 from django_grpc.conf.keys import KEYS
-from django_grpc.logs import GuardedLogger, text_of
-from django_grpc.management import complaints, reloading, titles
-from django_grpc.management.arguments import add_flag, unicode_text
-from django_grpc.management.output import flush_or_lose, make_output_tolerant
-from django_grpc.management.pid_file import PidFile
-from django_grpc.management.process_end import (
+from django_grpc.lifecycle.output import flush_or_lose, make_output_tolerant
+from django_grpc.lifecycle.process_end import (
     end_in_peace,
     end_process,
     end_threads_soon,
     run_for,
 )
-from django_grpc.management.shutdown import ShutdownRequest, StoppedAtStart
+from django_grpc.lifecycle.shutdown import ShutdownRequest, StoppedAtStart
+from django_grpc.logs import GuardedLogger, text_of
+from django_grpc.management import complaints, reloading, titles
+from django_grpc.management.arguments import add_flag, unicode_text
+from django_grpc.management.pid_file import PidFile
 from django_grpc.processes import listeners, systemd
 from django_grpc.processes.messages import Inheritance, Plan
 from django_grpc.processes.recycling import unheeded_limits

@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from django_grpc.management.stop_signals import (
+from django_grpc.lifecycle.stop_signals import (
     SIGNALS,
     TOGETHER,
     Waker,

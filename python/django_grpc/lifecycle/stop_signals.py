@@ -7,7 +7,7 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 from django_grpc import greenlets
-from django_grpc.management.output import write_last_words
+from django_grpc.lifecycle.output import write_last_words
 
 #: What asks a process to stop.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)

@@ -14,8 +14,8 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from django_grpc import greenlets
-from django_grpc.management.output import flush_or_lose
-from django_grpc.management.stop_signals import SIGNALS, TOGETHER, WAKE_UP, go_on
+from django_grpc.lifecycle.output import flush_or_lose
+from django_grpc.lifecycle.stop_signals import SIGNALS, TOGETHER, WAKE_UP, go_on
 
 # Seconds between two looks whether the main thread's program has ended.
 _PROBE_PAUSE: Final = 0.05

@@ -10,8 +10,8 @@ from typing import Final
 
 from django_grpc import building, conf
 from django_grpc.engine import loops
+from django_grpc.lifecycle import threads
 from django_grpc.logs import GuardedLogger
-from django_grpc.management import threads
 
 logger = GuardedLogger("django_grpc")
 

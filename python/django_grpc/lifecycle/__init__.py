@@ -1,0 +1,1 @@
+"""How a process of the commands starts threads, prints, is told to stop, and comes to its end."""
