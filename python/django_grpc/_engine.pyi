@@ -125,6 +125,7 @@ def make_statistics_board(descriptor: int, slots: int) -> StatisticsBoard:
         ValueError: It is no board, or another version's.
     """
 
+@final
 class StatisticsBoard:
     """The figures of all worker processes, in memory that they share.
 
