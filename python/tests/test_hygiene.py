@@ -18,13 +18,15 @@ from django.core.cache import caches
 from django.db import DatabaseError, connection, connections, transaction
 from django.db import close_old_connections as stock_close_old_connections
 from django.db import reset_queries as stock_reset_queries
+from django.db.backends.signals import connection_created
 from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.test import override_settings
+from django.utils.functional import SimpleLazyObject
 from harness import leave_half_read
 from sampleapp.caches import ClosableCache
 
 from django_grpc import hygiene
-from django_grpc.hygiene import cursors, held_connections
+from django_grpc.hygiene import cursors, held_connections, loop_calls
 from django_grpc.signals import grpc_request_finished, grpc_request_started
 
 # The databases are in memory, one for each thread, and no test needs a table.
@@ -249,6 +251,54 @@ def test_a_proxy_in_the_place_of_a_connection_is_left_alone():
             return cursor.fetchone()
 
     assert in_thread(open_cursor) == (1,)
+
+
+class Forwarding:
+    """A proxy that does not even say what it stands for."""
+
+    def __init__(self, connection):
+        self.__dict__["its_connection"] = connection
+
+    def __getattr__(self, name):
+        return getattr(self.its_connection, name)
+
+    def __setattr__(self, name, value):
+        setattr(self.its_connection, name, value)
+
+
+def lazy(connection):
+    """A proxy that `isinstance` takes for a connection."""
+    return SimpleLazyObject(lambda: connection)
+
+
+@pytest.mark.parametrize("proxy", [Forwarding, lazy])
+@pytest.mark.parametrize("is_calls", [True, False])
+def test_a_thread_whose_connection_is_behind_a_proxy(proxy, is_calls):
+    """As what watches queries puts there: calls of all kinds go on to be served."""
+
+    def use():
+        if is_calls:
+            hygiene.CALL_HYGIENE.enter()
+        for _ in range(2):
+            open_cursor().close()
+            with transaction.atomic():
+                open_cursor().close()
+            hygiene.close_old_connections()
+            hygiene.reset_queries()
+        if is_calls:
+            hygiene.CALL_HYGIENE.leave()
+
+    def run():
+        use()
+        opened = connections["default"]
+        connections["default"] = proxy(opened)
+        connection_created.send(type(opened), connection=opened)  # as it opens once more
+        use()
+        hygiene.connection_use.watch(connections["default"])
+        loop_calls.current_call.set(loop_calls.LoopCall())
+        use()
+
+    in_thread(run)
 
 
 def open_cursor():

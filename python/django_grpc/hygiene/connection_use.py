@@ -14,6 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
 from django_grpc.hygiene.atomic_blocks import AtomicBlocks
+from django_grpc.hygiene.connection_state import is_proxy
 from django_grpc.hygiene.held_connections import (
     HeldConnections,
     close_old_connections,
@@ -27,7 +28,7 @@ from django_grpc.hygiene.sync_thread import tidy_soon
 
 def watch(connection: BaseDatabaseWrapper) -> None:
     """Have a connection say who uses it, unless it is on a thread that calls run on."""
-    if thread.is_calls or not isinstance(connection, BaseDatabaseWrapper):  # but a proxy
+    if thread.is_calls or is_proxy(connection):
         return
     for name, hook in _HOOKS.items():
         if name not in vars(connection):  # else somebody has put a hook of their own there

@@ -20,7 +20,7 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_grpc.hygiene.connection_state import has_transaction
+from django_grpc.hygiene.connection_state import has_transaction, is_proxy
 
 
 class Home:
@@ -131,7 +131,7 @@ def close_at_home(connection: BaseDatabaseWrapper, home: Home) -> None:
     Proxies that somebody has put in the place of connections are left alone, and what stands in the
     place of their `chunked_cursor`: tests put there what refuses queries, and look for it again.
     """
-    if isinstance(connection, BaseDatabaseWrapper) and _is_its_own(connection.chunked_cursor):
+    if not is_proxy(connection) and _is_its_own(connection.chunked_cursor):
         connection.chunked_cursor = functools.partial(  # type: ignore[method-assign]
             _chunked_cursor, weakref.ref(connection), home
         )

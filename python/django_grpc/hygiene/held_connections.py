@@ -285,7 +285,7 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
             and connection.autocommit == connection.settings_dict["AUTOCOMMIT"]
             and not connection.in_atomic_block
             and (connection.close_at is None or is_used or time.monotonic() < connection.close_at)
-            and type(connection).close_if_unusable_or_obsolete is stock_rule
+            and getattr(type(connection), "close_if_unusable_or_obsolete", None) is stock_rule
         ):
             connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
         else:

@@ -190,7 +190,8 @@ def _rows(
     rows = queryset.values_list(*columns)
     if chunk_size is None:
         # A cursor on the database's side would cost a list more than it saves it.
-        in_chunks = type(connection).chunked_cursor is BaseDatabaseWrapper.chunked_cursor
+        stock_cursor = BaseDatabaseWrapper.chunked_cursor
+        in_chunks = getattr(type(connection), "chunked_cursor", None) is stock_cursor
         return ValuesListIterable(rows, chunked_fetch=in_chunks)
     in_chunks = not connection.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS")
     return ValuesListIterable(rows, chunked_fetch=in_chunks, chunk_size=chunk_size)
