@@ -864,12 +864,18 @@ def start_patched(start, tmp_path):
 def test_shortage_of_memory_for_worker_processes_is_one_sentence(start_patched):
     process = start_patched(
         """
-        import errno, mmap
+        import os, resource
 
-        def refuse(*args, **kwargs):
-            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        make_file = os.memfd_create
 
-        mmap.mmap = refuse
+        def make_last_file(*args):
+            with open("/proc/self/statm") as file:
+                size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            # What the processes share takes 32 MiB.
+            resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20), resource.RLIM_INFINITY))
+            return make_file(*args)
+
+        os.memfd_create = make_last_file
         """,
         "--workers",
         "2",
@@ -1061,13 +1067,14 @@ def test_start_whose_end_the_project_swallows_does_not_get_to_listen(
 def test_signal_ends_workers_whose_address_is_still_looked_for(number, start_patched, tmp_path):
     process = start_patched(
         """
-        import socket, time
+        import time
+        from django_grpc import _engine
 
-        def getaddrinfo(*args, **kwargs):
+        def bind(*args):
             print("resolving", flush=True)
             time.sleep(3600)
 
-        socket.getaddrinfo = getaddrinfo
+        _engine.bind = bind
         """,
         "--workers",
         "2",

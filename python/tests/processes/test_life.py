@@ -20,8 +20,8 @@ def test_workers_serve_and_the_parent_does_not(serve):
     assert len(server.pids) == 2, "it says that it listens when all of them serve"
     answered = {ask_once(address)[0] for _ in range(8)}
     assert answered == set(server.pids)
-    assert "_engine" not in Path(f"/proc/{server.pid}/maps").read_text()
-    assert "_engine" in Path(f"/proc/{server.pids[0]}/maps").read_text()
+    assert "cygrpc" not in Path(f"/proc/{server.pid}/maps").read_text()
+    assert "cygrpc" in Path(f"/proc/{server.pids[0]}/maps").read_text()
     assert len(list(Path(f"/proc/{server.pid}/task").iterdir())) == 1, "it starts no thread"
     assert "2 processes of" in server.process.output + server.process.wait_for("Address").string
 
