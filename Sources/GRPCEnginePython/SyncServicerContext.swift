@@ -97,7 +97,8 @@ final class SyncServicerContext: ServicerContext {
       let type = Python.typeName(response)
       let hint =
         type == "coroutine"
-        ? " An ordinary interceptor that calls methods itself can't serve async ones." : ""
+        ? " Is an 'await' or 'async def' missing? An ordinary interceptor that calls methods itself "
+          + "can't serve async ones." : ""
       let line =
         "\(message) Servicer method [\(self.call.head.path)] gave an object of type '\(type)'.\(hint)"
       if let error {

@@ -20,7 +20,7 @@ from harness import leave_half_read
 
 from django_grpc import hygiene
 from django_grpc.hygiene import connection_use, held_connections, sync_thread
-from django_grpc.hygiene.atomic_blocks import AtomicBlocks
+from django_grpc.hygiene.atomic_blocks import AtomicBlocks, LostBlocks
 
 PATIENCE = 20
 
@@ -337,10 +337,80 @@ def test_what_outlives_its_call_unseen_is_told_that_its_transaction_is_lost(shar
     going_on = call.using(ask)
     call.end()
     ask_again(shared_thread, other)
-    with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
-        shared_thread(going_on)
+    for _ in range(2):  # who handles it would go on, and that be kept
+        with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
+            shared_thread(going_on)
+        shared_thread(other.using(ask))
+    shared_thread(call.using(lambda: connection.rollback()))
     shared_thread(going_on)
     other.end()
+
+
+def test_what_is_lost_on_one_connection_is_told_on_no_other(shared_thread):
+    """Else the wrong one would be refused, and the loss told to nobody."""
+    call, other = Call(), Call()
+    lost, kept = transaction.atomic(), transaction.atomic()
+    with ThreadPoolExecutor(1) as executor:
+
+        def another_thread(function):
+            return executor.submit(function).result(PATIENCE)
+
+        shared_thread(call.using(lost.__enter__))
+        another_thread(call.using(kept.__enter__))
+        call.end()
+        ask_again(shared_thread, other)
+        another_thread(call.using(ask))
+        another_thread(call.using(lambda: kept.__exit__(None, None, None)))
+        with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
+            shared_thread(call.using(lambda: lost.__exit__(None, None, None)))
+    other.end()
+
+
+def test_who_is_inside_of_a_block_that_is_lost_is_refused_until_it_is_left(shared_thread):
+    """Else what follows a query whose failure is handled would be kept."""
+    first, second, other = Call(), Call(), Call()
+    block = transaction.atomic()
+    shared_thread(first.using(transaction.atomic().__enter__))
+    shared_thread(second.using(block.__enter__))
+    first.end()
+    for _ in range(2):
+        with pytest.raises(transaction.TransactionManagementError, match="rolled back"):
+            shared_thread(second.using(ask))
+    ask_again(shared_thread, other)
+    shared_thread(second.using(lambda: block.__exit__(ValueError, ValueError(), None)))
+    shared_thread(second.using(ask))
+    second.end()
+    other.end()
+
+
+def test_nobody_is_taken_into_a_block_of_a_call_that_has_ended(shared_thread):
+    """What waits for the thread before its end is seen to, and would be lost with it."""
+    first, second = Call(), Call()
+    enter, ask_next = first.using(transaction.atomic().__enter__), second.using(ask)
+    first.end()
+
+    def run_both():
+        enter()
+        ask_next()
+
+    with pytest.raises(transaction.TransactionManagementError, match="rolled back now"):
+        shared_thread(run_both)
+    shared_thread(second.using(ask))
+    assert not shared_thread(second.using(is_in_transaction))
+    second.end()
+
+
+def test_a_copy_of_a_connection_is_held_by_nobody(shared_thread):
+    def use_a_copy():
+        copied = connection.copy()
+        copied.cursor().execute("SELECT 1")
+        return copied
+
+    call = Call()
+    copies = shared_thread(call.using(lambda: weakref.WeakSet([use_a_copy()])))
+    gc.collect()
+    assert len(copies) == 0
+    call.end()
 
 
 @pytest.mark.parametrize("asks", [True, False])
@@ -628,7 +698,7 @@ def test_a_thread_of_a_calls_own_keeps_none_for_others():
 
 
 def test_blocks_of_code_of_no_call_are_not_those_of_a_call_that_is_gone():
-    blocks = AtomicBlocks("default", ["from before"])
+    blocks = AtomicBlocks(LostBlocks(), ["from before"])
     call = Call()
     call.run(blocks.append, "of a call that is gone")
     del call

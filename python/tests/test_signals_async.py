@@ -840,9 +840,10 @@ def test_receivers_that_take_too_long_go_on_without_their_call(monkeypatch):
 def test_no_more_than_so_many_receivers_go_on(monkeypatch):
     monkeypatch.setattr(dispatch, "_SPARED", 0.05)
     monkeypatch.setattr(dispatch, "_MOST_LEFT", 2)
-    ended = []
+    begun, ended = [], []
 
     async def hang(**kwargs):
+        begun.append(kwargs["request"])
         try:
             await asyncio.sleep(3600)
         finally:
@@ -851,15 +852,19 @@ def test_no_more_than_so_many_receivers_go_on(monkeypatch):
     async def main():
         for number in range(4):
             sending = asyncio.ensure_future(send_started(number))
-            await asyncio.sleep(0.01)
+            while number not in begun:
+                await asyncio.sleep(0.001)
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await sending
-        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            while 3 not in ended:
+                await asyncio.sleep(0.001)
         return list(ended)
 
     with receiving(grpc_request_started, hang):
         for _ in range(2):  # what a loop has taken along counts no more
+            begun.clear()
             ended.clear()
             assert asyncio.run(main()) == [2, 3]
 

@@ -1,11 +1,55 @@
-"""Whose the blocks of `transaction.atomic` are that are open on a connection."""
+"""Whose the blocks of `transaction.atomic` are that are open on a connection, or were lost."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, SupportsIndex
 
 from django.db.transaction import TransactionManagementError
 
-from django_grpc.hygiene.loop_calls import LOST, Owner, current_call, is_of, owner_of
+from django_grpc.hygiene.loop_calls import LoopCall, Owner, current_call, is_of, owner_of
+
+
+class LostBlocks:
+    """The transactions of a connection that were ended from under who was in them.
+
+    Until they are left nothing is asked of the connection for those who were: it would be kept,
+    and what came before it is lost. So does Django with a block in which a query has failed.
+    """
+
+    def __init__(self) -> None:
+        # One for each block, and for each transaction without any, as by `set_autocommit`.
+        self._owners: list[Owner] = []
+
+    def add(self, owners: Iterable[Owner]) -> None:
+        """Take those that are lost now; those that nobody can leave any more are forgotten."""
+        self._owners = [
+            it for it in (*self._owners, *owners) if it is not None and it() is not None
+        ]
+
+    def refuse(self, call: LoopCall | None) -> None:
+        """Refuse what is asked for a call that is in one of them.
+
+        Raises:
+            TransactionManagementError: It is.
+        """
+        if call is not None and any(is_of(it, call) for it in self._owners):
+            raise _lost()
+
+    def leave(self, call: LoopCall | None) -> bool:
+        """Note that a call leaves one of those that it is in, and return whether it was in any."""
+        for place, owner in enumerate(self._owners):
+            if call is not None and is_of(owner, call):
+                del self._owners[place]
+                return True
+        return False
+
+    def leave_by_commit(self, call: LoopCall | None) -> None:
+        """Do what `leave` does, for who believes that all was kept.
+
+        Raises:
+            TransactionManagementError: It was in one.
+        """
+        if self.leave(call):
+            raise _lost()
 
 
 class AtomicBlocks(list[Any]):
@@ -15,16 +59,16 @@ class AtomicBlocks(list[Any]):
     Django does not mind, but takes the last one off its list whichever ends.
 
     Args:
-        alias: Of the connection.
+        lost: The connection's.
         blocks: Those that are open already, which are taken for those of no call.
 
     Attributes:
         owners: Who has begun those that are open.
     """
 
-    def __init__(self, alias: str, blocks: Collection[Any] = ()) -> None:
+    def __init__(self, lost: LostBlocks, blocks: Collection[Any] = ()) -> None:
         super().__init__(blocks)
-        self._alias = alias
+        self._lost = lost
         self.owners: list[Owner] = [None] * len(blocks)
 
     def append(self, block: Any, /) -> None:
@@ -44,7 +88,13 @@ class AtomicBlocks(list[Any]):
                 del self.owners[place]
                 break
         else:
-            if call is not None and call.leaves_lost_block(self._alias):
-                raise TransactionManagementError(LOST)
+            self._lost.leave_by_commit(call)
             del self.owners[-1:]
         return super().pop(index)
+
+
+def _lost() -> TransactionManagementError:
+    return TransactionManagementError(
+        "The transaction has been rolled back: a call that had begun it, or what it is inside of, "
+        "has ended, and no task of its event loop goes on with it. Leave the block."
+    )

@@ -13,7 +13,7 @@ import weakref
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
-from django_grpc.hygiene.atomic_blocks import AtomicBlocks
+from django_grpc.hygiene.atomic_blocks import AtomicBlocks, LostBlocks
 from django_grpc.hygiene.connection_state import is_proxy
 from django_grpc.hygiene.held_connections import (
     HeldConnections,
@@ -22,7 +22,7 @@ from django_grpc.hygiene.held_connections import (
     thread,
     watchers,
 )
-from django_grpc.hygiene.loop_calls import LOST, LoopCall, current_call
+from django_grpc.hygiene.loop_calls import LoopCall, current_call
 from django_grpc.hygiene.sync_thread import tidy_soon
 
 
@@ -30,14 +30,16 @@ def watch(connection: BaseDatabaseWrapper) -> None:
     """Have a connection say who uses it, unless it is on a thread that calls run on."""
     if thread.is_calls or is_proxy(connection):
         return
+    held = thread.held
+    lost = held.lost_on(connection)
     for name, hook in _HOOKS.items():
         if name not in vars(connection):  # else somebody has put a hook of their own there
-            setattr(connection, name, functools.partial(hook, weakref.ref(connection)))
+            setattr(connection, name, functools.partial(hook, weakref.ref(connection), lost))
     if not isinstance(connection.atomic_blocks, AtomicBlocks):
-        connection.atomic_blocks = AtomicBlocks(connection.alias, connection.atomic_blocks)
+        connection.atomic_blocks = AtomicBlocks(lost, connection.atomic_blocks)
     if connection.connection is None:  # Django has just made it, and nobody uses it yet
         return
-    held, call = thread.held, note_use()
+    call = note_use()
     if call is not None and not held.is_of_sync_to_async:
         _take_over(held, call)
     held.note_owner(connection, call)
@@ -58,22 +60,18 @@ def note_use() -> LoopCall | None:
     return call
 
 
-def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
+def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBlocks) -> None:
     """Note who uses a connection, look after it, and do what `BaseDatabaseWrapper` does."""
     connection = reference()
     if connection is None:
         return
     held, call = thread.held, note_use()
-    is_another = call is not held.last_call
-    if not held.is_of_sync_to_async and (
-        is_another or (held.home.is_tended and held.has_others_inside(connection, call))
-    ):
+    lost.refuse(call)
+    is_another = not held.is_of_sync_to_async and call is not held.last_call
+    if is_another or (held.home.is_tended and held.is_left_to(connection, call)):
         is_used = held.are_in_use()
-        ended = _take_over(held, call)
-        if connection in ended:
+        if connection in _take_over(held, call):
             # It may be `atomic` that asks, and believes by now that it is inside of another one.
-            if call is not None:
-                call.lost_transactions -= {connection.alias}
             raise TransactionManagementError(
                 "A call before this one has ended inside of transaction.atomic() on this thread; "
                 "that is rolled back now."
@@ -81,31 +79,23 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
         if is_another and not connection.in_atomic_block:
             close_old_connections(is_used=is_used)
             connection.close_if_health_check_failed()
-    if call is not None:
-        call.tell_of_loss(connection.alias)
     held.note_owner(connection, call)
     type(connection).ensure_connection(connection)
 
 
-def _commit(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
+def _commit(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBlocks) -> None:
     """Do what `BaseDatabaseWrapper` does, unless what is to be committed is there no more."""
     connection = reference()
     if connection is None:
         return
-    if (call := current_call.get()) is not None:
-        if call.leaves_lost_block(connection.alias):
-            raise TransactionManagementError(LOST)
-        call.tell_of_loss(connection.alias)
+    lost.leave_by_commit(current_call.get())
     type(connection).commit(connection)
 
 
-def _rollback(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
+def _rollback(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBlocks) -> None:
     """Do what `BaseDatabaseWrapper` does, unless that was done, and what is open is others'."""
     connection = reference()
-    if connection is None:
-        return
-    call = current_call.get()
-    if call is not None and call.leaves_lost_block(connection.alias):
+    if connection is None or lost.leave(current_call.get()):
         return
     type(connection).rollback(connection)
 
@@ -116,14 +106,15 @@ def _take_over(held: HeldConnections, call: LoopCall | None) -> list[BaseDatabas
     Returns:
         Those with a transaction that a call before it has left at its end: it is rolled back.
     """
-    held.last_call = call
-    for other in list(held.calls):
-        if other.has_ended:
-            held.calls.discard(other)
-    if call is not None:
-        # From now on the thread looks after its connections, as calls come to use them.
-        held.home.is_tended = True
-        held.calls.add(call)
+    if not held.is_of_sync_to_async:
+        held.last_call = call
+        for other in list(held.calls):
+            if other.has_ended:
+                held.calls.discard(other)
+        if call is not None:
+            # From now on the thread looks after its connections, as calls come to use them.
+            held.home.is_tended = True
+            held.calls.add(call)
     left = [it for it in held.connections if held.is_left_to(it, call)]
     for connection in left:
         end_transaction(connection)

@@ -13,7 +13,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from django_grpc.hygiene import cursors
-from django_grpc.hygiene.atomic_blocks import AtomicBlocks
+from django_grpc.hygiene.atomic_blocks import AtomicBlocks, LostBlocks
 from django_grpc.hygiene.connection_state import (
     has_transaction,
     is_dead,
@@ -54,17 +54,14 @@ class HeldConnections:
         self.calls: weakref.WeakSet[LoopCall] = weakref.WeakSet()
         self.last_call: LoopCall | None = None
         #: The calls that used them last outside of a transaction: whose is one that is open now.
-        self.owners: dict[BaseDatabaseWrapper, Owner] = {}
+        self.owners = weakref.WeakKeyDictionary[BaseDatabaseWrapper, Owner]()
+        #: The transactions that were ended from under who was in them.
+        self.lost = weakref.WeakKeyDictionary[BaseDatabaseWrapper, LostBlocks]()
         #: On such a thread: whether code uses them too that belongs to no call, or goes on once its
         #: call has ended. Nobody tells of its end: what it uses is closed for no age.
         self.has_strangers = False
         #: For cursors of the connections that other threads come to close.
         self.home = cursors.Home()
-
-    def hold(self, *held: BaseDatabaseWrapper) -> None:
-        """Hold these connections and no others. Nothing of what is gone is kept."""
-        self.connections = held
-        self.owners = {it: self.owners[it] for it in held if it in self.owners}
 
     def is_doubtful(self) -> bool:
         """Whether another connection has died since these were looked at."""
@@ -93,35 +90,25 @@ class HeldConnections:
         """
         if thread.is_calls or not self.home.is_tended:
             return False
-        return any(_goes_on(it, connection) for it in self._owners_of(connection))
-
-    def has_others_inside(self, connection: BaseDatabaseWrapper, call: LoopCall | None) -> bool:
-        """Whether a transaction is open that somebody else has begun, or is inside of too."""
-        return has_transaction(connection) and not all(
-            is_of(it, call) for it in self._owners_of(connection)
-        )
+        return any(_goes_on(it, connection) for it in self.owners_of(connection))
 
     def is_left_to(self, connection: BaseDatabaseWrapper, call: LoopCall | None) -> bool:
         """Whether a call is inside of a block that others have begun who are gone.
 
         They come never to its end, nor does what is inside of it.
         """
-        others = [it for it in self._owners_of(connection) if not is_of(it, call)]
-        return connection.in_atomic_block and not (
+        if not connection.in_atomic_block:
+            return False
+        others = [it for it in self.owners_of(connection) if not is_of(it, call)]
+        return not (
             self.home.is_tended and (not others or any(_goes_on(it, connection) for it in others))
         )
 
-    def note_loss(self, connection: BaseDatabaseWrapper) -> None:
-        """Have those told, at their next query, whose transaction is rolled back now."""
-        for owner in self._owners_of(connection):
-            if owner is not None and (call := owner()) is not None:
-                call.lost_transactions |= {connection.alias}
-        blocks = connection.atomic_blocks
-        for owner in blocks.owners if isinstance(blocks, AtomicBlocks) else ():
-            if owner is not None and (call := owner()) is not None:
-                call.lost_blocks += (connection.alias,)
+    def lost_on(self, connection: BaseDatabaseWrapper) -> LostBlocks:
+        """Return the transactions that were lost on a connection."""
+        return self.lost.setdefault(connection, LostBlocks())
 
-    def _owners_of(self, connection: BaseDatabaseWrapper) -> list[Owner]:
+    def owners_of(self, connection: BaseDatabaseWrapper) -> list[Owner]:
         """Return who has begun the open transaction, or is inside of it by a block of its own."""
         blocks = connection.atomic_blocks
         owners = [*blocks.owners] if isinstance(blocks, AtomicBlocks) else []
@@ -192,12 +179,10 @@ class _Thread(threading.local):
         held = self.held
         # A connection that is shared between threads (inc_thread_sharing, which only tests call)
         # is its owner's to close: it carries the transaction of the test.
-        held.hold(
-            *(
-                connection
-                for connection in connections.all(initialized_only=True)
-                if not connection.allow_thread_sharing
-            )
+        held.connections = tuple(
+            connection
+            for connection in connections.all(initialized_only=True)
+            if not connection.allow_thread_sharing
         )
 
 
@@ -216,7 +201,7 @@ def create_connection(alias: str) -> BaseDatabaseWrapper:
     connection = _create_connection(alias)
     held = thread.held
     others = (it for it in held.connections if it.alias != alias)
-    held.hold(*others, connection)  # whatever becomes of its `connect`
+    held.connections = (*others, connection)  # whatever becomes of its `connect`
     _watch(connection)
     return connection
 
@@ -315,7 +300,7 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
     if has_transaction(connection):
         if held.is_in_hands(connection):
             return
-        if connection.in_atomic_block and held.home.is_tended:
+        if held.home.is_tended:
             end_transaction(connection)
             return
     if held.is_of_sync_to_async and held.home.has_open(connection):
@@ -329,8 +314,6 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
     age_ends_at = connection.close_at
     if is_used:
         connection.close_at = None  # for Django's rule, which asks for both
-    if is_manual(connection):
-        held.note_loss(connection)
     if is_manual(connection) or is_obsolete(connection):
         held.home.close_all(connection)
     connection.close_if_unusable_or_obsolete()
@@ -340,16 +323,18 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
 
 
 def end_transaction(connection: BaseDatabaseWrapper) -> None:
-    """Roll back what a call that has ended left in `transaction.atomic`, and close the connection.
+    """Roll back what a call that has ended left open, and close the connection.
 
     Closed alone, it would refuse all that comes until the block is left, which nobody does.
     """
-    logger.error(
-        "A call has ended inside of transaction.atomic() on the database %r: the transaction is "
-        "rolled back, and the connection closed.",
-        connection.alias,
-    )
-    thread.held.note_loss(connection)
+    if connection.in_atomic_block:  # else Django, too, ends it without a word
+        logger.error(
+            "A call has ended inside of transaction.atomic() on the database %r: the transaction "
+            "is rolled back, and the connection closed.",
+            connection.alias,
+        )
+    held = thread.held
+    held.lost_on(connection).add(held.owners_of(connection))
     is_closed = connection.closed_in_transaction
     connection.in_atomic_block = connection.closed_in_transaction = False
     # As `connect` does, but `atomic(durable=True)` looks before it connects.
@@ -358,5 +343,5 @@ def end_transaction(connection: BaseDatabaseWrapper) -> None:
     if is_closed:
         connection.connection = None  # as Django does it when the block is left
     else:
-        thread.held.home.close_all(connection)
+        held.home.close_all(connection)
         connection.close()

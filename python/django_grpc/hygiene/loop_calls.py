@@ -11,13 +11,6 @@ import gc
 import weakref
 from contextvars import Context, ContextVar
 
-from django.db.transaction import TransactionManagementError
-
-LOST = (
-    "The transaction has been rolled back: the call that has begun it has ended, and what goes on "
-    "of it is no task of its event loop."
-)
-
 
 class LoopCall:
     """A call that runs on a loop."""
@@ -28,12 +21,6 @@ class LoopCall:
     #: Made when it comes to use the database, which many a call never does. A call of a loop that
     #: nobody runs any more never ends, and is given up with its task.
     reference: "weakref.ref[LoopCall] | None" = None
-
-    #: The databases on which a transaction of it was rolled back as it had ended, until it is told.
-    lost_transactions: frozenset[str] = frozenset()
-
-    #: The databases of its blocks that were ended by that, one for each, until it leaves them.
-    lost_blocks: tuple[str, ...] = ()
 
     #: The loop that it has ended on.
     loop: asyncio.AbstractEventLoop | None = None
@@ -86,22 +73,6 @@ class LoopCall:
                 self._task = weakref.ref(task)
                 return True
         return False
-
-    def tell_of_loss(self, alias: str) -> None:
-        """Raise, once, if a transaction of it was rolled back on this database."""
-        if alias in self.lost_transactions:
-            self.lost_transactions -= {alias}
-            raise TransactionManagementError(LOST)
-
-    def leaves_lost_block(self, alias: str) -> bool:
-        """Note that it leaves a block on this database, and return whether that was lost."""
-        if alias not in self.lost_blocks:
-            return False
-        left = list(self.lost_blocks)
-        left.remove(alias)
-        self.lost_blocks = tuple(left)
-        self.lost_transactions -= {alias}  # the end of its block tells of it
-        return True
 
     def _forget_use(self) -> None:
         self.uses_database = False
