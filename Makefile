@@ -74,7 +74,7 @@ slow-test: $(VENV)/.installed
 
 # The oldest Django that is supported, in an environment of its own: what touches Django, and not
 # what processes, sockets and the engine do below it.
-WITHOUT_DJANGO = engine engine_aio deployment workers observability test_ending.py test_lost_output.py \
+WITHOUT_DJANGO = engine engine_aio deployment processes observability test_ending.py test_lost_output.py \
 	test_certificates.py test_wheel.py test_shutdown.py test_logs.py
 compat-test: $(WHEELHOUSE)/.built
 	$(PYTHON) -m venv $(VENV)-django42

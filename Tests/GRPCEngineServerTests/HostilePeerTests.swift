@@ -1,4 +1,5 @@
 import GRPCEngineServer
+import GRPCEngineStatistics
 import GRPCEngineTesting
 import GRPCEngineTransport
 import GRPCEngineWire
@@ -48,6 +49,27 @@ struct HostilePeerTests {
     writer.ping(42)
     writer.goAway()
     return Array(writer.bytes.readableBytesView)
+  }
+
+  @Test("A stream that is reset counts once, for who has reset it")
+  func resetsAreCounted() throws {
+    try RunningServer.run(Self.methods) { running in
+      let client = try running.connect()
+      for stream in [1, 3, 5] {
+        client.writer.headers(FrameWriter.request("/t/silent"), on: stream)
+        client.writer.data(FrameWriter.message([0]), on: stream)
+      }
+      client.writer.reset(1)
+      // RFC 9113 section 6.9: an error of the stream, which the server resets.
+      client.writer.windowUpdate(3, increment: 0)
+      try client.barrier()
+      let slot = running.server.statistics.slot
+      #expect(slot[.streamsResetByPeer].value == 1)
+      #expect(slot[.streamsResetByServer].value == 1)
+      client.connection.close()
+      try poll("the end of the connection") { slot[.streams].value == 0 }
+      #expect(slot[.streamsResetByPeer].value == 1, "nobody has reset what a lost connection had")
+    }
   }
 
   @Test("Bytes that were changed on the way harm nobody else", arguments: 0..<8)

@@ -166,7 +166,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
       self.stream(key)?.receivedTrailers(block.list)
     case .reset(let key, let code, let isByPeer):
       if !isByPeer { self.statistics[.streamsResetByServer].add() }
-      self.streamClosed(key, code)
+      self.streamClosed(key, code, isByPeer: isByPeer)
     case .refused:
       self.statistics[.streamsResetByServer].add()
     case .settings:
@@ -393,13 +393,13 @@ package final class ConnectionHandler: ChannelInboundHandler {
   }
 
   /// - Parameter reason: why a stream was reset; `nil` when both of its sides have ended.
-  private func streamClosed(_ key: StreamKey, _ reason: HTTP2ErrorCode?) {
+  private func streamClosed(_ key: StreamKey, _ reason: HTTP2ErrorCode?, isByPeer: Bool = false) {
     guard let stream = self.stream(key) else { return }
     self.streams[key.place] = nil
     self.streamCount -= 1
     if self.streamCount == 0, self.streams.count > Self.placesKept { self.streams = [] }
     self.statistics[.streams].subtract()
-    stream.closed(reason: reason)
+    stream.closed(reason: reason, isByPeer: isByPeer)
     self.perform(self.lifecycle.streamClosed(now: self.eventLoop.now))
     if self.configuration.maxConnectionIdle != nil { self.scheduleTimer() }
   }

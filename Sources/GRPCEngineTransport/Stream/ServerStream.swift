@@ -98,12 +98,16 @@ package final class ServerStream {
   }
 
   /// The HTTP/2 layer has closed the stream.
-  func closed(reason: HTTP2ErrorCode?) {
+  ///
+  /// - Parameter isByPeer: whether the peer has reset it.
+  func closed(reason: HTTP2ErrorCode?, isByPeer: Bool) {
     let outcome = self.state.closed(isClean: reason == nil)
     self.release()
     guard let receiver = self.receiver else { return }
     self.receiver = nil
-    if outcome == .resetByPeer { self.connection.statistics[.streamsResetByPeer].add() }
+    if isByPeer, outcome == .resetByPeer {
+      self.connection.statistics[.streamsResetByPeer].add()
+    }
     if outcome == .answered {
       receiver.finished()
     } else {

@@ -4,7 +4,7 @@ package import NIOCore
 
 /// Why a stream ended before its answer did.
 package enum StreamFailure: Error, Hashable, Sendable {
-  /// The peer sent RST_STREAM.
+  /// The peer sent RST_STREAM, or the HTTP/2 layer did for a mistake of the peer's.
   case reset(HTTP2ErrorCode)
   /// The connection went away.
   case connectionLost

@@ -34,7 +34,7 @@ package struct StreamState: Sendable {
   package enum Outcome: Hashable, Sendable {
     case answered
     case resetByServer
-    /// By the peer, or by the end of its connection.
+    /// By the peer, for a mistake of its, or by the end of its connection.
     case resetByPeer
   }
 
