@@ -19,7 +19,7 @@ from django.db.backends.sqlite3.base import DatabaseWrapper
 from harness import leave_half_read
 
 from django_grpc import hygiene
-from django_grpc.hygiene import connection_use, held_connections, sync_thread
+from django_grpc.hygiene import atomic_blocks, connection_use, held_connections, sync_thread
 from django_grpc.hygiene.atomic_blocks import AtomicBlocks, LostBlocks
 
 PATIENCE = 20
@@ -383,6 +383,77 @@ def test_who_is_inside_of_a_block_that_is_lost_is_refused_until_it_is_left(share
     other.end()
 
 
+@pytest.mark.parametrize("write", ["save", "delete"])
+def test_who_is_refused_breaks_no_block_of_others(shared_thread, write):
+    """Where a write fails Django rolls back what is open, and says nothing at its end."""
+    call, other = Call(), Call()
+    block = transaction.atomic()
+
+    def fail():
+        manager = transaction.mark_for_rollback_on_error("default")
+        with manager if write == "save" else transaction.atomic(savepoint=False):
+            ask()
+
+    shared_thread(call.using(transaction.atomic().__enter__))
+    call.end()
+    ask_again(shared_thread, other)
+    shared_thread(other.using(lambda: (block.__enter__(), save("kept"))))
+    with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
+        shared_thread(call.using(fail))
+    shared_thread(other.using(lambda: save("kept, too")))
+    with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
+        shared_thread(call.using(fail))
+    shared_thread(other.using(lambda: block.__exit__(None, None, None)))
+    assert shared_thread(other.using(saved)) == ["kept", "kept, too"]
+    other.end()
+
+
+def save(name):
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE IF NOT EXISTS names (name TEXT)")
+        cursor.execute("INSERT INTO names VALUES (%s)", [name])
+
+
+def saved():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT name FROM names ORDER BY name")
+        return [name for (name,) in cursor.fetchall()]
+
+
+def test_code_of_a_call_that_was_in_no_block_is_refused_for_a_while(shared_thread, monkeypatch):
+    """As a scheduler that the call has started. The end of a block is told however late."""
+    call, other = Call(), Call()
+    block = transaction.atomic()
+    shared_thread(call.using(block.__enter__))
+    call.end()
+    ask_again(shared_thread, other)
+    with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
+        shared_thread(call.using(ask))
+    monkeypatch.setattr(atomic_blocks, "_REFUSED_FOR", -1.0)
+    shared_thread(call.using(ask))
+    with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
+        shared_thread(call.using(lambda: block.__exit__(None, None, None)))
+    shared_thread(call.using(lambda: (block.__enter__(), block.__exit__(None, None, None))))
+    other.end()
+
+
+def test_the_end_of_one_of_two_lost_blocks_leaves_the_other(shared_thread):
+    """Django rolls back where a commit fails."""
+    call, other = Call(), Call()
+    outer, inner = transaction.atomic(), transaction.atomic()
+    for block in (outer, inner):
+        shared_thread(call.using(block.__enter__))
+    call.end()
+    ask_again(shared_thread, other)
+    for block in (inner, outer):
+        with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
+            shared_thread(call.using(ask))
+        with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
+            shared_thread(call.using(functools.partial(block.__exit__, None, None, None)))
+    shared_thread(call.using(ask))
+    other.end()
+
+
 def test_nobody_is_taken_into_a_block_of_a_call_that_has_ended(shared_thread):
     """What waits for the thread before its end is seen to, and would be lost with it."""
     first, second = Call(), Call()
@@ -698,7 +769,7 @@ def test_a_thread_of_a_calls_own_keeps_none_for_others():
 
 
 def test_blocks_of_code_of_no_call_are_not_those_of_a_call_that_is_gone():
-    blocks = AtomicBlocks(LostBlocks(), ["from before"])
+    blocks = AtomicBlocks(LostBlocks(connections["default"]), ["from before"])
     call = Call()
     call.run(blocks.append, "of a call that is gone")
     del call

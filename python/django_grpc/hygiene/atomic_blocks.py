@@ -1,11 +1,24 @@
 """Whose the blocks of `transaction.atomic` are that are open on a connection, or were lost."""
 
+import math
+import time
+import weakref
 from collections.abc import Collection, Iterable
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
 from django_grpc.hygiene.loop_calls import LoopCall, Owner, current_call, is_of, owner_of
+
+# The seconds for which the queries of a call that has ended are refused. Code that is in a block
+# comes to its end sooner, as each of its queries fails.
+_REFUSED_FOR = 30.0
+
+
+class _Lost(NamedTuple):
+    owner: weakref.ref[LoopCall]
+    at: float
 
 
 class LostBlocks:
@@ -15,41 +28,58 @@ class LostBlocks:
     and what came before it is lost. So does Django with a block in which a query has failed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self._connection = weakref.ref(connection)
         # One for each block, and for each transaction without any, as by `set_autocommit`.
-        self._owners: list[Owner] = []
+        self._lost: list[_Lost] = []
+        # Whether somebody was refused amid a block of others that was whole.
+        self._was_whole = False
 
     def add(self, owners: Iterable[Owner]) -> None:
         """Take those that are lost now; those that nobody can leave any more are forgotten."""
-        self._owners = [
-            it for it in (*self._owners, *owners) if it is not None and it() is not None
-        ]
+        now = time.monotonic()
+        self._lost = [it for it in self._lost if it.owner() is not None]
+        self._lost += [_Lost(it, now) for it in owners if it is not None and it() is not None]
 
-    def refuse(self, call: LoopCall | None) -> None:
+    def refuse(self, call: LoopCall | None, *, is_commit: bool = False) -> None:
         """Refuse what is asked for a call that is in one of them.
+
+        Code that goes on once its call has ended may be in none: a scheduler that the call has
+        started. Its queries are not refused for ever.
 
         Raises:
             TransactionManagementError: It is.
         """
-        if call is not None and any(is_of(it, call) for it in self._owners):
+        if self._has(call, most_age=None if is_commit else _REFUSED_FOR):
+            connection = self._connection()
+            if connection is not None and connection.in_atomic_block:
+                self._was_whole |= not connection.needs_rollback
             raise _lost()
+        self.heal(call)
+
+    def heal(self, call: LoopCall | None) -> None:
+        """Have the block that a call is in go on, where nothing but a refusal of others broke it.
+
+        Where a write of theirs has failed, Django rolls back what is open.
+        """
+        if self._was_whole and not self._has(call) and (connection := self._connection()):
+            self._was_whole = connection.needs_rollback = False
+
+    def _has(self, call: LoopCall | None, most_age: float | None = None) -> bool:
+        if call is None or not self._lost:
+            return False
+        since = -math.inf
+        if most_age is not None and call.has_ended:
+            since = time.monotonic() - most_age
+        return any(it.owner() is call and it.at >= since for it in self._lost)
 
     def leave(self, call: LoopCall | None) -> bool:
         """Note that a call leaves one of those that it is in, and return whether it was in any."""
-        for place, owner in enumerate(self._owners):
-            if call is not None and is_of(owner, call):
-                del self._owners[place]
+        for place, lost in enumerate(self._lost):
+            if call is not None and lost.owner() is call:
+                del self._lost[place]
                 return True
         return False
-
-    def leave_by_commit(self, call: LoopCall | None) -> None:
-        """Do what `leave` does, for who believes that all was kept.
-
-        Raises:
-            TransactionManagementError: It was in one.
-        """
-        if self.leave(call):
-            raise _lost()
 
 
 class AtomicBlocks(list[Any]):
@@ -59,16 +89,16 @@ class AtomicBlocks(list[Any]):
     Django does not mind, but takes the last one off its list whichever ends.
 
     Args:
-        lost: The connection's.
         blocks: Those that are open already, which are taken for those of no call.
 
     Attributes:
+        lost: Those of the connection that were.
         owners: Who has begun those that are open.
     """
 
     def __init__(self, lost: LostBlocks, blocks: Collection[Any] = ()) -> None:
         super().__init__(blocks)
-        self._lost = lost
+        self.lost = lost
         self.owners: list[Owner] = [None] * len(blocks)
 
     def append(self, block: Any, /) -> None:
@@ -85,10 +115,12 @@ class AtomicBlocks(list[Any]):
         call = current_call.get()
         for place in reversed(range(len(self.owners))):
             if is_of(self.owners[place], call):
+                self.lost.heal(call)
                 del self.owners[place]
                 break
         else:
-            self._lost.leave_by_commit(call)
+            if self.lost.leave(call):
+                raise _lost()
             del self.owners[-1:]
         return super().pop(index)
 

@@ -84,11 +84,14 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBl
 
 
 def _commit(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBlocks) -> None:
-    """Do what `BaseDatabaseWrapper` does, unless what is to be committed is there no more."""
+    """Do what `BaseDatabaseWrapper` does, unless what is to be committed is there no more.
+
+    It is left by the rollback that follows, which `transaction.atomic` sees to.
+    """
     connection = reference()
     if connection is None:
         return
-    lost.leave_by_commit(current_call.get())
+    lost.refuse(current_call.get(), is_commit=True)
     type(connection).commit(connection)
 
 

@@ -106,7 +106,7 @@ class HeldConnections:
 
     def lost_on(self, connection: BaseDatabaseWrapper) -> LostBlocks:
         """Return the transactions that were lost on a connection."""
-        return self.lost.setdefault(connection, LostBlocks())
+        return self.lost.setdefault(connection, LostBlocks(connection))
 
     def owners_of(self, connection: BaseDatabaseWrapper) -> list[Owner]:
         """Return who has begun the open transaction, or is inside of it by a block of its own."""
