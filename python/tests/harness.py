@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest
@@ -18,6 +19,8 @@ from sampleapp import helloworld_pb2, helloworld_pb2_grpc
 
 # The longest that any test waits for something that ought to happen.
 PATIENCE = 60
+
+_Result = TypeVar("_Result")
 
 # What a `grpcserver` prints when it is up.
 LISTENING = r"gRPC server is listening port (\d+)"
@@ -31,6 +34,31 @@ def eventually(condition):
             return False
         time.sleep(0.01)
     return True
+
+
+def wait_until(
+    condition: Callable[[], _Result], what: str = "it", patience: float = PATIENCE
+) -> _Result:
+    """Look again and again until a condition gives something true, and return that.
+
+    Args:
+        condition: What tells nobody when it changes.
+        what: What is waited for, for who waits in vain.
+        patience: Seconds.
+    """
+    give_up_at = time.monotonic() + patience
+    while not (result := condition()):
+        if time.monotonic() > give_up_at:
+            pytest.fail(f"waited in vain for {what}")
+        time.sleep(0.01)
+    return result
+
+
+def states_of_threads(pid: int) -> list[str]:
+    """Return the states of a process's threads; on a busy machine they don't stop at once."""
+    return [
+        stat.read_text().rpartition(") ")[2][0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")
+    ]
 
 
 def leave_half_read() -> Any:
@@ -152,6 +180,11 @@ class ServerProcess:
 
     def send(self, number):
         self._process.send_signal(number)
+
+    def pause(self):
+        """Stop it, until it gets SIGCONT, and wait until all of its threads have stopped."""
+        self.send(signal.SIGSTOP)
+        wait_until(lambda: set(states_of_threads(self._process.pid)) == {"T"}, "all threads' stop")
 
     def send_to_group(self, number):
         """Send a signal to the process and to all that it has started."""

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import psycopg
 import pytest
+from harness import wait_until
 
 ATLAS = Path(__file__).resolve().parents[2] / "examples" / "atlas"
 # The demo is a project, not a package that could be installed.
@@ -147,14 +147,6 @@ def server_connections(database: Connection, condition: str = "true") -> set[int
         f" WHERE datname = 'atlas' AND pid <> pg_backend_pid() AND {condition}"
     ).fetchall()
     return {pid for (pid,) in rows}
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Ask PostgreSQL until something is so: it tells nobody when its state changes."""
-    end = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < end, f"Waited in vain until {what}."
-        time.sleep(0.02)
 
 
 def villages(count: int) -> Iterator[pb.NewCity]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from harness import PATIENCE, say_hello
+from harness import PATIENCE, say_hello, wait_until
 
 from django_grpc.lifecycle import output
 
@@ -98,13 +98,6 @@ def silent(tmp_path):
     yield silent
     for server in servers:
         server.end()
-
-
-def wait_until(condition, what):
-    give_up_at = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up_at, f"waited in vain for {what}"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("kind", KINDS)

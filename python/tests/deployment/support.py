@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 import pytest
 import yaml
-from harness import PATIENCE, ServerProcess
+from harness import PATIENCE, ServerProcess, wait_until
 
 from .servicers import SERVICE
 
@@ -44,15 +44,6 @@ def free_ports(count: int) -> list[int]:
     finally:
         for probe in probes:
             probe.close()
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = PATIENCE) -> None:
-    """Look again and again until it is so."""
-    give_up_at = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > give_up_at:
-            pytest.fail(f"{what}: not within {timeout:g} s")
-        time.sleep(0.02)
 
 
 def find_tool(name: str, install: str) -> str:

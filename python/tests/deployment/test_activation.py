@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE
+from harness import PATIENCE, wait_until
 from load import SteadyLoad
 
 from .servicers import SERVICE
-from .support import HOST, PYTHON_PATH, wait_until
+from .support import HOST, PYTHON_PATH
 from .test_files import SYSTEMD, unit
 
 pytestmark = pytest.mark.slow

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness import wait_until
 
-from .support import HOST, Envoy, Nginx, Process, Proxy, free_ports, wait_until
+from .support import HOST, Envoy, Nginx, Process, Proxy, free_ports
 from .test_files import ROOT, container_environment, last_stage
 
 pytestmark = pytest.mark.slow

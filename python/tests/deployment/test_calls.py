@@ -6,10 +6,10 @@ import threading
 
 import grpc
 import pytest
-from harness import PATIENCE
+from harness import PATIENCE, wait_until
 
 from .servicers import SERVICE
-from .support import Proxy, call, wait_until, with_call
+from .support import Proxy, call, with_call
 
 
 def test_every_kind_of_call(proxy: Proxy) -> None:

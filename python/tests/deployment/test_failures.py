@@ -8,11 +8,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from harness import PATIENCE
+from harness import PATIENCE, wait_until
 from load import SteadyLoad
 
 from .servicers import SERVICE
-from .support import Envoy, Nginx, Proxy, Servers, call, free_ports, wait_until, with_call
+from .support import Envoy, Nginx, Proxy, Servers, call, free_ports, with_call
 
 pytestmark = pytest.mark.slow
 
@@ -195,7 +195,7 @@ def test_envoy_keeps_the_deadline_of_a_call_that_waits_for_nobody(
     envoy.wait_until_healthy(port)
     channel = envoy.channel()
     assert served_by(envoy, channel) == "server-1"
-    server.send(signal.SIGSTOP)
+    server.pause()
     begun = time.monotonic()
     try:
         with pytest.raises(grpc.RpcError) as caught:

@@ -11,11 +11,11 @@ from typing import Any
 
 import grpc
 import pytest
-from harness import ServerProcess
+from harness import ServerProcess, wait_until
 from load import SteadyLoad
 
 from .servicers import SERVICE
-from .support import Envoy, Nginx, Proxy, Servers, call, free_ports, wait_until, with_call
+from .support import Envoy, Nginx, Proxy, Servers, call, free_ports, with_call
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import grpc
 import pytest
+from harness import wait_until
 from load import SteadyLoad
 
 from .servicers import SERVICE
-from .support import DEPLOY, Servers, call, free_ports, wait_until, with_call
+from .support import DEPLOY, Servers, call, free_ports, with_call
 
 Options = tuple[tuple[str, Any], ...]
 

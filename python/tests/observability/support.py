@@ -1,7 +1,6 @@
 """What the tests of tracing share."""
 
 import queue
-import time
 
 import grpc
 from harness import PATIENCE
@@ -106,11 +105,3 @@ def call(channel, kind, **options):
     """Call the method, and return its responses."""
     outcome = begin(channel, kind, **options)
     return [outcome.result()] if kind.endswith("unary") else list(outcome)
-
-
-def wait_until(condition):
-    """Wait, in a servicer, until something holds."""
-    give_up_at = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.001)

@@ -13,14 +13,14 @@ import pytest
 from asgiref.sync import SyncToAsync, sync_to_async
 from django.db import connection
 from engine.raw import RawConnection
-from harness import PATIENCE, listening, say_hello
+from harness import PATIENCE, listening, say_hello, wait_until
 from log_handlers import odd_handler
 
 from django_grpc import access_log, building, conf, queries
 from django_grpc.engine.call_log import CallRecord
 from django_grpc.wrapping.wrapper import SignalWrapper
 
-from .support import METHOD, SERVICE, WAYS, begin, call, handler_of, method_of, wait_until
+from .support import METHOD, SERVICE, WAYS, begin, call, handler_of, method_of
 
 PATH = f"/{METHOD}"
 HOOK = "sampleapp.servicer.grpc_hook"

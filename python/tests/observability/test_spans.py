@@ -7,7 +7,7 @@ import grpc
 import pytest
 from engine.raw import RawConnection
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from harness import PATIENCE
+from harness import PATIENCE, wait_until
 from opentelemetry import baggage, trace
 from opentelemetry.sdk.trace import TracerProvider, sampling
 from opentelemetry.trace import SpanKind, StatusCode
@@ -16,7 +16,7 @@ from django_grpc.signals import grpc_request_finished, grpc_request_started
 from django_grpc.spans import SCHEMA, SERVER_ERRORS, CallSpans
 from django_grpc.wrapping.wrapper import SignalWrapper
 
-from .support import METHOD, SERVICE, WAYS, begin, call, handler_of, method_of, wait_until
+from .support import METHOD, SERVICE, WAYS, begin, call, handler_of, method_of
 
 TRACE = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 PARENT = 0x00F067AA0BA902B7

@@ -4,12 +4,10 @@ import contextlib
 import os
 import signal
 import socket
-import time
 from pathlib import Path
 
 import grpc
-import pytest
-from harness import LISTENING, PATIENCE, ServerProcess
+from harness import LISTENING, PATIENCE, ServerProcess, wait_until
 from sampleapp import helloworld_pb2
 
 METHOD = "/helloworld.Greeter/SayHello"
@@ -105,16 +103,6 @@ class Workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.end()
-
-
-def wait_until(condition, what: str, patience: float = PATIENCE):
-    """Wait until a condition gives something true, and return that."""
-    give_up_at = time.monotonic() + patience
-    while time.monotonic() < give_up_at:
-        if result := condition():
-            return result
-        time.sleep(0.02)
-    pytest.fail(f"waited in vain for {what}")
 
 
 def is_alive(pid: int) -> bool:

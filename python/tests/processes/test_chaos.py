@@ -14,10 +14,11 @@ import urllib.request
 
 import grpc
 import pytest
+from harness import wait_until
 from load import SteadyLoad
 from sampleapp import helloworld_pb2
 
-from .support import HOOK, METHOD, connect, free_port, wait_until
+from .support import HOOK, METHOD, connect, free_port
 
 pytestmark = pytest.mark.slow
 

@@ -5,20 +5,12 @@ import os
 import signal
 import socket
 from collections import Counter
-from pathlib import Path
 
 import grpc
 import pytest
-from harness import LISTENING, PATIENCE
+from harness import LISTENING, PATIENCE, states_of_threads, wait_until
 
-from .support import HOOK, ask, ask_once, connect, wait_until
-
-
-def states_of_threads(pid):
-    """On a busy machine some run on for a moment when their process has been stopped."""
-    return [
-        stat.read_text().rpartition(") ")[2][0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")
-    ]
+from .support import HOOK, ask, ask_once, connect
 
 
 @pytest.mark.parametrize("clients", [8, 64])

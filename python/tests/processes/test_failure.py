@@ -7,8 +7,9 @@ import time
 
 import grpc
 import pytest
+from harness import wait_until
 
-from .support import HOOK, ask, ask_once, begin, connect, is_gone, wait_until
+from .support import HOOK, ask, ask_once, begin, connect, is_gone
 
 # Ends itself a moment after it has become ready, if a file says so.
 SHORT_LIVED = (

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from harness import wait_until
 from sampleapp import helloworld_pb2
 
 from .support import (
@@ -21,7 +22,6 @@ from .support import (
     connect,
     free_port,
     is_gone,
-    wait_until,
 )
 
 pytestmark = pytest.mark.slow

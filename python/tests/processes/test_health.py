@@ -5,9 +5,9 @@ import signal
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from harness import PATIENCE
+from harness import PATIENCE, wait_until
 
-from .support import ask, ask_once, connect, wait_until
+from .support import ask, ask_once, connect
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

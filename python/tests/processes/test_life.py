@@ -7,11 +7,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from harness import LISTENING, PATIENCE, begin_sleep, start_on_terminal
+from harness import LISTENING, PATIENCE, begin_sleep, start_on_terminal, wait_until
 
 from django_grpc.lifecycle.stop_signals import TOGETHER
 
-from .support import ask, ask_once, can_connect, connect, free_port, is_gone, wait_until
+from .support import ask, ask_once, can_connect, connect, free_port, is_gone
 
 
 def test_workers_serve_and_the_parent_does_not(serve):

@@ -4,10 +4,11 @@ import time
 import urllib.request
 
 import pytest
+from harness import wait_until
 from load import SteadyLoad
 from sampleapp import helloworld_pb2
 
-from .support import METHOD, ask_once, free_port, wait_until
+from .support import METHOD, ask_once, free_port
 
 pytestmark = pytest.mark.slow
 

@@ -4,11 +4,11 @@ import os
 import signal
 
 import pytest
-from harness import begin_sleep
+from harness import begin_sleep, wait_until
 from load import SteadyLoad
 from sampleapp import helloworld_pb2
 
-from .support import METHOD, ask_once, connect, is_gone, wait_until
+from .support import METHOD, ask_once, connect, is_gone
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ import urllib.request
 import grpc
 import pytest
 from certificates import make_certificate
-from harness import LISTENING, PATIENCE
+from harness import LISTENING, PATIENCE, wait_until
 
-from .support import Workers, ask, ask_once, begin, connect, free_port, wait_until
+from .support import Workers, ask, ask_once, begin, connect, free_port
 
 
 def test_tls_is_the_workers(serve, tmp_path):
