@@ -385,26 +385,31 @@ def test_who_is_inside_of_a_block_that_is_lost_is_refused_until_it_is_left(share
 
 @pytest.mark.parametrize("write", ["save", "delete"])
 def test_who_is_refused_breaks_no_block_of_others(shared_thread, write):
-    """Where a write fails Django rolls back what is open, and says nothing at its end."""
+    """Where a write fails Django rolls back what is open, and says nothing at its end.
+
+    So it is not refused as long as that is open, but its end is.
+    """
     call, other = Call(), Call()
     block = transaction.atomic()
 
-    def fail():
+    def write_row():
         manager = transaction.mark_for_rollback_on_error("default")
         with manager if write == "save" else transaction.atomic(savepoint=False):
-            ask()
+            save("shared")
 
-    shared_thread(call.using(transaction.atomic().__enter__))
+    lost = transaction.atomic()
+    shared_thread(call.using(lost.__enter__))
     call.end()
     ask_again(shared_thread, other)
     shared_thread(other.using(lambda: (block.__enter__(), save("kept"))))
-    with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
-        shared_thread(call.using(fail))
+    shared_thread(call.using(write_row))
     shared_thread(other.using(lambda: save("kept, too")))
-    with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
-        shared_thread(call.using(fail))
     shared_thread(other.using(lambda: block.__exit__(None, None, None)))
-    assert shared_thread(other.using(saved)) == ["kept", "kept, too"]
+    with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
+        shared_thread(call.using(write_row))
+    with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
+        shared_thread(call.using(lambda: lost.__exit__(None, None, None)))
+    assert shared_thread(other.using(saved)) == ["kept", "kept, too", "shared"]
     other.end()
 
 
@@ -422,6 +427,13 @@ def saved():
 
 def test_code_of_a_call_that_was_in_no_block_is_refused_for_a_while(shared_thread, monkeypatch):
     """As a scheduler that the call has started. The end of a block is told however late."""
+
+    def run_job(name, error=None):
+        with transaction.atomic():
+            save(name)
+            if error is not None:
+                raise error
+
     call, other = Call(), Call()
     block = transaction.atomic()
     shared_thread(call.using(block.__enter__))
@@ -430,10 +442,12 @@ def test_code_of_a_call_that_was_in_no_block_is_refused_for_a_while(shared_threa
     with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
         shared_thread(call.using(ask))
     monkeypatch.setattr(atomic_blocks, "_REFUSED_FOR", -1.0)
-    shared_thread(call.using(ask))
+    shared_thread(call.using(lambda: run_job("kept")))
+    with pytest.raises(ValueError, match="its own"):
+        shared_thread(call.using(lambda: run_job("rolled back", ValueError("its own"))))
     with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
         shared_thread(call.using(lambda: block.__exit__(None, None, None)))
-    shared_thread(call.using(lambda: (block.__enter__(), block.__exit__(None, None, None))))
+    assert shared_thread(other.using(saved)) == ["kept"]
     other.end()
 
 
@@ -497,7 +511,9 @@ def test_the_end_of_a_block_that_was_rolled_back_is_told(shared_thread, is_besid
     ask_again(shared_thread, other)
     if is_beside:
         shared_thread(other.using(others.__enter__))
-    if asks:
+    if asks and is_beside:  # which it goes into, as everybody's does
+        shared_thread(going_on)
+    elif asks:
         with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):
             shared_thread(going_on)
     with pytest.raises(transaction.TransactionManagementError, match="has been rolled back"):

@@ -25,15 +25,17 @@ class LostBlocks:
     """The transactions of a connection that were ended from under who was in them.
 
     Until they are left nothing is asked of the connection for those who were: it would be kept,
-    and what came before it is lost. So does Django with a block in which a query has failed.
+    and what came before it is lost. So does Django with a block in which a query has failed. But
+    what is asked amid a block of others' goes into that, as everybody's does: Django would take the
+    refusal of a write for a failure of theirs, and roll them back in silence.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._connection = weakref.ref(connection)
         # One for each block, and for each transaction without any, as by `set_autocommit`.
         self._lost: list[_Lost] = []
-        # Whether somebody was refused amid a block of others that was whole.
-        self._was_whole = False
+        #: Whether what is committed or rolled back next is a transaction that was not lost.
+        self.ends_whole = False
 
     def add(self, owners: Iterable[Owner]) -> None:
         """Take those that are lost now; those that nobody can leave any more are forgotten."""
@@ -50,28 +52,16 @@ class LostBlocks:
         Raises:
             TransactionManagementError: It is.
         """
-        if self._has(call, most_age=None if is_commit else _REFUSED_FOR):
-            connection = self._connection()
-            if connection is not None and connection.in_atomic_block:
-                self._was_whole |= not connection.needs_rollback
-            raise _lost()
-        self.heal(call)
-
-    def heal(self, call: LoopCall | None) -> None:
-        """Have the block that a call is in go on, where nothing but a refusal of others broke it.
-
-        Where a write of theirs has failed, Django rolls back what is open.
-        """
-        if self._was_whole and not self._has(call) and (connection := self._connection()):
-            self._was_whole = connection.needs_rollback = False
-
-    def _has(self, call: LoopCall | None, most_age: float | None = None) -> bool:
         if call is None or not self._lost:
-            return False
+            return
+        connection = self._connection()
+        if connection is None or connection.in_atomic_block:
+            return
         since = -math.inf
-        if most_age is not None and call.has_ended:
-            since = time.monotonic() - most_age
-        return any(it.owner() is call and it.at >= since for it in self._lost)
+        if call.has_ended and not is_commit:
+            since = time.monotonic() - _REFUSED_FOR
+        if any(it.owner() is call and it.at >= since for it in self._lost):
+            raise _lost()
 
     def leave(self, call: LoopCall | None) -> bool:
         """Note that a call leaves one of those that it is in, and return whether it was in any."""
@@ -115,8 +105,8 @@ class AtomicBlocks(list[Any]):
         call = current_call.get()
         for place in reversed(range(len(self.owners))):
             if is_of(self.owners[place], call):
-                self.lost.heal(call)
                 del self.owners[place]
+                self.lost.ends_whole = not self.owners
                 break
         else:
             if self.lost.leave(call):

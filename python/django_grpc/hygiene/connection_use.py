@@ -91,15 +91,20 @@ def _commit(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBlocks) -> No
     connection = reference()
     if connection is None:
         return
-    lost.refuse(current_call.get(), is_commit=True)
-    type(connection).commit(connection)
+    if not lost.ends_whole:
+        lost.refuse(current_call.get(), is_commit=True)
+        type(connection).commit(connection)
+        return
+    type(connection).commit(connection)  # should it fail, its rollback follows
+    lost.ends_whole = False
 
 
 def _rollback(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBlocks) -> None:
     """Do what `BaseDatabaseWrapper` does, unless that was done, and what is open is others'."""
     connection = reference()
-    if connection is None or lost.leave(current_call.get()):
+    if connection is None or (not lost.ends_whole and lost.leave(current_call.get())):
         return
+    lost.ends_whole = False
     type(connection).rollback(connection)
 
 
