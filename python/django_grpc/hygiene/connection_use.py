@@ -66,6 +66,7 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBl
     if connection is None:
         return
     held, call = thread.held, note_use()
+    lost.ends_whole = False  # where neither a commit nor a rollback came after a block
     lost.refuse(call)
     is_another = not held.is_of_sync_to_async and call is not held.last_call
     if is_another or (held.home.is_tended and held.is_left_to(connection, call)):
@@ -93,8 +94,6 @@ def _commit(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBlocks) -> No
         return
     if not lost.ends_whole:
         lost.refuse(current_call.get(), is_commit=True)
-        type(connection).commit(connection)
-        return
     type(connection).commit(connection)  # should it fail, its rollback follows
     lost.ends_whole = False
 

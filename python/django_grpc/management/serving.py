@@ -1,7 +1,7 @@
 """Serving in this process, for `manage.py grpcserver`.
 
-It is apart from the command because it needs the engine, which the parent of worker processes does
-not load.
+It is apart from the command because it needs grpcio, which the parent of worker processes does not
+load.
 """
 
 import asyncio
