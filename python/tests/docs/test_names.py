@@ -66,3 +66,18 @@ def test_variables_exist(page: Path) -> None:
     known = {f"GRPCSERVER_{name.upper()}" for name, key in KEYS.items() if key.read is not None}
     named = set(re.findall(r"\bGRPCSERVER_[A-Z][A-Z_]*", page.read_text(encoding="utf-8")))
     assert named <= known
+
+
+def test_the_table_of_keys_is_the_one_that_is_served() -> None:
+    configuration = next(page for page in PAGES if page.name == "configuration.md")
+    rows = re.findall(
+        r"^\| `(\w+)` \|(.*?)\| (E\d+) \|", configuration.read_text(encoding="utf-8"), re.M
+    )
+    written = {name: (re.findall(r"--[\w-]+", flags), code) for name, flags, code in rows}
+    there_are = {}
+    for name, key in KEYS.items():
+        flags = [] if key.flag is None else [key.flag_name]
+        if key.flag is not None and key.flag.type is bool:
+            flags.append(key.flag_name.replace("--", "--no-"))
+        there_are[name] = (flags, key.code)
+    assert written == there_are
