@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from asgiref.sync import iscoroutinefunction
 
+from django_grpc.context_variables import carry, changes
 from django_grpc.logs import GuardedLogger, class_name_of, text_of
 from django_grpc.shortage import NoThreadError
-from django_grpc.variables import carry, changes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -23,10 +23,10 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from django_grpc.context_variables import adopt
 from django_grpc.engine.loops import log_seldom
 from django_grpc.engine.surroundings import inside, log_exception
 from django_grpc.shortage import NoThreadError
-from django_grpc.variables import adopt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

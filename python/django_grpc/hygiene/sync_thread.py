@@ -14,6 +14,7 @@ from typing import Any
 
 from asgiref.sync import SyncToAsync, sync_to_async
 
+from django_grpc.context_variables import adopt
 from django_grpc.hygiene.connection_state import has_transaction, is_obsolete, is_suspect
 from django_grpc.hygiene.held_connections import (
     HeldConnections,
@@ -24,7 +25,6 @@ from django_grpc.hygiene.held_connections import (
 from django_grpc.hygiene.loop_calls import users
 from django_grpc.logs import GuardedLogger
 from django_grpc.shortage import NoThreadError, is_refusal
-from django_grpc.variables import adopt
 
 logger = GuardedLogger("django_grpc")
 

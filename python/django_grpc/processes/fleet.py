@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from django_grpc.lifecycle.stop_signals import TOGETHER
 from django_grpc.processes.crashes import EARLY, LIMIT, Failures
-from django_grpc.processes.messages import Plan
+from django_grpc.processes.protocol import Plan
 
 #: Seconds that a worker gets beyond its grace: for what comes after the drain.
 MARGIN: Final = 5.0

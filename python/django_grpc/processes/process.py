@@ -11,10 +11,10 @@ import time
 from typing import Any
 
 from django_grpc.lifecycle.output import replace_lost_descriptors
-from django_grpc.processes import messages, origin
+from django_grpc.processes import origin, protocol
 from django_grpc.processes.board import Board
 from django_grpc.processes.load import Load
-from django_grpc.processes.messages import Inheritance
+from django_grpc.processes.protocol import Inheritance
 
 #: Seconds that a connection may wait in a worker's socket before the worker counts as late.
 _LATE = 0.1
@@ -179,12 +179,12 @@ class WorkerProcess:
         Raises:
             BlockingIOError: There is none.
         """
-        return messages.receive(self.control)
+        return protocol.receive(self.control)
 
     def announce(self) -> None:
         """Have it say NOT_SERVING to health checks."""
         with contextlib.suppress(OSError):
-            messages.send(self.control, messages.ANNOUNCE)
+            protocol.send(self.control, protocol.ANNOUNCE)
 
     def drain(self) -> None:
         """Have it end its calls, and itself.
@@ -193,7 +193,7 @@ class WorkerProcess:
         """
         self._give_no_more()
         with contextlib.suppress(OSError):
-            messages.send(self.control, messages.DRAIN)
+            protocol.send(self.control, protocol.DRAIN)
 
     def _give_no_more(self) -> None:
         with contextlib.suppress(OSError):

@@ -3,8 +3,8 @@
 import random
 
 from django_grpc.conf import ServerConfig
-from django_grpc.processes.messages import Plan
 from django_grpc.processes.process import WorkerProcess
+from django_grpc.processes.protocol import Plan
 
 #: Samples, a second apart, that have to be above the limit: a peak is no leak.
 _MEMORY_SAMPLES = 3

@@ -15,7 +15,7 @@ from typing import Final
 from django_grpc.lifecycle.output import write_last_words
 from django_grpc.log_lines import relieved_of_lines
 from django_grpc.logs import GuardedLogger
-from django_grpc.processes import fleet, messages, systemd
+from django_grpc.processes import fleet, protocol, systemd
 from django_grpc.processes.balance import Balancer, accept
 from django_grpc.processes.board import Board
 from django_grpc.processes.fleet import Figures, Fleet, State, Task
@@ -26,9 +26,9 @@ from django_grpc.processes.listeners import (
     why_not_accepted,
     why_refused,
 )
-from django_grpc.processes.messages import Plan
 from django_grpc.processes.prctl import Orphans
 from django_grpc.processes.process import WorkerProcess
+from django_grpc.processes.protocol import Plan
 from django_grpc.processes.recycling import draw_max_calls, why_to_replace
 from django_grpc.processes.signals import SignalQueue
 
@@ -191,13 +191,13 @@ class Supervisor:
         if message is None:
             self._selector.unregister(worker.control)
             self._fleet.hung_up(worker.key, now)
-        elif message["event"] == messages.READY:
+        elif message["event"] == protocol.READY:
             plan = self._fleet.plan.told(message.get("plan", {}))
             self._warn_of_address(plan)
             self._fleet.listens(worker.key, plan, now)
-        elif message["event"] == messages.LEAVING:
+        elif message["event"] == protocol.LEAVING:
             self._fleet.wants_to_leave(worker.key, now)
-        elif message["event"] == messages.DRAINING:
+        elif message["event"] == protocol.DRAINING:
             self._fleet.drains_itself(worker.key, now)
 
     def _warn_of_address(self, plan: Plan) -> None:

@@ -14,10 +14,10 @@ from django_grpc.lifecycle.process_end import end_process
 from django_grpc.lifecycle.shutdown import ShutdownRequest
 from django_grpc.log_lines import relieved_of_lines
 from django_grpc.logs import GuardedLogger
-from django_grpc.processes import messages, prctl
+from django_grpc.processes import prctl, protocol
 from django_grpc.processes.board import Pulse
 from django_grpc.processes.fleet import LEAVE_PATIENCE, MARGIN
-from django_grpc.processes.messages import Inheritance, Plan
+from django_grpc.processes.protocol import Inheritance, Plan
 
 logger = GuardedLogger("django_grpc.workers")
 
@@ -90,21 +90,21 @@ class WorkerPlace(Place):
         prctl.outlive_parent()
         if self._config is not None:
             plan = dataclasses.asdict(Plan.of(self._config))
-            self._tell(messages.READY, plan=plan)
+            self._tell(protocol.READY, plan=plan)
 
     def stopping(self, reason: str) -> None:
         """Tell the parent; one that was told to end by others stays until nobody needs it."""
         if reason == STOPPED:
-            self._tell(messages.DRAINING)
+            self._tell(protocol.DRAINING)
         elif reason not in (_TOLD, _ORPHANED):
-            self._tell(messages.LEAVING)
+            self._tell(protocol.LEAVING)
             drain_delay = self._config.drain_delay if self._config is not None else 0
             # The parent is sooner, unless it hangs.
             self._shutdown.wait_again(LEAVE_PATIENCE + MARGIN + drain_delay)
 
     def _tell(self, event: str, **details: Any) -> None:
         try:
-            messages.send(self._control, event, **details)
+            protocol.send(self._control, event, **details)
         except OSError:
             self._shutdown.request(_ORPHANED)
 
@@ -114,10 +114,10 @@ class WorkerPlace(Place):
             greenlets.sleep(_BEAT)
 
     def _follow(self) -> None:
-        while (message := messages.receive(self._control)) is not None:
-            if message["event"] == messages.ANNOUNCE:
+        while (message := protocol.receive(self._control)) is not None:
+            if message["event"] == protocol.ANNOUNCE:
                 announce_shutdown(self._server)
-            elif message["event"] == messages.DRAIN:
+            elif message["event"] == protocol.DRAIN:
                 self._shutdown.request(_TOLD)
         _say_orphaned()
         self._shutdown.request(_ORPHANED)

@@ -13,8 +13,8 @@ from asgiref.sync import iscoroutinefunction
 from django.dispatch import Signal
 
 from django_grpc import hygiene
+from django_grpc.context_variables import adopt
 from django_grpc.logs import GuardedLogger
-from django_grpc.variables import adopt
 
 logger = GuardedLogger("django_grpc")
 

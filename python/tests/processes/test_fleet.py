@@ -11,7 +11,7 @@ from django_grpc.lifecycle.stop_signals import TOGETHER
 from django_grpc.processes import fleet
 from django_grpc.processes.crashes import EARLY, LIMIT
 from django_grpc.processes.fleet import Figures, Fleet, Member, State, Task
-from django_grpc.processes.messages import Plan
+from django_grpc.processes.protocol import Plan
 
 ROOM = 64
 

@@ -21,12 +21,12 @@ from log_handlers import odd_handler
 
 from django_grpc import _engine, conf, log_lines
 from django_grpc.management import complaints
-from django_grpc.processes import listeners, messages, systemd, worker
+from django_grpc.processes import listeners, protocol, systemd, worker
 from django_grpc.processes.board import Board, Pulse
 from django_grpc.processes.crashes import FORGOTTEN_AFTER, LIMIT, Failures
 from django_grpc.processes.fleet import MARGIN
 from django_grpc.processes.load import Load
-from django_grpc.processes.messages import Inheritance, Plan
+from django_grpc.processes.protocol import Inheritance, Plan
 from django_grpc.processes.recycling import draw_max_calls
 from django_grpc.processes.signals import SignalQueue
 
@@ -397,8 +397,8 @@ def test_inheritance_is_taken_once(inherit):
     for descriptor in (taken.control, taken.intake, taken.released, taken.board, *taken.metrics):
         assert not os.get_inheritable(descriptor)
     with socket.socket(fileno=os.dup(taken.control)) as control:
-        messages.send(control, messages.LEAVING)
-    assert messages.receive(parent) == {"event": messages.LEAVING}
+        protocol.send(control, protocol.LEAVING)
+    assert protocol.receive(parent) == {"event": protocol.LEAVING}
     assert Inheritance.take() is None
     for descriptor in (taken.intake, taken.released, taken.board, *taken.metrics):
         os.close(descriptor)
@@ -430,7 +430,7 @@ def test_what_is_no_message_is_refused(text):
     with ours, theirs:
         theirs.send(text)
         with pytest.raises(ValueError, match=r".+"):
-            messages.receive(ours)
+            protocol.receive(ours)
 
 
 # Signals

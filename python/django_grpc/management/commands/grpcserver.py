@@ -32,7 +32,7 @@ from django_grpc.management import complaints, reloading, titles
 from django_grpc.management.arguments import add_flag, unicode_text
 from django_grpc.management.pid_file import PidFile
 from django_grpc.processes import listeners, systemd
-from django_grpc.processes.messages import Inheritance, Plan
+from django_grpc.processes.protocol import Inheritance, Plan
 from django_grpc.processes.recycling import unheeded_limits
 from django_grpc.processes.supervisor import SupervisionError, Supervisor
 from django_grpc.signals import grpc_shutdown
