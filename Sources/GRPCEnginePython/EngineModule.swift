@@ -35,7 +35,8 @@ package enum EngineModule {
         "configure",
         "Give the engine the Python objects that it needs; called once, at import."
       ) { module, arguments, keywords in
-        guard let module, let values = PythonArguments(arguments, keywords, "bindings")[0],
+        guard let module,
+          let values = PythonArguments.single(arguments, keywords, of: "configure", "bindings"),
           let bindings = Bindings(values, module: module)
         else { return nil }
         Bindings.configure(bindings)
@@ -49,17 +50,17 @@ package enum EngineModule {
         "make_server_credentials",
         "Make credentials of PEM bytes."
       ) { _, arguments, keywords in
-        CredentialsBox.make(
-          PythonArguments(
-            arguments,
-            keywords,
-            "key_pairs",
-            "root_certificates",
-            "require_client_auth",
-            "minimum_version",
-            "cipher_suites"
-          )
+        PythonArguments(
+          arguments,
+          keywords,
+          of: "make_server_credentials",
+          "key_pairs",
+          "root_certificates",
+          "require_client_auth",
+          "minimum_version",
+          "cipher_suites"
         )
+        .flatMap { CredentialsBox.make($0) }
       },
       PythonMethod.oneArgument("make_local_credentials", "Make credentials for this machine.") {
         _,
@@ -73,19 +74,29 @@ package enum EngineModule {
         "make_row_encoder",
         "Make an encoder of rows by a plan."
       ) { _, arguments, keywords in
-        RowEncoder.make(PythonArguments(arguments, keywords, "message_class", "plan", "epoch"))
+        PythonArguments(
+          arguments,
+          keywords,
+          of: "make_row_encoder",
+          "message_class",
+          "plan",
+          "epoch"
+        )
+        .flatMap { RowEncoder.make($0) }
       },
       PythonMethod.keywords(
         "bind",
         "Listen on an address; return the descriptors of its sockets."
       ) { _, arguments, keywords in
-        ListeningSockets.bind(PythonArguments(arguments, keywords, "address", "reuse_port"))
+        PythonArguments(arguments, keywords, of: "bind", "address", "reuse_port")
+          .flatMap { ListeningSockets.bind($0) }
       },
       PythonMethod.keywords(
         "make_statistics_board",
         "Lay out a board in a file, or map one."
       ) { _, arguments, keywords in
-        StatisticsBoardType.makeBoard(PythonArguments(arguments, keywords, "descriptor", "slots"))
+        PythonArguments(arguments, keywords, of: "make_statistics_board", "descriptor", "slots")
+          .flatMap { StatisticsBoardType.makeBoard($0) }
       },
       PythonMethod.oneArgument("check_metadata", "Refuse what a servicer can't send.") {
         _,

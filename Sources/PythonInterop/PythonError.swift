@@ -24,8 +24,10 @@ public struct PythonError: ~Copyable {
   }
 
   /// Sets an exception; the caller then returns `nil` (or -1) to the interpreter.
-  public static func raise(_ type: PythonPointer, _ message: String) {
-    PyErr_SetString(type, message)
+  public static func raise(_ type: PythonPointer?, _ message: String) {
+    // As an object: a message may have a NUL in it, where a C string would end.
+    guard let type, let text = PythonReference(owning: PythonString.make(message)) else { return }
+    PyErr_SetObject(type, text.pointer)
   }
 
   /// Raises an exception that exists already.
@@ -36,13 +38,13 @@ public struct PythonError: ~Copyable {
 
   /// `ValueError`, `TypeError`, `RuntimeError` and `OSError`.
   public static func raiseValueError(_ message: String) {
-    PyErr_SetString(py_value_error(), message)
+    Self.raise(py_value_error(), message)
   }
   public static func raiseTypeError(_ message: String) {
-    PyErr_SetString(py_type_error(), message)
+    Self.raise(py_type_error(), message)
   }
   public static func raiseRuntimeError(_ message: String) {
-    PyErr_SetString(py_runtime_error(), message)
+    Self.raise(py_runtime_error(), message)
   }
   /// `OSError(errno, message)`, which Python turns into its subclass for that errno.
   public static func raiseOSError(errno code: CInt, _ message: String) {

@@ -55,13 +55,37 @@ public enum PythonMethod {
 public struct PythonArguments {
   private let tuple: PythonPointer?
   private let keywords: PythonPointer?
+  private let function: StaticString
   private let names: [String]
 
-  /// - Parameter names: the parameters, in order.
-  public init(_ tuple: PythonPointer?, _ keywords: PythonPointer?, _ names: String...) {
+  /// Takes what a function was called with; `nil` with TypeError set when that is too much, given
+  /// twice, or nothing that it has.
+  ///
+  /// - Parameters:
+  ///   - function: its name, for what is told of mistakes.
+  ///   - names: the parameters, in order.
+  public init?(
+    _ tuple: PythonPointer?,
+    _ keywords: PythonPointer?,
+    of function: StaticString,
+    _ names: String...
+  ) {
     self.tuple = tuple
     self.keywords = keywords
+    self.function = function
     self.names = names
+    guard self.areKnown() else { return nil }
+  }
+
+  /// The argument of a function that takes one, borrowed; `nil` with TypeError set when what it was
+  /// called with is not one.
+  public static func single(
+    _ tuple: PythonPointer?,
+    _ keywords: PythonPointer?,
+    of function: StaticString,
+    _ name: String
+  ) -> PythonPointer? {
+    PythonArguments(tuple, keywords, of: function, name)?[0]
   }
 
   /// The argument at `index`, borrowed; `nil`, without an exception, when it is missing.
@@ -76,24 +100,36 @@ public struct PythonArguments {
   /// The argument at `index`, borrowed; `nil` with TypeError set when it is missing.
   public subscript(index: Int) -> PythonPointer? {
     if let value = self.optional(index) { return value }
-    PythonError.raiseTypeError("missing required argument: '\(self.names[index])'")
+    PythonError.raiseTypeError(
+      "\(self.function)() missing required argument: '\(self.names[index])'"
+    )
     return nil
   }
 
-  /// Whether there are neither too many arguments nor unknown ones; sets TypeError when there are.
-  public func areKnown() -> Bool {
-    var given = self.tuple.map { Int(PyTuple_Size($0)) } ?? 0
-    if let keywords = self.keywords {
-      var known = 0
-      for name in self.names where PyDict_GetItemString(keywords, name) != nil { known += 1 }
-      guard known == Int(PyDict_Size(keywords)) else {
-        PythonError.raiseTypeError("unexpected keyword argument (known: \(self.names))")
+  private func areKnown() -> Bool {
+    let positional = self.tuple.map { Int(PyTuple_Size($0)) } ?? 0
+    guard positional <= self.names.count else {
+      PythonError.raiseTypeError(
+        "\(self.function)() takes at most \(self.names.count) arguments (\(positional) given)"
+      )
+      return false
+    }
+    guard let keywords = self.keywords else { return true }
+    var known = 0
+    for (index, name) in self.names.enumerated()
+    where PyDict_GetItemString(keywords, name) != nil {
+      guard index >= positional else {
+        PythonError.raiseTypeError(
+          "\(self.function)() got multiple values for argument '\(name)'"
+        )
         return false
       }
-      given += known
+      known += 1
     }
-    guard given <= self.names.count else {
-      PythonError.raiseTypeError("takes at most \(self.names.count) arguments (\(given) given)")
+    guard known == Int(PyDict_Size(keywords)) else {
+      PythonError.raiseTypeError(
+        "\(self.function)() got an unexpected keyword argument (known: \(self.names))"
+      )
       return false
     }
     return true

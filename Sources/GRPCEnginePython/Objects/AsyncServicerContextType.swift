@@ -97,7 +97,12 @@ enum AsyncServicerContextType {
         "Set how the responses are compressed."
       ) { object, arguments, keywords in
         guard let context = Self.context(object),
-          let value = PythonArguments(arguments, keywords, "compression")[0]
+          let value = PythonArguments.single(
+            arguments,
+            keywords,
+            of: "set_compression",
+            "compression"
+          )
         else { return nil }
         // As grpcio: the server's own.
         if Python.isNone(value) { return Python.newNone() }
@@ -146,7 +151,12 @@ enum AsyncServicerContextType {
         "Have a callable called with the context when the call is done."
       ) { object, arguments, keywords in
         guard let context = Self.context(object),
-          let callback = PythonArguments(arguments, keywords, "callback")[0]
+          let callback = PythonArguments.single(
+            arguments,
+            keywords,
+            of: "add_done_callback",
+            "callback"
+          )
         else { return nil }
         if context.doneCallbacks == nil {
           guard let list = PythonReference(owning: PyList_New(0)) else { return nil }
@@ -280,15 +290,17 @@ enum AsyncServicerContextType {
         arguments,
         keywords in
         guard let context = Self.context(object) else { return nil }
-        let given = PythonArguments(
-          arguments,
-          keywords,
-          "error",
-          "code",
-          "details",
-          "trailing_metadata"
-        )
-        guard let error = given[0], let code = given[1], let details = given[2],
+        guard
+          let given = PythonArguments(
+            arguments,
+            keywords,
+            of: "_abort",
+            "error",
+            "code",
+            "details",
+            "trailing_metadata"
+          ),
+          let error = given[0], let code = given[1], let details = given[2],
           let trailing = given[3],
           context.abort(error: error, code: code, details: details, trailing: trailing)
         else { return nil }

@@ -18,15 +18,15 @@ final class CredentialsBox {
           arguments,
           keywords in
           guard let box = HeapType<CredentialsBox>.payload(object),
-            let given = Arguments(
-              PythonArguments(
-                arguments,
-                keywords,
-                "key_pairs",
-                "root_certificates",
-                "require_client_auth"
-              )
-            )
+            let arguments = PythonArguments(
+              arguments,
+              keywords,
+              of: "renew",
+              "key_pairs",
+              "root_certificates",
+              "require_client_auth"
+            ),
+            let given = Arguments(arguments)
           else { return nil }
           do throws(ServerCredentials.InvalidCredentials) {
             let made = Python.detached {

@@ -32,8 +32,9 @@ extension PythonServer {
         object,
         arguments,
         keywords in
-        let given = PythonArguments(arguments, keywords, "service", "status")
-        guard let server = PythonServer.server(object), let service = PythonServer.text(given, 0),
+        guard
+          let given = PythonArguments(arguments, keywords, of: "set_health", "service", "status"),
+          let server = PythonServer.server(object), let service = PythonServer.text(given, 0),
           let number = given[1]
         else { return nil }
         let value = PythonNumber.int(number).flatMap { UInt8(exactly: $0) }

@@ -34,18 +34,20 @@ extension PythonServer {
         "set_method_limits",
         "Limit what methods may cost; -1 stands for no limit."
       ) { object, arguments, keywords in
-        let given = PythonArguments(
-          arguments,
-          keywords,
-          "pattern",
-          "concurrency",
-          "queue",
-          "timeout_ms",
-          "max_timeout_ms",
-          "max_message",
-          "retry_after_ms"
-        )
-        guard let server = PythonServer.server(object), let pattern = PythonServer.text(given, 0)
+        guard
+          let given = PythonArguments(
+            arguments,
+            keywords,
+            of: "set_method_limits",
+            "pattern",
+            "concurrency",
+            "queue",
+            "timeout_ms",
+            "max_timeout_ms",
+            "max_message",
+            "retry_after_ms"
+          ),
+          let server = PythonServer.server(object), let pattern = PythonServer.text(given, 0)
         else { return nil }
         var numbers: [Int?] = []
         for index in 1...6 {
@@ -69,8 +71,8 @@ extension PythonServer {
         object,
         arguments,
         keywords in
-        let given = PythonArguments(arguments, keywords, "path", "handler")
-        guard let server = PythonServer.server(object), let path = PythonServer.text(given, 0),
+        guard let given = PythonArguments(arguments, keywords, of: "add_method", "path", "handler"),
+          let server = PythonServer.server(object), let path = PythonServer.text(given, 0),
           let handler = given[1], server.addMethod(path, handler)
         else { return nil }
         return Python.newNone()
@@ -79,14 +81,16 @@ extension PythonServer {
         "add_resolved_method",
         "Register a path whose handler the resolver gives."
       ) { object, arguments, keywords in
-        let given = PythonArguments(
-          arguments,
-          keywords,
-          "path",
-          "request_streaming",
-          "response_streaming"
-        )
-        guard let server = PythonServer.server(object), let path = PythonServer.text(given, 0),
+        guard
+          let given = PythonArguments(
+            arguments,
+            keywords,
+            of: "add_resolved_method",
+            "path",
+            "request_streaming",
+            "response_streaming"
+          ),
+          let server = PythonServer.server(object), let path = PythonServer.text(given, 0),
           let requests = given[1], let responses = given[2]
         else { return nil }
         let kind = CallKind(
@@ -100,8 +104,16 @@ extension PythonServer {
         "set_resolver",
         "Set who gives the handlers that have to be asked for."
       ) { object, arguments, keywords in
-        let given = PythonArguments(arguments, keywords, "resolver", "fallback", "asynchronous")
-        guard let server = PythonServer.server(object), let resolver = given[0],
+        guard
+          let given = PythonArguments(
+            arguments,
+            keywords,
+            of: "set_resolver",
+            "resolver",
+            "fallback",
+            "asynchronous"
+          ),
+          let server = PythonServer.server(object), let resolver = given[0],
           let fallback = given[1], let asynchronous = given[2]
         else { return nil }
         server.setResolver(
@@ -120,8 +132,16 @@ extension PythonServer {
         object,
         arguments,
         keywords in
-        let given = PythonArguments(arguments, keywords, "address", "credentials", "refresh")
-        guard let server = PythonServer.server(object), let address = PythonServer.text(given, 0),
+        guard
+          let given = PythonArguments(
+            arguments,
+            keywords,
+            of: "add_port",
+            "address",
+            "credentials",
+            "refresh"
+          ),
+          let server = PythonServer.server(object), let address = PythonServer.text(given, 0),
           let credentials = given[1], let refresh = given[2]
         else { return nil }
         let box = EngineTypes.current?.credentials.checkedPayload(credentials)
@@ -147,8 +167,16 @@ extension PythonServer {
         object,
         arguments,
         keywords in
-        let given = PythonArguments(arguments, keywords, "socket", "released", "credentials")
-        guard let server = PythonServer.server(object), let socket = PythonServer.number(given, 0),
+        guard
+          let given = PythonArguments(
+            arguments,
+            keywords,
+            of: "adopt_connections",
+            "socket",
+            "released",
+            "credentials"
+          ),
+          let server = PythonServer.server(object), let socket = PythonServer.number(given, 0),
           let released = PythonServer.number(given, 1), let credentials = given[2]
         else { return nil }
         let box = EngineTypes.current?.credentials.checkedPayload(credentials)
@@ -220,14 +248,16 @@ extension PythonServer {
         object,
         arguments,
         keywords in
-        let given = PythonArguments(
-          arguments,
-          keywords,
-          "spawn_worker",
-          "spawn_loop",
-          "spawn_callbacks"
-        )
-        guard let server = PythonServer.server(object), let worker = given[0],
+        guard
+          let given = PythonArguments(
+            arguments,
+            keywords,
+            of: "run_control",
+            "spawn_worker",
+            "spawn_loop",
+            "spawn_callbacks"
+          ),
+          let server = PythonServer.server(object), let worker = given[0],
           let loop = given[1], let callbacks = given[2]
         else { return nil }
         server.runControl(.init(worker: worker, loop: loop, callbacks: callbacks))
@@ -270,8 +300,9 @@ extension PythonServer {
         object,
         arguments,
         keywords in
-        let given = PythonArguments(arguments, keywords, "sample", "slow")
-        guard let server = PythonServer.server(object), let sample = given[0], let slow = given[1]
+        guard
+          let given = PythonArguments(arguments, keywords, of: "enable_call_log", "sample", "slow"),
+          let server = PythonServer.server(object), let sample = given[0], let slow = given[1]
         else { return nil }
         guard let sample = PythonNumber.double(sample), let slow = TimeAmount(seconds: slow) else {
           PythonError.raiseTypeError("sample and slow must be numbers")
@@ -319,8 +350,15 @@ extension PythonServer {
         "attach_loop",
         "Take calls for the loop whose create_task is given; False when none is wanted."
       ) { object, arguments, keywords in
-        let given = PythonArguments(arguments, keywords, "create_task", "descriptor")
-        guard let server = PythonServer.server(object), let createTask = given[0],
+        guard
+          let given = PythonArguments(
+            arguments,
+            keywords,
+            of: "attach_loop",
+            "create_task",
+            "descriptor"
+          ),
+          let server = PythonServer.server(object), let createTask = given[0],
           let descriptor = PythonServer.number(given, 1)
         else { return nil }
         guard let descriptor = CInt(exactly: descriptor), descriptor >= 0 else {

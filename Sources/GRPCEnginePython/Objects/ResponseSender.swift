@@ -20,7 +20,7 @@ final class ResponseSender {
       arguments,
       keywords in
       guard let sender = HeapType<ResponseSender>.payload(object),
-        let response = PythonArguments(arguments, keywords, "response")[0]
+        let response = PythonArguments.single(arguments, keywords, of: "__call__", "response")
       else { return nil }
       if Python.isNone(response) {
         sender.context.finish(.ok)

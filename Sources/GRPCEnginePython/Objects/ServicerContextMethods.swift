@@ -35,7 +35,12 @@ enum ServicerContextMethods {
         "Send initial metadata, before the first response."
       ) { object, arguments, keywords in
         guard let context = Self.context(object),
-          let value = PythonArguments(arguments, keywords, "initial_metadata")[0],
+          let value = PythonArguments.single(
+            arguments,
+            keywords,
+            of: "send_initial_metadata",
+            "initial_metadata"
+          ),
           let metadata = PythonMetadata.parse(value)
         else { return nil }
         if let termination = context.call.termination, termination != .answered {
@@ -53,7 +58,12 @@ enum ServicerContextMethods {
         "Set the metadata that goes out with the status."
       ) { object, arguments, keywords in
         guard let context = Self.context(object),
-          let given = PythonArguments(arguments, keywords, "trailing_metadata")[0],
+          let given = PythonArguments.single(
+            arguments,
+            keywords,
+            of: "set_trailing_metadata",
+            "trailing_metadata"
+          ),
           let value = Self.trailing(given, context),
           let metadata = PythonMetadata.parse(value.pointer)
         else { return nil }
@@ -74,7 +84,12 @@ enum ServicerContextMethods {
         "Set how the responses are compressed."
       ) { object, arguments, keywords in
         guard let context = Self.context(object),
-          let value = PythonArguments(arguments, keywords, "compression")[0]
+          let value = PythonArguments.single(
+            arguments,
+            keywords,
+            of: "set_compression",
+            "compression"
+          )
         else { return nil }
         // As grpcio: the server's own.
         if Python.isNone(value) { return Python.newNone() }
@@ -128,7 +143,7 @@ enum ServicerContextMethods {
         arguments,
         keywords in
         guard let context = Self.context(object),
-          let code = PythonArguments(arguments, keywords, "code")[0]
+          let code = PythonArguments.single(arguments, keywords, of: "set_code", "code")
         else { return nil }
         context.code = Python.isNone(code) ? nil : PythonHandle(retaining: code)
         return Python.newNone()
@@ -138,7 +153,7 @@ enum ServicerContextMethods {
         arguments,
         keywords in
         guard let context = Self.context(object),
-          let details = PythonArguments(arguments, keywords, "details")[0],
+          let details = PythonArguments.single(arguments, keywords, of: "set_details", "details"),
           let encoded = Self.encoded(details)
         else { return nil }
         context.details = encoded

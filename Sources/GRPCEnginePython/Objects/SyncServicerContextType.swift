@@ -47,7 +47,7 @@ enum SyncServicerContextType {
         "Have a callable called when the call ends; False when it has ended."
       ) { object, arguments, keywords in
         guard let context = Self.context(object),
-          let callback = PythonArguments(arguments, keywords, "callback")[0]
+          let callback = PythonArguments.single(arguments, keywords, of: "add_callback", "callback")
         else { return nil }
         return Python.newBool(context.addCallback(callback))
       },
@@ -63,8 +63,9 @@ enum SyncServicerContextType {
         arguments,
         keywords in
         guard let context = Self.context(object) else { return nil }
-        let given = PythonArguments(arguments, keywords, "code", "details")
-        guard let code = given[0], let details = given[1] else { return nil }
+        guard let given = PythonArguments(arguments, keywords, of: "abort", "code", "details"),
+          let code = given[0], let details = given[1]
+        else { return nil }
         Self.abort(context, code: code, details: details)
         return nil
       },
@@ -73,7 +74,12 @@ enum SyncServicerContextType {
         arguments,
         keywords in
         guard let context = Self.context(object),
-          let status = PythonArguments(arguments, keywords, "status")[0],
+          let status = PythonArguments.single(
+            arguments,
+            keywords,
+            of: "abort_with_status",
+            "status"
+          ),
           let code = PythonReference(owning: Python.attribute(status, "code")),
           let details = PythonReference(owning: Python.attribute(status, "details")),
           let trailing = PythonReference(owning: Python.attribute(status, "trailing_metadata")),

@@ -21,7 +21,7 @@ final class RowEncoder: Sendable {
 
   /// - Returns: a new Python object; `nil` with an exception set when `plan` is no plan.
   static func make(_ arguments: PythonArguments) -> PythonPointer? {
-    guard arguments.areKnown(), let messageClass = arguments[0], let plan = arguments[1],
+    guard let messageClass = arguments[0], let plan = arguments[1],
       let epoch = arguments[2], let types = EngineTypes.current,
       let message = RowPlan.message(plan), let names = DateTimeNames(epoch: epoch)
     else { return nil }
@@ -43,9 +43,18 @@ final class RowEncoder: Sendable {
           "fill",
           "Make a message of a class, with the rows as its repeated field."
         ) { object, arguments, keywords in
-          HeapType<RowEncoder>.payload(object)?.fill(
-            PythonArguments(arguments, keywords, "message_class", "beginning", "number", "rows")
-          )
+          guard
+            let given = PythonArguments(
+              arguments,
+              keywords,
+              of: "fill",
+              "message_class",
+              "beginning",
+              "number",
+              "rows"
+            )
+          else { return nil }
+          return HeapType<RowEncoder>.payload(object)?.fill(given)
         },
         PythonMethod.oneArgument("stream", "Iterate over the rows, each as a message.") {
           object,
@@ -69,7 +78,7 @@ final class RowEncoder: Sendable {
   }
 
   private func fill(_ arguments: PythonArguments) -> PythonPointer? {
-    guard arguments.areKnown(), let messageClass = arguments[0], let beginning = arguments[1],
+    guard let messageClass = arguments[0], let beginning = arguments[1],
       let numberObject = arguments[2], let rows = arguments[3]
     else { return nil }
     guard let head = PythonBytes.contents(beginning),

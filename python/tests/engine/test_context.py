@@ -129,6 +129,40 @@ def test_getters_see_what_abort_set(serve):
     assert seen_by(serve, inspect) == (grpc.StatusCode.NOT_FOUND, b"why")
 
 
+# Arguments
+
+
+#: What is wrong with the arguments of a method, by its name.
+WRONG_ARGUMENTS = {
+    "too few": ((), {}),
+    "too many": (("a", "b", "c"), {}),
+    "an unknown one": (("a",), {"foo": 1}),
+    "one twice": (("a",), {"code": "b", "details": "c"}),
+}
+TAKE_SOME = (
+    "abort", "abort_with_status", "add_callback", "send_initial_metadata", "set_code",
+    "set_compression", "set_details", "set_trailing_metadata",
+)  # fmt: skip
+TAKE_NONE = ("code", "time_remaining")
+
+
+@pytest.mark.parametrize(
+    ("method", "mistake"),
+    [(method, mistake) for method in TAKE_SOME for mistake in WRONG_ARGUMENTS]
+    + [(method, "too many") for method in TAKE_NONE],
+)
+def test_wrong_arguments_are_type_errors_that_name_the_method(serve, method, mistake):
+    """What a function of Python does: what somebody has forgotten must not pass unseen."""
+    positional, named = WRONG_ARGUMENTS[mistake]
+
+    def inspect(context):
+        with pytest.raises(TypeError, match=rf"\b{method}\(\)"):
+            getattr(context, method)(*positional, **named)
+        return True
+
+    assert seen_by(serve, inspect)
+
+
 # abort()
 
 
