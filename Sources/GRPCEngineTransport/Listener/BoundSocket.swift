@@ -140,7 +140,10 @@ package final class BoundSocket: Sendable {
     var addresses: [Address] = []
     // RFC 6761 section 6.3: it is both, whatever the machine's list of hosts says, as it is for grpcio.
     for name in host.lowercased() == "localhost" ? ["127.0.0.1", "::1"] : [host] {
-      addresses += try Self.resolve(name, port: port)
+      // The machine's list of hosts may name one twice.
+      for address in try Self.resolve(name, port: port) where !addresses.contains(address) {
+        addresses.append(address)
+      }
     }
     for _ in 1..<Self.mostTries where port == 0 {
       do throws(Failure) {
@@ -204,7 +207,7 @@ package final class BoundSocket: Sendable {
   }
 
   /// A socket address of any family, as getaddrinfo(3) gives it.
-  private struct Address {
+  private struct Address: Equatable {
     let family: CInt
     private var storage = sockaddr_storage()
     private let length: socklen_t
@@ -215,6 +218,12 @@ package final class BoundSocket: Sendable {
       withUnsafeMutableBytes(of: &self.storage) { storage in
         let bytes = UnsafeRawBufferPointer(start: info.ai_addr, count: Int(info.ai_addrlen))
         storage.copyBytes(from: bytes.prefix(storage.count))
+      }
+    }
+
+    static func == (one: Address, other: Address) -> Bool {
+      withUnsafeBytes(of: one.storage) { bytes in
+        withUnsafeBytes(of: other.storage) { bytes.elementsEqual($0) }
       }
     }
 
@@ -242,6 +251,7 @@ package final class BoundSocket: Sendable {
     var results: UnsafeMutablePointer<addrinfo>?
     let code = getaddrinfo(host, String(port), &hints, &results)
     guard code == 0 else {
+      if code == EAI_SYSTEM { throw Self.failure("Cannot resolve '\(host)'") }
       let reason = String(cString: gai_strerror(code))
       throw Failure(errno: EADDRNOTAVAIL, message: "Cannot resolve '\(host)': \(reason)")
     }
@@ -336,7 +346,9 @@ package final class BoundSocket: Sendable {
   private static func unixAddress(_ name: [UInt8]) -> sockaddr_un? {
     var address = sockaddr_un()
     address.sun_family = sa_family_t(AF_UNIX)
-    guard name.count < MemoryLayout.size(ofValue: address.sun_path) else { return nil }
+    // An abstract name, which begins with a NUL, needs none at its end; unix(7).
+    let mostBytes = MemoryLayout.size(ofValue: address.sun_path) - (name.first == 0 ? 0 : 1)
+    guard name.count <= mostBytes else { return nil }
     withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: name) }
     return address
   }

@@ -179,11 +179,18 @@ package final class ConnectionIntake: Sendable {
   /// Leaves connections where they are, in the socket or with the other process, while there are no
   /// descriptors for them.
   private func waitForDescriptors(_ socket: CInt) {
-    while !self.descriptors.mayOpen() {
-      // Ended here and there: nothing comes any more that would need one.
+    while !Self.isAtEnd(socket), !self.descriptors.mayOpen() {
+      // Ended here and there: nobody waits for what is left.
       var request = pollfd(fd: socket, events: 0, revents: 0)
       if poll(&request, 1, Self.pause) > 0, request.revents & Int16(POLLHUP) != 0 { return }
     }
+  }
+
+  /// Whether nothing comes any more that would need a descriptor: the other process has ended its
+  /// half, and what it had sent before is taken in.
+  private static func isAtEnd(_ socket: CInt) -> Bool {
+    var byte: UInt8 = 0
+    return recv(socket, &byte, 1, CInt(MSG_PEEK) | CInt(MSG_DONTWAIT)) == 0
   }
 
   private func ended() {

@@ -167,6 +167,14 @@ struct BoundSocketTests {
     #expect(self.failure(.unix(path: "/no-such-folder/a.sock"))?.errno == ENOENT)
   }
 
+  @Test("An abstract name may have 107 bytes, as it needs no NUL at its end")
+  func longestAbstractName() throws {
+    let tag = "grpc-engine-test-\(getpid())-"
+    let longest = tag + String(repeating: "x", count: 107 - tag.utf8.count)
+    try self.bind(.abstractUnix(name: longest)).close()
+    #expect(self.failure(.abstractUnix(name: longest + "x"))?.errno == ENAMETOOLONG)
+  }
+
   @Test("An abstract name needs no file")
   func abstractUnix() throws {
     let name = "grpc-engine-test-\(getpid())"

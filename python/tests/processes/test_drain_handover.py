@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -63,3 +64,18 @@ def test_client_of_such_a_connection_is_served_and_sent_away():
         others.close()
         healthy.stop(None)
     assert all(it.wait(PATIENCE) for it in ends)
+
+
+def test_drain_without_descriptors_waits_for_no_connection():
+    server, parent = make_server(b"draining")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    next_descriptor = os.dup(parent.fileno())
+    try:
+        # All that are left are the reserve.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_descriptor + 2, limits[1]))
+        parent.shutdown(socket.SHUT_WR)
+        assert server.stop(3600).wait(PATIENCE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        os.close(next_descriptor)
+        parent.close()
