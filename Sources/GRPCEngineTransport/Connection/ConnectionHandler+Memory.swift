@@ -15,14 +15,27 @@ extension ConnectionHandler {
   /// Differences up to this are not worth an access to memory that all connections share.
   private static let unreportedMemory = 4096
 
-  func charge(_ share: inout MemoryAccount.Share, held: Int, unsent: Int, isComplete: Bool) {
+  func charge(
+    _ share: inout MemoryAccount.Share,
+    came: Int,
+    promised: Int,
+    unsent: Int,
+    isComplete: Bool
+  ) {
     let isNowComplete = isComplete && !share.isComplete
-    let change = self.memory.charge(&share, held: held, unsent: unsent, isComplete: isComplete)
+    let before = share.held
+    let change = self.memory.charge(
+      &share,
+      came: came,
+      promised: promised,
+      unsent: unsent,
+      isComplete: isComplete
+    )
     self.count(change)
     // What is whole waits for this server, and not for its peer.
     if isNowComplete, !self.isTakingMemory { self.unreportedFlow.given += share.held }
     if self.isReportDue { self.reportMemory() }
-    if change < 0, self.memory.isTight { self.reviewMemorySoon() }
+    if change < 0 || share.held < before, self.memory.isTight { self.reviewMemorySoon() }
   }
 
   private func count(_ change: Int) {

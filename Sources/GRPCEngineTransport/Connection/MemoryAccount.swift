@@ -4,8 +4,9 @@ internal import NIOCore
 /// What the peer of one connection makes this server hold, and how much more it is let send.
 ///
 /// Counted is what came and has not been taken: headers of calls, parts of messages, whole messages
-/// that wait for their servicer. Counted apart is what goes out and has not left, which no window of
-/// ours can stop.
+/// that wait for their servicer. So is what was promised: the rest of messages that the peer may send.
+/// That costs nothing yet, and only others of the connection have to wait for it. Counted apart is
+/// what goes out and has not left, which no window of ours can stop.
 ///
 /// Three things keep what came within `limit`:
 ///
@@ -23,8 +24,10 @@ package struct MemoryAccount {
   /// What one stream costs. The stream keeps it, and the account changes it.
   package struct Share {
     package let stream: Int
-    /// Bytes that came, and those that may come beyond the window that every stream has.
+    /// Bytes that came, and those that are promised.
     package fileprivate(set) var held = 0
+    /// Bytes that may come beyond the window that every stream has.
+    package fileprivate(set) var promised = 0
     /// Bytes that have been given away and have not left.
     package fileprivate(set) var unsent = 0
     /// Whether the peer has said all that it will.
@@ -32,6 +35,9 @@ package struct MemoryAccount {
     package fileprivate(set) var isWaiting = false
 
     package init(stream: Int) { self.stream = stream }
+
+    /// Bytes in memory.
+    package var cost: Int { self.held - self.promised + self.unsent }
   }
 
   private let limit: Int
@@ -41,7 +47,8 @@ package struct MemoryAccount {
   package let window: Int
 
   package private(set) var held = 0
-  package private(set) var unsent = 0
+  /// Bytes in memory.
+  private var cost = 0
   /// What is held of requests that are whole.
   private var complete = 0
   /// The stream whose message comes although there is no room for it, and what it holds.
@@ -70,18 +77,25 @@ package struct MemoryAccount {
 
   /// A stream holds other amounts than before.
   ///
-  /// - Returns: by how many bytes all that the peer costs has changed.
+  /// - Parameters:
+  ///   - came: bytes that came and have not been taken.
+  ///   - promised: bytes that may come beyond the window that every stream has.
+  ///   - unsent: bytes that have been given away and have not left.
+  /// - Returns: by how many bytes more memory is used.
   package mutating func charge(
     _ share: inout Share,
-    held: Int,
+    came: Int,
+    promised: Int,
     unsent: Int,
     isComplete: Bool
   ) -> Int {
-    let change = held - share.held + unsent - share.unsent
+    let held = came + promised
+    let change = came + unsent - share.cost
     self.complete += (isComplete ? held : 0) - (share.isComplete ? share.held : 0)
     self.held += held - share.held
-    self.unsent += unsent - share.unsent
+    self.cost += change
     share.held = held
+    share.promised = promised
     share.unsent = unsent
     share.isComplete = isComplete
     if self.exception?.stream == share.stream {
@@ -169,12 +183,12 @@ package struct MemoryAccount {
   ///
   /// - Parameter isOnlyHolder: whether no other connection holds anything; the oldest stays then.
   package func newestHalf(_ shares: some Sequence<Share>, isOnlyHolder: Bool) -> [Int] {
-    var left = self.held + self.unsent
+    var left = self.cost
     let target = left / 2
     var streams: [Int] = []
-    let holding = shares.filter { $0.held + $0.unsent > 0 }.sorted { $0.stream > $1.stream }
+    let holding = shares.filter { $0.cost > 0 }.sorted { $0.stream > $1.stream }
     for share in isOnlyHolder ? holding.dropLast() : holding[...] where left > target {
-      left -= share.held + share.unsent
+      left -= share.cost
       streams.append(share.stream)
     }
     return streams

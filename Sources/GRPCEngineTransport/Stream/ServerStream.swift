@@ -103,11 +103,11 @@ package final class ServerStream {
   func closed(reason: HTTP2ErrorCode?, isByPeer: Bool) {
     let outcome = self.state.closed(isClean: reason == nil)
     self.release()
-    guard let receiver = self.receiver else { return }
-    self.receiver = nil
     if isByPeer, outcome == .resetByPeer {
       self.connection.statistics[.streamsResetByPeer].add()
     }
+    guard let receiver = self.receiver else { return }
+    self.receiver = nil
     if outcome == .answered {
       receiver.finished()
     } else {
@@ -153,10 +153,10 @@ package final class ServerStream {
       self.decoder.bufferedBytes,
       min(self.decoder.reservedBytes, MessageDecoder.smallestReservation)
     )
-    let expected = self.state.inbound == .open ? self.window.excess : 0
     self.connection.charge(
       &self.share,
-      held: self.headSize + self.window.held + partial + expected,
+      came: self.headSize + self.window.held + partial,
+      promised: self.state.inbound == .open ? self.window.excess : 0,
       unsent: self.unsent + self.heldBack,
       isComplete: self.state.inbound == .ended
     )
@@ -185,7 +185,7 @@ package final class ServerStream {
     self.forgetPartialMessage()
     guard !self.isReleased else { return }
     self.isReleased = true
-    self.connection.charge(&self.share, held: 0, unsent: 0, isComplete: true)
+    self.connection.charge(&self.share, came: 0, promised: 0, unsent: 0, isComplete: true)
   }
 
   /// Ends the stream since others need the memory that is held for it.

@@ -15,9 +15,8 @@ struct MemoryAccountTests {
       var partial = 0
       var isComplete = false
 
-      var held: Int {
-        self.window.held + self.partial + (self.isComplete ? 0 : self.window.excess)
-      }
+      var came: Int { self.window.held + self.partial }
+      var promised: Int { self.isComplete ? 0 : self.window.excess }
     }
 
     static let streamWindow = 64 * kib
@@ -27,6 +26,8 @@ struct MemoryAccountTests {
     var nextStream = 1
     var ended: [Int] = []
     var poolFull = false
+    /// What all connections together are told.
+    var told = 0
 
     init(limit: Int, window: Int = mib) {
       self.account = MemoryAccount(limit: limit, window: window, streamWindow: Self.streamWindow)
@@ -34,7 +35,7 @@ struct MemoryAccountTests {
     }
 
     /// Bytes that are in memory, promises not counted.
-    var real: Int { self.streams.values.reduce(0) { $0 + $1.window.held + $1.partial } }
+    var real: Int { self.streams.values.reduce(0) { $0 + $1.came } }
 
     mutating func open(message: Int) {
       let window = ReceiveWindow(target: Self.streamWindow)
@@ -77,15 +78,26 @@ struct MemoryAccountTests {
 
     mutating func close(_ id: Int) {
       guard var stream = self.streams.removeValue(forKey: id) else { return }
-      _ = self.account.charge(&stream.share, held: 0, unsent: 0, isComplete: true)
+      self.forget(&stream)
       self.review()
+    }
+
+    private mutating func forget(_ stream: inout Stream) {
+      self.told += self.account.charge(
+        &stream.share,
+        came: 0,
+        promised: 0,
+        unsent: 0,
+        isComplete: true
+      )
     }
 
     private mutating func charge(_ id: Int) {
       guard var stream = self.streams[id] else { return }
-      _ = self.account.charge(
+      self.told += self.account.charge(
         &stream.share,
-        held: stream.held,
+        came: stream.came,
+        promised: stream.promised,
         unsent: 0,
         isComplete: stream.isComplete
       )
@@ -119,7 +131,7 @@ struct MemoryAccountTests {
       for id in self.account.streamsInTheWay(self.streams.values.map(\.share)) {
         self.ended.append(id)
         if var stream = self.streams.removeValue(forKey: id) {
-          _ = self.account.charge(&stream.share, held: 0, unsent: 0, isComplete: true)
+          self.forget(&stream)
         }
       }
       while let id = self.account.nextWaiting {
@@ -210,6 +222,15 @@ struct MemoryAccountTests {
     }
   }
 
+  @Test("What a peer may send costs nothing until it comes")
+  func promises() {
+    var model = Model(limit: 32 * Self.mib)
+    for _ in 0..<4 { model.open(message: 3 * Self.mib) }
+    for id in model.streams.keys { model.receive(id) }
+    #expect(model.account.held > 11 * Self.mib)
+    #expect(model.told == 4 * 16 * Self.kib)
+  }
+
   @Test("While all connections hold too much nothing opens, and afterwards all goes on")
   func fullPool() {
     var model = Model(limit: 32 * Self.mib)
@@ -229,13 +250,19 @@ struct MemoryAccountTests {
     var account = MemoryAccount(limit: .max, window: Self.mib, streamWindow: 100)
     var shares = (0..<10).map { MemoryAccount.Share(stream: $0) }
     for index in shares.indices {
-      _ = account.charge(&shares[index], held: 50, unsent: 50, isComplete: index % 2 == 0)
+      _ = account.charge(
+        &shares[index],
+        came: 50,
+        promised: 50 * index,
+        unsent: 50,
+        isComplete: index % 2 == 0
+      )
     }
     #expect(account.newestHalf(shares, isOnlyHolder: false) == [9, 8, 7, 6, 5])
     let one = [shares[0]]
     var other = MemoryAccount(limit: .max, window: Self.mib, streamWindow: 100)
     var share = MemoryAccount.Share(stream: 0)
-    _ = other.charge(&share, held: 50, unsent: 0, isComplete: false)
+    _ = other.charge(&share, came: 50, promised: 0, unsent: 0, isComplete: false)
     #expect(other.newestHalf([share], isOnlyHolder: true).isEmpty)
     #expect(other.newestHalf(one, isOnlyHolder: false) == [0])
   }
@@ -245,7 +272,13 @@ struct MemoryAccountTests {
     var account = MemoryAccount(limit: Self.mib, window: Self.mib, streamWindow: 65_535)
     #expect(account.window == Self.mib / 4)
     var share = MemoryAccount.Share(stream: 1)
-    _ = account.charge(&share, held: Self.mib - 100, unsent: 0, isComplete: false)
+    _ = account.charge(
+      &share,
+      came: Self.mib - 100,
+      promised: 0,
+      unsent: 0,
+      isComplete: false
+    )
     #expect(account.mayBegin(100))
     #expect(!account.mayBegin(101))
   }
@@ -274,6 +307,7 @@ struct MemoryAccountTests {
       #expect(model.real <= limit + largest, "at most one message beyond the limit")
       let counted = model.streams.values.reduce(0) { $0 + $1.share.held }
       #expect(model.account.held == counted)
+      #expect(model.told == model.real, "what others are told is what is in memory")
     }
     model.poolFull = false
     model.review()
