@@ -188,6 +188,35 @@ def test_dead_connection_has_those_of_other_threads_asked(monkeypatch):
     assert not is_suspect
 
 
+@pytest.mark.parametrize("has_opened", [True, False])
+def test_connection_that_django_has_closed_dead_has_others_asked(has_opened, monkeypatch):
+    """As `atomic` does whose rollback fails; one that can't be opened says nothing of others."""
+    asked = []
+    monkeypatch.setattr(DatabaseWrapper, "is_usable", lambda self: not asked.append(self))
+
+    def die():
+        if has_opened:
+            connection.ensure_connection()
+            connection.connection.close()  # it is in memory, and would be kept open
+            connection.connection = None
+        connection.errors_occurred = True
+        for _ in range(3):
+            hygiene.CALL_HYGIENE.leave()
+
+    def work():
+        connection.ensure_connection()
+        hygiene.CALL_HYGIENE.enter()
+        hygiene.CALL_HYGIENE.leave()
+        asked.clear()
+        for _ in range(2):
+            in_thread(die)
+        hygiene.CALL_HYGIENE.enter()
+        hygiene.CALL_HYGIENE.leave()
+        return len(asked)
+
+    assert in_thread(work) == int(has_opened)
+
+
 def test_connection_that_a_test_shares_keeps_its_transaction():
     """The thread of a test server uses the test's connection, and is not the one to close it."""
 
@@ -366,6 +395,26 @@ def test_a_cursor_that_is_collected_at_home_waits_too():
         home.submit(hygiene.close_old_connections).result()
         with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
             home.submit(cursor.fetchone).result()
+        home.submit(lambda: connection.connection.close()).result()
+
+
+def test_what_others_have_closed_is_closed_before_the_next_query_of_a_call():
+    """As what `async_to_sync` reads in part: with SQLite the call itself could not write then."""
+
+    def ask():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        return "ensure_connection" in vars(connections["default"])
+
+    with ThreadPoolExecutor(1) as home:
+        home.submit(hygiene.CALL_HYGIENE.enter).result()
+        for _ in range(2):
+            cursor = home.submit(open_cursor).result()
+            cursor.close()
+            assert not home.submit(ask).result(), "it costs later queries nothing"
+            with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
+                cursor.cursor.fetchone()
+        home.submit(hygiene.CALL_HYGIENE.leave).result()
         home.submit(lambda: connection.connection.close()).result()
 
 

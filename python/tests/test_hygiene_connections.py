@@ -581,6 +581,18 @@ def test_a_cursor_without_a_query_of_djangos_is_a_use(shared_thread):
     reader.end()
 
 
+def test_what_others_have_closed_is_closed_before_the_next_query(shared_thread):
+    """With SQLite what was read in part would keep the call's own writes from its database."""
+    reader = Call()
+    shared_thread(reader.using(ask))
+    cursor = shared_thread(reader.using(leave_half_read))
+    gc.collect()
+    shared_thread(reader.using(ask))
+    with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
+        shared_thread(cursor.fetchone)
+    reader.end()
+
+
 def test_what_is_read_ends_before_its_connection_does(shared_thread):
     """With a pool the connection would be another thread's, and the rows read on amid its work."""
     reader, other = Call(), Call()

@@ -16,10 +16,11 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING
 
-from django.db import close_old_connections, connections
+from django.db import connections
 
 from django_grpc.engine.endings import Ending
 from django_grpc.health import NotReady
+from django_grpc.hygiene import close_old_connections
 from django_grpc.logs import GuardedLogger, class_name_of, text_of
 
 if TYPE_CHECKING:
@@ -185,6 +186,8 @@ def _close_dead_connections() -> bool:
         with contextlib.suppress(Exception):  # of closing what is dead
             connection.close_if_unusable_or_obsolete()
         are_closed = are_closed or connection.connection is None
+    if are_closed:
+        close_old_connections()  # notes the deaths, so that others ask theirs before they use them
     return are_closed
 
 

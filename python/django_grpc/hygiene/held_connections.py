@@ -55,6 +55,8 @@ class HeldConnections:
         self.last_call: LoopCall | None = None
         #: The calls that used them last outside of a transaction: whose is one that is open now.
         self.owners = weakref.WeakKeyDictionary[BaseDatabaseWrapper, Owner]()
+        #: The databases that one has opened to, which did not die since.
+        self.opened: set[str] = set()
         #: The transactions that were ended from under who was in them.
         self.lost = weakref.WeakKeyDictionary[BaseDatabaseWrapper, LostBlocks]()
         #: On such a thread: whether code uses them too that belongs to no call, or goes on once its
@@ -172,6 +174,7 @@ class _Thread(threading.local):
         self.refresh()
         for connection in self.held.connections:
             if connection.connection is not None:  # it has opened before anybody listened
+                self.held.opened.add(connection.alias)
                 for watch in watchers:
                     watch(connection)
 
@@ -212,6 +215,7 @@ connections.create_connection = create_connection  # type: ignore[method-assign]
 def remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
     """Take a connection that has opened among those of this thread."""
     thread.refresh()
+    thread.held.opened.add(connection.alias)
     _watch(connection)
 
 
@@ -260,6 +264,8 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
     held.deaths = _deaths
     for connection in held.connections:
         if connection.connection is None and not connection.in_atomic_block:
+            if connection.errors_occurred:
+                _note_death(connection)
             continue
         # The conditions of close_if_unusable_or_obsolete(), asked beforehand because the method
         # costs three times as much; those of `is_suspect` and `is_obsolete`, in line because each
@@ -295,7 +301,6 @@ def _close_orphans() -> None:
 
 def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: bool) -> None:
     """Have Django's rule decide about a connection, unless only its age would end it."""
-    global _deaths
     held = thread.held
     if has_transaction(connection):
         if held.is_in_hands(connection):
@@ -319,7 +324,19 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
     connection.close_if_unusable_or_obsolete()
     connection.close_at = age_ends_at  # of one that has been closed nobody asks
     if had_errors and connection.connection is None:
-        _deaths += 1  # or it was too old, too: then the others are asked for nothing
+        _note_death(connection)  # or it was too old, too: then the others are asked for nothing
+
+
+def _note_death(connection: BaseDatabaseWrapper) -> None:
+    """Have the others asked, unless this one could not be opened, which says nothing of those.
+
+    Where a rollback fails Django closes a connection itself, and keeps that errors occurred.
+    """
+    global _deaths
+    opened = thread.held.opened
+    if connection.alias in opened:
+        opened.discard(connection.alias)
+        _deaths += 1
 
 
 def end_transaction(connection: BaseDatabaseWrapper) -> None:

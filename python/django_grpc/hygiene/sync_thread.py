@@ -36,10 +36,17 @@ _held: HeldConnections | None = None
 # Whether `_tidy` waits in the thread's queue.
 _is_tidying = False
 
+# The loop that a call has begun on last.
+_loop: asyncio.AbstractEventLoop | None = None
+
 
 def look_at_begin() -> None:
     """Have the thread looked after as a call begins that may come to use it, and do not wait."""
-    global _held
+    global _held, _loop
+    try:
+        _loop = asyncio.get_running_loop()
+    except RuntimeError:  # a test that needs none
+        _loop = None
     if orphans:
         tidy_soon()
     if _held is None:
@@ -71,6 +78,8 @@ def _look(held: HeldConnections, *, at_begin: bool) -> None:
         return tidy_soon()
     for connection in held.connections:
         if connection.connection is None and not connection.in_atomic_block:
+            if connection.errors_occurred and connection.alias in held.opened:
+                return tidy_soon()
             continue
         if has_transaction(connection):
             if held.is_in_hands(connection):
@@ -101,11 +110,22 @@ def tidy_soon() -> None:
             _held = None
 
 
+def _tidy_what_is_left() -> None:
+    """Have the thread see to what others have left it. May be called amid anything, on any thread.
+
+    Until then rows that were read in part keep SQLite's writers waiting.
+    """
+    if _loop is not None:
+        with contextlib.suppress(RuntimeError):  # it has ended: the next call will see to that
+            _loop.call_soon_threadsafe(tidy_soon)  # which takes no lock, as `submit` does
+
+
 def _tidy() -> None:
     global _is_tidying, _held
     _is_tidying = False
     _held = held = thread.held
     held.is_of_sync_to_async = held.home.is_tended = True
+    held.home.tell = _tidy_what_is_left
     try:
         close_old_connections()
     except Exception:

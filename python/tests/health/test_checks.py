@@ -14,8 +14,10 @@ from django.db.migrations.recorder import MigrationRecorder
 from harness import PATIENCE
 from log_handlers import odd_handler
 
+from django_grpc import hygiene
 from django_grpc.health import NotReady, checks
 from django_grpc.health.monitor import ReadinessMonitor
+from django_grpc.hygiene import held_connections
 
 from .support import NOT_SERVING, SERVING
 
@@ -437,11 +439,14 @@ def test_check_whose_connection_was_dropped_tries_a_new_one(droppable, serve):
     go_on.release()
     assert watch.next() == SERVING
     seen = rounds.get(timeout=PATIENCE)
+    hygiene.close_old_connections()
+    assert not held_connections.thread.held.is_doubtful()
     droppable[-1].is_dropped = True
     go_on.release()  # the round that finds the dropped one,
     go_on.release()  # and tries again
     assert rounds.get(timeout=PATIENCE) == seen + 1
     assert rounds.get(timeout=PATIENCE) == seen + 1
+    assert held_connections.thread.held.is_doubtful(), "calls ask theirs before they use them"
     go_on.release()
     assert rounds.get(timeout=PATIENCE) == seen + 2
     assert server.health.problem is None
