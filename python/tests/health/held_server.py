@@ -15,7 +15,6 @@ import grpc
 from django.conf import settings
 
 from django_grpc import engine
-from django_grpc.health.monitor import ReadinessMonitor
 
 
 def hold(request, _context):
@@ -28,6 +27,8 @@ def hold(request, _context):
 def main(max_queue_wait, interval, timeout):
     settings.configure()
     django.setup()
+    from django_grpc.health.monitor import ReadinessMonitor  # which looks at the databases
+
     server = engine.server(ThreadPoolExecutor(2))
     handlers = {"Hold": hold, "Echo": lambda request, _context: request}
     server.add_registered_method_handlers(
