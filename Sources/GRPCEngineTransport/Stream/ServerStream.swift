@@ -103,11 +103,11 @@ package final class ServerStream {
   func closed(reason: HTTP2ErrorCode?, isByPeer: Bool) {
     let outcome = self.state.closed(isClean: reason == nil)
     self.release()
+    guard let receiver = self.receiver else { return }
+    self.receiver = nil
     if isByPeer, outcome == .resetByPeer {
       self.connection.statistics[.streamsResetByPeer].add()
     }
-    guard let receiver = self.receiver else { return }
-    self.receiver = nil
     if outcome == .answered {
       receiver.finished()
     } else {
