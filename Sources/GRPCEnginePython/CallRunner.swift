@@ -166,24 +166,14 @@ struct CallRunner {
     {
       return
     }
-    var details = "Calling application raised unprintable Exception!"
-    if let text = PythonReference(owning: PyObject_Str(error.value.pointer)) {
-      details = "\(what): \(PythonString.value(text.pointer) ?? "")"
-    } else {
-      PyErr_Clear()
-    }
+    let details =
+      error.text.map { "\(what): \($0)" } ?? "Calling application raised unprintable Exception!"
     self.context.bindings.log(hint.isEmpty ? details : "\(details).\(hint)", error)
     self.context.finish(Status(code: .unknown, details: details))
   }
 
   private func logFailure(_ what: String) {
     guard let error = PythonError.fetch() else { return }
-    var text = what
-    if let reason = PythonReference(owning: PyObject_Str(error.value.pointer)) {
-      text = "\(what): \(PythonString.value(reason.pointer) ?? "")"
-    } else {
-      PyErr_Clear()
-    }
-    self.context.bindings.log(text, error)
+    self.context.bindings.log(error.text.map { "\(what): \($0)" } ?? what, error)
   }
 }

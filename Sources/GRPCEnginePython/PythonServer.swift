@@ -426,12 +426,7 @@ final class PythonServer {
 
   private func logRefusedThread() {
     guard let error = PythonError.fetch(), self.refusedThreads.admit(at: .now()) else { return }
-    var reason = ""
-    if let text = PythonReference(owning: PyObject_Str(error.value.pointer)) {
-      reason = PythonString.value(text.pointer) ?? ""
-    } else {
-      PyErr_Clear()
-    }
+    let reason = error.text ?? ""
     self.bindings.log(
       "Cannot start a worker thread (\(reason)): there are \(self.pool.statistics.threads). Raise "
         + "the limit of threads (ulimit -u, systemd's TasksMax, a container's pids limit), or lower "

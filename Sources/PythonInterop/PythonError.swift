@@ -19,6 +19,15 @@ public struct PythonError: ~Copyable {
     return PythonError(value: value)
   }
 
+  /// `str(error)`, with escapes for lone surrogates; `nil`, without an exception, when it can't be made.
+  public var text: String? {
+    guard let text = PythonReference(owning: PyObject_Str(self.value.pointer)) else {
+      PyErr_Clear()
+      return nil
+    }
+    return PythonString.escaped(text.pointer)
+  }
+
   public func matches(_ type: PythonPointer) -> Bool {
     PyErr_GivenExceptionMatches(self.value.pointer, type) != 0
   }

@@ -526,7 +526,7 @@ def test_server_that_can_not_start_is_one_sentence(is_async, start, tmp_path):
 MISTAKEN = """
 import sys
 import grpc
-from sampleapp.helloworld_pb2_grpc import add_GreeterServicer_to_server
+from sampleapp.helloworld_pb2_grpc import GreeterServicer, add_GreeterServicer_to_server
 from sampleapp.servicer import grpc_hook
 
 class NoInterceptor:
@@ -564,6 +564,12 @@ def swapping_hook(server):
 
 def empty_hook(server):
     add_GreeterServicer_to_server(None, server)
+
+def numbering_hook(server):
+    class Numbered(GreeterServicer):
+        SayHello = 5
+
+    add_GreeterServicer_to_server(Numbered(), server)
 
 def generating_hook(server):
     yield grpc_hook(server)
@@ -670,6 +676,15 @@ class WithoutSelf(grpc.ServerInterceptor):
             "and the object of type 'NoneType' that it is given for one of them has no 'SayHello'.",
         ),
         (
+            {"servicers": ["mistaken.numbering_hook"]},
+            "/helloworld.Greeter/SayHello: its servicer has an object of type 'int' in the place "
+            "of the method. Write a method that takes the request and the context.",
+        ),
+        (
+            {"servicers": ["misplaced.hook"]},
+            "hi_pb2_grpc.py:1 is generated, and imports by the path that its .proto had for protoc",
+        ),
+        (
             {"methods": {"/helloworld.Greeter/SayHelo": {"concurrency": 1}}},
             "no servicer has '/helloworld.Greeter/SayHelo'. Did you mean "
             "'/helloworld.Greeter/SayHello'?",
@@ -699,6 +714,9 @@ def test_mistake_in_what_the_settings_name_is_one_sentence(
 ):
     (tmp_path / "mistaken.py").write_text(MISTAKEN)
     (tmp_path / "leaving.py").write_text("import sys\nsys.exit('no licence')\n")
+    (tmp_path / "misplaced.py").write_text("from protos import hi_pb2_grpc\n")
+    (tmp_path / "protos").mkdir()
+    (tmp_path / "protos" / "hi_pb2_grpc.py").write_text("import hi_pb2 as hi__pb2\n")
     (tmp_path / "hooks").mkdir()
     (tmp_path / "hooks" / "grpc.py").touch()
     (tmp_path / "importing.py").write_text("import importing_too\n")

@@ -23,6 +23,21 @@ public enum PythonString {
     return String(decoding: bytes, as: UTF8.self)
   }
 
+  /// The text of a `str` with escapes for its lone surrogates; `nil`, without an exception, when it is
+  /// none.
+  public static func escaped(_ object: PythonPointer) -> String? {
+    if let text = Self.value(object) { return text }
+    guard py_is_string(object) != 0,
+      let bytes = PythonReference(
+        owning: PyUnicode_AsEncodedString(object, "utf-8", "backslashreplace")
+      )
+    else {
+      PyErr_Clear()
+      return nil
+    }
+    return PythonBytes.contents(bytes.pointer).map { String(decoding: $0, as: UTF8.self) }
+  }
+
   /// An interned `str` that lives as long as the interpreter: for names looked up on every call.
   public static func intern(_ text: StaticString) -> PythonHandle? {
     let start = UnsafeRawPointer(text.utf8Start).assumingMemoryBound(to: CChar.self)

@@ -2,7 +2,7 @@
 
 from django_grpc.building.credentials import load_credentials, renew_credentials
 from django_grpc.building.interceptors import load_instruments, load_interceptors
-from django_grpc.building.methods import check_methods
+from django_grpc.building.methods import check_behaviors, check_methods
 from django_grpc.building.ports import bind, bind_metrics
 from django_grpc.building.servers import build_server, create_server, loop_factory
 from django_grpc.building.servicers import add_servicers, enable_reflection
@@ -12,6 +12,7 @@ __all__ = [
     "bind",
     "bind_metrics",
     "build_server",
+    "check_behaviors",
     "check_methods",
     "create_server",
     "enable_reflection",

@@ -1,4 +1,4 @@
-"""Whether the paths of the key ``methods`` are a servicer's."""
+"""Whether servicers' methods can be called, and the paths of the key ``methods`` are theirs."""
 
 import difflib
 import logging
@@ -7,6 +7,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 
 from django_grpc import conf
+from django_grpc.engine.handlers import WRAPPED_BEHAVIOR
 from django_grpc.engine.health import SERVICE_NAME
 
 # By the name that django-grpc gave it, by which projects configure it.
@@ -48,3 +49,39 @@ def check_methods(server: Any, config: conf.ServerConfig) -> None:
             if not config.interceptors:
                 raise ImproperlyConfigured(problem)
             logger.warning("%s Its limits count if an interceptor continues with it.", problem)
+
+
+def check_behaviors(server: Any) -> None:
+    """Refuse what is no method, and warn of methods of which each call would fail.
+
+    Args:
+        server: As `build_server` has made it, with all its servicers.
+
+    Raises:
+        ImproperlyConfigured: A servicer has something that can't be called in a method's place.
+    """
+    for path, handler in server.method_handlers().items():
+        fields = (it for it in _KINDS if getattr(handler, it, None) is not None)
+        if (field := next(fields, None)) is None:
+            continue
+        wrapper = getattr(handler, field)
+        behavior = getattr(wrapper, WRAPPED_BEHAVIOR, wrapper)
+        if not callable(behavior):
+            raise ImproperlyConfigured(
+                f"{path}: its servicer has an object of type {type(behavior).__name__!r} in the "
+                "place of the method. Write a method that takes the request and the context."
+            )
+        taken = ["request", "context"]
+        if getattr(behavior, "experimental_non_blocking", False) is True:
+            taken.append("send_response_callback")
+        if not conf.takes(behavior, *taken):
+            logger.warning(
+                "Each call of %s will fail: its method can't be called with %d arguments, which "
+                "are %s.",
+                path,
+                len(taken),
+                ", ".join(taken),
+            )
+
+
+_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")

@@ -200,7 +200,13 @@ def import_configured(key: str, path: str, place: str | None = None) -> Callable
         code, hint = "E013", "Give the dotted path of a module that exists and of a name in it."
         if (culprit := _culprit(path, error)) is not None:
             code, hint = "W004", f"Mend the import in {culprit}."
-        if str(error.name).endswith(("_pb2", "_pb2_grpc")):
+        if culprit is not None and _GENERATED.search(culprit):
+            hint = (
+                f"{culprit} is generated, and imports by the path that its .proto had for protoc: "
+                "generate it from the project's folder, as by python -m grpc_tools.protoc -I. "
+                "--python_out=. --grpc_python_out=. protos/your.proto"
+            )
+        elif str(error.name).endswith(("_pb2", "_pb2_grpc")):
             hint = (
                 f"{hint} If its code was never generated: python -m grpc_tools.protoc -I. "
                 "--python_out=. --grpc_python_out=. your.proto"
@@ -237,6 +243,10 @@ def import_configured(key: str, path: str, place: str | None = None) -> Callable
         raise InvalidSetting(Problem("E014", message, _HINTS[key]))
     result: Callable[..., Any] = found
     return result
+
+
+# The file and line of what protoc has written.
+_GENERATED = re.compile(r"_pb2(_grpc)?\.py:\d+$")
 
 
 def _import(path: str) -> Any:

@@ -214,10 +214,9 @@ def _failed(
 def _details(error: BaseException) -> str:
     try:
         details = f"Unexpected {type(error)}: {error}"
-        details.encode()  # as the client gets it
+        return details.encode(errors="backslashreplace").decode()  # there may be lone surrogates
     except BaseException:
         return "Unexpected unprintable exception"
-    return details
 
 
 def _is_main_thread() -> bool:

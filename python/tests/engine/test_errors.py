@@ -141,6 +141,17 @@ def test_unprintable_exception(serve):
     )
 
 
+@ours_only("grpcio leaves the call open for ever")
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])
+def test_text_that_is_no_unicode(serve, caplog, kind):
+    """Lone surrogates come of file names, for example."""
+    caplog.set_level(logging.CRITICAL, LOGGER_NAME)  # pytest-xdist can't send the text
+    served = serve({"Fail": of_kind(kind, raising(ValueError("no file a\udcff.txt")))})
+    error = failure(lambda: served.run(kind, "Fail"))
+    assert error.code() is grpc.StatusCode.UNKNOWN
+    assert error.details().endswith(r": no file a\udcff.txt")
+
+
 @ours_only("grpcio leaves the call open for ever (grpc/grpc#32199 for streams)")
 def test_unprintable_exception_of_a_generator(serve):
     """A generator's unprintable exception ends the call, too."""

@@ -317,6 +317,7 @@ class Command(BaseCommand):
         from django_grpc import building
 
         server = building.build_server(config)
+        building.check_behaviors(server)
         building.check_methods(server, config)
         return server
 
