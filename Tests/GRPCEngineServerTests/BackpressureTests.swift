@@ -36,7 +36,7 @@ struct BackpressureTests {
       // The connection's window is all that may leave the server.
       try client.wait("a full window") { self.received(client) == 65_535 }
       try client.barrier()
-      let entries = handler.log.entries.current
+      let entries = handler.handled.entries.current
       #expect(entries.calls.count == 1000)
       let held = entries.sentBytes - 65_535
       #expect(held <= 1000 * (Self.sendBuffer + Self.message + 5))
@@ -47,7 +47,7 @@ struct BackpressureTests {
       client.writer.windowUpdate(0, increment: 6_000_000)
       try client.wait("more") { self.received(client) == 6_065_535 }
       try client.barrier()
-      let later = handler.log.entries.current.sentBytes - 6_065_535
+      let later = handler.handled.entries.current.sentBytes - 6_065_535
       #expect(later > 0 && later <= 1000 * (Self.sendBuffer + Self.message + 5))
     }
   }
@@ -122,14 +122,14 @@ struct BackpressureTests {
         isEnd: true
       )
       client.flush()
-      _ = try handler.log.call()
+      _ = try handler.handled.call()
       let neighbour = try running.connect()
       // Turns of the loop in which nothing more is sent: the kernel's buffers are full.
       var sent = -1
       try poll("the stream to stop") {
         for _ in 0..<20 { _ = try neighbour.unary("/t/echo", [1]) }
-        defer { sent = handler.log.entries.current.sentBytes }
-        return sent == handler.log.entries.current.sentBytes
+        defer { sent = handler.handled.entries.current.sentBytes }
+        return sent == handler.handled.entries.current.sentBytes
       }
       #expect(sent < 32 << 20, "far less than the answer's 1 GB")
       try client.wait("more") { client.answers[stream]?.receivedBytes ?? 0 > sent }
@@ -155,7 +155,7 @@ struct BackpressureTests {
       if client.room(on: stream) < 1000 { break }
     }
     #expect(client.room(on: stream) < 1000)
-    let entries = handler.log.entries.current
+    let entries = handler.handled.entries.current
     #expect(entries.sentBytes <= 65_535 + Self.sendBuffer + 1000)
     client.writer.windowUpdate(0, increment: 10_000_000)
     client.writer.windowUpdate(stream, increment: 10_000_000)

@@ -142,7 +142,7 @@ struct CallKindTests {
       let stream = client.open("/t/echo", isEnd: true)
       let answer = try client.answer(on: stream)
       #expect(answer.code == .unimplemented)
-      #expect(handler.log.entries.current.calls.isEmpty)
+      #expect(handler.handled.entries.current.calls.isEmpty)
     }
   }
 

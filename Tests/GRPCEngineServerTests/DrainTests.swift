@@ -27,7 +27,7 @@ struct DrainTests {
       let idle = try running.connect()
       let stream = client.open("/t/slow")
       try client.message([4, 2], on: stream, isEnd: true)
-      _ = try handler.log.call()
+      _ = try handler.handled.call()
       let hasStopped = Monitor(false)
       running.server.drain { hasStopped.update { $0 = true } }
       #expect(throws: (any Error).self) { try running.connect() }
@@ -44,7 +44,7 @@ struct DrainTests {
       #expect(answer.payloads == [[4, 2]] && answer.code == .ok)
       try client.waitForClose()
       try hasStopped.wait("the server's end") { $0 }
-      #expect(handler.log.entries.current.calls.count == 1)
+      #expect(handler.handled.entries.current.calls.count == 1)
       #expect(client.answers[late]?.headers == nil)
     }
   }
@@ -107,7 +107,7 @@ struct DrainTests {
       let message = [UInt8](repeating: 5, count: 20 << 20)
       let stream = client.open("/t/slow")
       try client.message(message, on: stream, isEnd: true)
-      _ = try handler.log.call()
+      _ = try handler.handled.call()
       let hasStopped = Monitor(false)
       running.server.drain { hasStopped.update { $0 = true } }
       try client.wait("the second GOAWAY") { client.goAways.count == 2 }
@@ -143,10 +143,10 @@ struct DrainTests {
         }
       }
       #expect(
-        try silent.log.terminations(9)
+        try silent.handled.terminations(9)
           == [Call.Termination](repeating: .cancelledByServer, count: 9)
       )
-      #expect(held.log.entries.current.calls.isEmpty)
+      #expect(held.handled.entries.current.calls.isEmpty)
       try running.waitForRelease()
     }
   }
@@ -163,9 +163,9 @@ struct DrainTests {
       client.writer.windowUpdate(0, increment: Int(Int32.max) - 65_535)
       let stream = client.open("/t/write")
       try client.message([], on: stream, isEnd: true)
-      _ = try handler.log.call()
+      _ = try handler.handled.call()
       running.server.cancelAllCalls()
-      #expect(try handler.log.terminations(1) == [.cancelledByServer])
+      #expect(try handler.handled.terminations(1) == [.cancelledByServer])
       try running.waitForRelease()
       try poll("the connection's end") { running.server.connectionCount == 0 }
     }

@@ -93,7 +93,7 @@ struct HandoverTests {
     let acceptor = try Acceptor()
     let server = Server(configuration: ServerConfiguration())
     for (path, handler) in methods { server.methods.register(handler, for: path) }
-    defer { CallLog.forget(Array(methods.values)) }
+    defer { HandledCalls.forget(Array(methods.values)) }
     try server.adoptConnections(from: acceptor.source(credentials: credentials))
     try server.start()
     let result = Result { try body(server, acceptor) }
@@ -122,7 +122,7 @@ struct HandoverTests {
         #expect(try client.unary("/t/echo", [1, 2]).payloads == [[1, 2]])
       }
       #expect(server.connectionCount == 3)
-      #expect(try handler.log.call().peer.description.hasPrefix("ipv4:127.0.0.1:"))
+      #expect(try handler.handled.call().peer.description.hasPrefix("ipv4:127.0.0.1:"))
     }
   }
 
@@ -132,7 +132,7 @@ struct HandoverTests {
     let client = try acceptor.handOverNew()
     let server = Server(configuration: ServerConfiguration())
     let handler = TestHandler.echo()
-    defer { CallLog.forget([handler]) }
+    defer { HandledCalls.forget([handler]) }
     server.methods.register(handler, for: "/t/echo")
     try server.adoptConnections(from: acceptor.source())
     try server.start()

@@ -103,7 +103,7 @@ struct LimitTests {
       }
       try embedded.client.barrier()
       #expect(embedded.server.admission.activeCalls == 100)
-      #expect(handler.log.entries.current.calls.isEmpty)
+      #expect(handler.handled.entries.current.calls.isEmpty)
     }
   }
 

@@ -65,7 +65,7 @@ struct TLSTests {
       let message = [UInt8](repeating: 1, count: 300_000)
       #expect(try client.unary("/t/echo", [1, 2]).payloads == [[1, 2]])
       #expect(try client.unary("/t/echo", message).payloads == [message])
-      let peer = try handler.log.call().peer
+      let peer = try handler.handled.call().peer
       #expect(peer.isSecure && peer.certificates.isEmpty)
       let handshake = try #require(peer.handshake)
       #expect(handshake.version == "TLSv1.3" && !handshake.isResumed)
@@ -148,7 +148,7 @@ struct TLSTests {
       )
       try client.handshake()
       #expect(try client.unary("/t/echo", [1]).payloads == [[1]])
-      let names = CertificateNames(try #require(try handler.log.call().peer.certificates.first))
+      let names = CertificateNames(try #require(try handler.handled.call().peer.certificates.first))
       #expect(names.commonName == Array("client.test".utf8))
       #expect(names.subject == Array("CN=client.test".utf8))
       #expect(
@@ -202,7 +202,7 @@ struct TLSTests {
       try client.handshake()
       let stream = client.open("/t/slow")
       try client.message([1], on: stream, isEnd: true)
-      let call = try handler.log.call()
+      let call = try handler.handled.call()
       let hasStopped = Monitor(false)
       running.server.drain { hasStopped.update { $0 = true } }
       try client.wait("the second GOAWAY") { client.goAways.count == 2 }

@@ -12,8 +12,8 @@ struct UnixSocketTests {
       try RunningServer.run(["/t/echo": handler], address: "unix:\(path)") { running in
         let client = try running.connect()
         #expect(try client.unary("/t/echo", [1, 2]).payloads == [[1, 2]])
-        #expect(try handler.log.call().peer.description == "unix:")
-        #expect(try handler.log.call().peer.isSecure == false)
+        #expect(try handler.handled.call().peer.description == "unix:")
+        #expect(try handler.handled.call().peer.isSecure == false)
       }
       #expect(access(path, F_OK) != 0)
     }
@@ -24,7 +24,7 @@ struct UnixSocketTests {
     let handler = TestHandler.echo()
     try RunningServer.run(["/t/echo": handler]) { running in
       _ = try running.connect().unary("/t/echo")
-      let description = try handler.log.call().peer.description
+      let description = try handler.handled.call().peer.description
       #expect(description.hasPrefix("ipv4:127.0.0.1:"))
       #expect(Int(description.dropFirst("ipv4:127.0.0.1:".count)) != nil)
     }

@@ -290,7 +290,6 @@ def test_a_call_that_ignores_its_cancellation(stop_during, method, arguments, is
 
 
 def test_a_call_that_ignores_its_cancellation_on_uvloop(stop_during):
-    pytest.importorskip("uvloop")
     options = [("django_grpc.uvloop", 1)]
     for method in ("sleep_in_thread", "ignore", "leave_generator"):
         stop_during(method, **{"async": True, "options": options})

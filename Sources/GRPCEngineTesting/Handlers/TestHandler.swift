@@ -4,23 +4,23 @@ package import GRPCEngineWire
 internal import NIOCore
 
 /// A method in plain Swift.
-package final class TestHandler: LoggingHandler {
+package final class TestHandler: WatchedHandler {
   package let startsOnFirstMessage: Bool
-  package let log = CallLog()
-  private let body: @Sendable (Call, CallLog) -> Void
+  package let handled = HandledCalls()
+  private let body: @Sendable (Call, HandledCalls) -> Void
 
   /// - Parameter body: runs on the call's event loop and must not block.
   package init(
     startsOnFirstMessage: Bool,
-    _ body: @escaping @Sendable (Call, CallLog) -> Void
+    _ body: @escaping @Sendable (Call, HandledCalls) -> Void
   ) {
     self.startsOnFirstMessage = startsOnFirstMessage
     self.body = body
   }
 
   package func start(_ call: Call) {
-    self.log.started(call)
-    self.body(call, self.log)
+    self.handled.started(call)
+    self.body(call, self.handled)
   }
 }
 
@@ -55,7 +55,7 @@ extension TestHandler {
   /// Server stream: the request says how many messages (4 bytes) of which length (4 bytes). Keeps
   /// to the limits of a slow reader.
   package static func countdown() -> TestHandler {
-    TestHandler(startsOnFirstMessage: true) { call, log in
+    TestHandler(startsOnFirstMessage: true) { call, handled in
       guard case .message(var request)? = try? call.nextMessage(),
         let (count, length) = request.readMultipleIntegers(as: (UInt32, UInt32).self)
       else {
@@ -63,25 +63,25 @@ extension TestHandler {
       }
       // A peer chooses both numbers, and so does a fuzzer.
       let message = [UInt8](repeating: 7, count: min(Int(length), 1 << 20))
-      call.countDown(Int(min(count, 1 << 20)), message, log)
+      call.countDown(Int(min(count, 1 << 20)), message, handled)
     }
   }
 
   /// Client stream: answers with the sum of all bytes, 8 bytes.
   package static func sum() -> TestHandler {
-    TestHandler(startsOnFirstMessage: false) { call, log in call.addUp(0, log) }
+    TestHandler(startsOnFirstMessage: false) { call, handled in call.addUp(0, handled) }
   }
 
   /// Bidirectional: answers each message with itself, as it comes.
   package static func conversation() -> TestHandler {
-    TestHandler(startsOnFirstMessage: false) { call, log in call.converse(log) }
+    TestHandler(startsOnFirstMessage: false) { call, handled in call.converse(handled) }
   }
 
   /// Client stream: ends the answer at once, and tries to read all the same.
   package static func hasty() -> TestHandler {
-    TestHandler(startsOnFirstMessage: false) { call, log in
+    TestHandler(startsOnFirstMessage: false) { call, handled in
       call.finish(.ok)
-      call.addUp(0, log)
+      call.addUp(0, handled)
     }
   }
 }
@@ -102,17 +102,17 @@ extension Call {
     }
   }
 
-  fileprivate func countDown(_ count: Int, _ message: [UInt8], _ log: CallLog) {
+  fileprivate func countDown(_ count: Int, _ message: [UInt8], _ handled: HandledCalls) {
     var remaining = count
     while remaining > 0 {
       remaining -= 1
       switch try? message.withUnsafeBytes({ try self.send($0, mayCompress: true) }) {
       case .accepted:
-        log.sent(message.count)
+        handled.sent(message.count)
       case .full:
-        log.sent(message.count)
+        handled.sent(message.count)
         let rest = remaining
-        return self.whenWritable { self.countDown(rest, message, log) }
+        return self.whenWritable { self.countDown(rest, message, handled) }
       case .terminated, nil:
         return self.handlerReturned()
       }
@@ -120,13 +120,13 @@ extension Call {
     self.finish(.ok, isLast: true)
   }
 
-  fileprivate func addUp(_ soFar: UInt64, _ log: CallLog) {
+  fileprivate func addUp(_ soFar: UInt64, _ handled: HandledCalls) {
     var sum = soFar
     while true {
       do {
         switch try self.nextMessage() {
         case .message(let message):
-          log.received(message.readableBytes)
+          handled.received(message.readableBytes)
           // A loop over raw bytes: without optimisation, a view's iterator takes seconds for a MiB.
           sum += message.withUnsafeReadableBytes { bytes in
             var sum: UInt64 = 0
@@ -140,7 +140,7 @@ extension Call {
           }
         case .pending:
           let soFar = sum
-          return self.whenReadable { self.addUp(soFar, log) }
+          return self.whenReadable { self.addUp(soFar, handled) }
         case .terminated:
           return self.handlerReturned()
         }
@@ -151,19 +151,19 @@ extension Call {
     }
   }
 
-  fileprivate func converse(_ log: CallLog) {
+  fileprivate func converse(_ handled: HandledCalls) {
     while true {
       do {
         switch try self.nextMessage() {
         case .message(let message):
-          log.received(message.readableBytes)
+          handled.received(message.readableBytes)
           let result = try message.withUnsafeReadableBytes { try self.send($0, mayCompress: true) }
-          log.sent(message.readableBytes)
-          if result == .full { return self.whenWritable { self.converse(log) } }
+          handled.sent(message.readableBytes)
+          if result == .full { return self.whenWritable { self.converse(handled) } }
         case .end:
           return self.finish(.ok, isLast: true)
         case .pending:
-          return self.whenReadable { self.converse(log) }
+          return self.whenReadable { self.converse(handled) }
         case .terminated:
           return self.handlerReturned()
         }

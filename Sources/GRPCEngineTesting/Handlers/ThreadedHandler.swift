@@ -4,9 +4,9 @@ package import NIOCore
 internal import NIOPosix
 
 /// A method that runs on a thread of its own and may block there, as a Python servicer does.
-package final class ThreadedHandler: LoggingHandler {
+package final class ThreadedHandler: WatchedHandler {
   package let startsOnFirstMessage: Bool
-  package let log = CallLog()
+  package let handled = HandledCalls()
   private let body: @Sendable (BlockingCall) throws -> Void
 
   /// As many calls as may block at a time, over all tests.
@@ -26,7 +26,7 @@ package final class ThreadedHandler: LoggingHandler {
   }
 
   package func start(_ call: Call) {
-    self.log.started(call)
+    self.handled.started(call)
     Self.threads.submit { _ in
       do {
         try self.body(BlockingCall(call: call))

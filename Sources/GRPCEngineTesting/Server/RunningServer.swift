@@ -41,7 +41,7 @@ package final class RunningServer {
     let server = Server(configuration: configuration)
     if let observeIdleness { server.observeIdleness(observeIdleness) }
     for (path, handler) in methods { server.methods.register(handler, for: path) }
-    defer { CallLog.forget(Array(methods.values)) }
+    defer { HandledCalls.forget(Array(methods.values)) }
     let port = try server.addPort(address, credentials: credentials)
     let socketAddress =
       try address.hasPrefix("unix:")

@@ -20,7 +20,7 @@ struct CallTests {
     try EmbeddedServer.run(["/t/call": self.handler], configuration: configuration) { embedded in
       let stream = embedded.client.open("/t/call", headers)
       try embedded.client.barrier()
-      let call = try self.handler.log.call()
+      let call = try self.handler.handled.call()
       try body(embedded.client, stream, call)
       call.handlerReturned()
     }
@@ -89,7 +89,7 @@ struct CallTests {
       }
       let answer = try client.answer(on: stream)
       #expect(answer.code == .notFound && answer.details == "first" && answer.payloads == [])
-      #expect(self.handler.log.entries.current.terminations == [.answered])
+      #expect(self.handler.handled.entries.current.terminations == [.answered])
       #expect(!call.onTermination { _ in Issue.record("called for an ended call") })
     }
   }
@@ -225,8 +225,8 @@ struct CallTests {
     try EmbeddedServer.run(["/t/first": first]) { embedded in
       let answer = try embedded.client.unary("/t/first", [5])
       #expect(answer.payloads == [[5]])
-      #expect(second.log.entries.current.calls.count == 1)
-      CallLog.forget([second])
+      #expect(second.handled.entries.current.calls.count == 1)
+      HandledCalls.forget([second])
     }
   }
 
@@ -238,7 +238,7 @@ struct CallTests {
       let client = embedded.client
       let stream = client.open("/t/first")
       try client.barrier()
-      #expect(second.log.entries.current.calls.isEmpty)
+      #expect(second.handled.entries.current.calls.isEmpty)
       switch end {
       case 0:
         try client.message([5], on: stream, isEnd: true)
@@ -250,7 +250,7 @@ struct CallTests {
         client.send { $0.reset(stream) }
       }
       #expect(embedded.server.admission.activeCalls == 0)
-      CallLog.forget([second])
+      HandledCalls.forget([second])
     }
   }
 
@@ -261,7 +261,7 @@ struct CallTests {
       client.send { $0.reset(stream) }
       call.restart(with: second)
       try client.barrier()
-      #expect(second.log.entries.current.calls.isEmpty)
+      #expect(second.handled.entries.current.calls.isEmpty)
     }
   }
 
@@ -275,8 +275,8 @@ struct CallTests {
       client.writer.data(FrameWriter.message([2]), on: stream, isEnd: true)
       let answer = try client.answer(on: stream)
       #expect(answer.code == .ok && answer.isTrailersOnly)
-      #expect(handler.log.entries.current.receivedBytes == 0)
-      #expect(handler.log.entries.current.terminations == [.answered])
+      #expect(handler.handled.entries.current.receivedBytes == 0)
+      #expect(handler.handled.entries.current.terminations == [.answered])
     }
   }
 }

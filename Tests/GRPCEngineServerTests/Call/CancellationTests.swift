@@ -19,7 +19,7 @@ struct CancellationTests {
   )
   func givenUp(way: Way, point: Point) throws {
     // Takes the request only when its peer has ended it, and answers one message then.
-    let handler = TestHandler(startsOnFirstMessage: false) { call, log in Self.wait(call) }
+    let handler = TestHandler(startsOnFirstMessage: false) { call, _ in Self.wait(call) }
     try RunningServer.run(["/t/wait": handler, "/t/echo": TestHandler.echo()]) { running in
       let neighbour = try running.connect()
       let client = try running.connect()
@@ -45,9 +45,9 @@ struct CancellationTests {
         try socket.closeOutput()
         socket.close()
       }
-      #expect(try handler.log.terminations(1) == [.cancelledByPeer])
+      #expect(try handler.handled.terminations(1) == [.cancelledByPeer])
       try running.waitForRelease()
-      #expect(try handler.log.call().termination == .cancelledByPeer)
+      #expect(try handler.handled.call().termination == .cancelledByPeer)
       #expect(try neighbour.unary("/t/echo", [7]).payloads == [[7]])
       if way == .reset { #expect(try client.unary("/t/echo", [8]).payloads == [[8]]) }
     }
@@ -84,7 +84,7 @@ struct CancellationTests {
       }
       try client.barrier()
       try running.waitForRelease()
-      #expect(handler.log.entries.current.calls.isEmpty)
+      #expect(handler.handled.entries.current.calls.isEmpty)
       #expect(running.server.admission.admittedCalls == 50)
     }
   }
@@ -100,9 +100,9 @@ struct CancellationTests {
       let stream = client.open("/t/read")
       try client.message([1], on: stream)
       try client.barrier()
-      _ = try handler.log.call()
+      _ = try handler.handled.call()
       client.send { $0.reset(stream) }
-      #expect(try handler.log.terminations(1) == [.cancelledByPeer])
+      #expect(try handler.handled.terminations(1) == [.cancelledByPeer])
       try running.waitForRelease()
     }
   }
@@ -120,7 +120,7 @@ struct CancellationTests {
       try client.message([], on: stream, isEnd: true)
       try client.wait("a full window") { client.answers[stream]?.receivedBytes == 65_535 }
       client.connection.close()
-      #expect(try handler.log.terminations(1) == [.cancelledByPeer])
+      #expect(try handler.handled.terminations(1) == [.cancelledByPeer])
       try running.waitForRelease()
     }
   }
@@ -134,7 +134,7 @@ struct CancellationTests {
     try RunningServer.run(["/t/cancel": handler]) { running in
       let answer = try running.connect().unary("/t/cancel")
       #expect(answer.code == .cancelled && answer.isTrailersOnly)
-      #expect(try handler.log.terminations(1) == [.cancelledByServer])
+      #expect(try handler.handled.terminations(1) == [.cancelledByServer])
     }
   }
 
@@ -186,11 +186,11 @@ struct CancellationTests {
       let client = try running.connect()
       let stream = client.open("/t/race")
       try client.message([], on: stream, isEnd: true)
-      _ = try handler.log.call()
+      _ = try handler.handled.call()
       go.update { $0 = true }
       client.writer.reset(stream)
       try client.barrier()
-      let terminations = try handler.log.terminations(1)
+      let terminations = try handler.handled.terminations(1)
       #expect(terminations == [.answered] || terminations == [.cancelledByPeer])
       try running.waitForRelease()
     }

@@ -18,11 +18,11 @@ struct DeadlineTests {
       embedded.connection.advance(by: .milliseconds(4999))
       try client.barrier()
       #expect(client.answers[stream]?.isEnded == false)
-      #expect(try handler.log.call().isActive)
+      #expect(try handler.handled.call().isActive)
       embedded.connection.advance(by: .milliseconds(1))
       let answer = try client.answer(on: stream)
       #expect(answer.code == .deadlineExceeded && answer.isTrailersOnly)
-      #expect(handler.log.entries.current.terminations == [.deadlineExceeded])
+      #expect(handler.handled.entries.current.terminations == [.deadlineExceeded])
       #expect(embedded.server.admission.activeCalls == 0)
     }
   }
@@ -36,7 +36,7 @@ struct DeadlineTests {
       try client.data(ByteBuffer(bytes: [0, 0, 0, 0, 9, 1]), on: stream)
       embedded.connection.advance(by: .seconds(1))
       #expect(try client.answer(on: stream).code == .deadlineExceeded)
-      #expect(handler.log.entries.current.calls.isEmpty)
+      #expect(handler.handled.entries.current.calls.isEmpty)
       #expect(embedded.server.admission.activeCalls == 0)
     }
   }
@@ -52,7 +52,7 @@ struct DeadlineTests {
       let stream = client.open("/t/silent", ["grpc-timeout": "0n"], isEnd: !hasMessage)
       if hasMessage { try client.message([1], on: stream) }
       #expect(try client.answer(on: stream).code == .deadlineExceeded)
-      #expect(handler.log.entries.current.calls.isEmpty)
+      #expect(handler.handled.entries.current.calls.isEmpty)
       #expect(embedded.server.admission.activeCalls == 0)
     }
   }
@@ -120,7 +120,7 @@ struct DeadlineTests {
       let client = embedded.client
       let answer = try client.unary("/t/echo", [1], ["grpc-timeout": "99999999H"])
       #expect(answer.code == .ok)
-      #expect(try handler.log.call().deadline != nil)
+      #expect(try handler.handled.call().deadline != nil)
     }
   }
 
@@ -133,7 +133,7 @@ struct DeadlineTests {
       try client.barrier()
       embedded.connection.advance(by: .seconds(1))
       #expect(try client.answer(on: stream).code == .deadlineExceeded)
-      let call = try handler.log.call()
+      let call = try handler.handled.call()
       let result = try [UInt8]([1]).withUnsafeBytes { try call.send($0, mayCompress: false) }
       #expect(result == .terminated)
       _ = call.sendInitialMetadata(Metadata())

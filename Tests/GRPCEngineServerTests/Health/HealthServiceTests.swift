@@ -128,7 +128,7 @@ struct HealthServiceTests {
     try self.run(["/t/held": held]) { running, client in
       let call = client.open("/t/held")
       try client.message([], on: call, isEnd: true)
-      _ = try held.log.call()
+      _ = try held.handled.call()
       client.answersPings = false
       running.server.drain {}
       // The drain's ping is not answered, so the connection still takes calls.

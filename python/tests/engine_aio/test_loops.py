@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import threading
 import types
+from pathlib import Path
 
 import grpc
 import pytest
@@ -35,12 +37,33 @@ async def loop_name(request, context):
     return type(asyncio.get_running_loop()).__name__.encode()
 
 
-@pytest.mark.parametrize(("value", "name"), [(1, b"OtherLoop"), (0, b"_UnixSelectorEventLoop")])
-def test_uvloop_is_used_when_it_is_asked_for(serve_threaded, uvloop, value, name):
+@pytest.mark.parametrize("value", [0, 1])
+def test_uvloop_is_used_when_it_is_asked_for(serve_threaded, uvloop, value):
     served = serve_threaded(
         {"Loop": handler("unary_unary", loop_name)}, options=[("django_grpc.uvloop", value)]
     )
-    assert served.unary("Loop") == name
+    assert (served.unary("Loop") == b"OtherLoop") == bool(value)
+
+
+# With a policy the servers' own loops are of uvloop, and so is that of grpc.aio's server.
+_ON_UVLOOP = """
+import asyncio, sys, pytest, uvloop
+asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_all_of_this_holds_on_uvloop():
+    here = Path(__file__).parent
+    tests = [str(here), str(here.parent / "test_signals_async.py")]
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _ON_UVLOOP, "-q", "-m", "not slow", *tests],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout[-10_000:]
 
 
 def test_uvloop_that_is_missing(monkeypatch):

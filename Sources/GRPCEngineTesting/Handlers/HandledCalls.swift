@@ -1,7 +1,7 @@
 package import GRPCEngineServer
 
 /// What happened to the calls of one handler.
-package final class CallLog: Sendable {
+package final class HandledCalls: Sendable {
   package struct Entries: Sendable {
     /// Calls that the handler was given.
     package var calls: [Call] = []
@@ -34,7 +34,7 @@ package final class CallLog: Sendable {
   /// handlers, so that none of them would ever be freed.
   package static func forget(_ handlers: [any MethodHandler]) {
     for handler in handlers {
-      (handler as? any LoggingHandler)?.log.entries.update { $0.calls = [] }
+      (handler as? any WatchedHandler)?.handled.entries.update { $0.calls = [] }
     }
   }
 
@@ -52,6 +52,6 @@ package final class CallLog: Sendable {
 }
 
 /// A handler whose calls a test can follow.
-package protocol LoggingHandler: MethodHandler {
-  var log: CallLog { get }
+package protocol WatchedHandler: MethodHandler {
+  var handled: HandledCalls { get }
 }
