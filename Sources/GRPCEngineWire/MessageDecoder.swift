@@ -169,11 +169,9 @@ extension MessageDecoder {
   private mutating func gather(_ part: ByteBuffer, of length: Int) {
     if part.readableBytes == 0 { return }
     if gathered.writableBytes < part.readableBytes {
+      // Not all that was announced: an allocator that is in use gives memory that is in use.
       let arrived = gathered.readableBytes + part.readableBytes + unreadBytes
-      let reservation =
-        arrived >= Self.earnestBytes
-        ? max(Self.wholeReservation, arrived * 4) : max(Self.smallestReservation, arrived * 4)
-      gathered.reserveCapacity(min(length, reservation))
+      gathered.reserveCapacity(min(length, max(Self.smallestReservation, arrived * 4)))
     }
     gathered.writeImmutableBuffer(part)
   }
@@ -193,10 +191,5 @@ extension MessageDecoder {
   }
 
   /// A first reservation that is small beside what a stream costs anyway.
-  public static var smallestReservation: Int { 4096 }
-  /// From here on a peer is taken to mean the length that it announced: most of a frame has come.
-  private static var earnestBytes: Int { 8 * 1024 }
-  /// A message of up to this size then gets its whole buffer at once, so that it is copied once:
-  /// pages that are never written cost nothing. Beyond, the buffer follows what has arrived.
-  private static var wholeReservation: Int { 1 << 20 }
+  private static var smallestReservation: Int { 4096 }
 }

@@ -137,6 +137,15 @@ struct MessageDecoderTests {
     #expect(decoder.reservedBytes <= 8 << 20)
   }
 
+  @Test("A message that has begun reserves no more than a few times what has come")
+  func beginnings() throws {
+    var decoder = MessageDecoder(maximumLength: .max)
+    decoder.append(ByteBuffer(bytes: prefix(flag: 0, length: 1 << 20)))
+    decoder.append(ByteBuffer(repeating: 1, count: 8300))
+    #expect(try decoder.next() == nil)
+    #expect(decoder.reservedBytes <= 8 * 8300)
+  }
+
   @Test("A message of many payloads gets one buffer of its own size")
   func gathering() throws {
     let message = (0..<65_536).map { UInt8(truncatingIfNeeded: $0 / 7) }

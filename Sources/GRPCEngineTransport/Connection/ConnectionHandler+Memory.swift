@@ -123,16 +123,19 @@ extension ConnectionHandler {
   }
 
   func mayGrow(_ share: inout MemoryAccount.Share, by growth: Int) -> Bool {
-    let mayGrow = self.memory.mayGrow(&share, by: growth, isPoolFull: self.isPoolFull)
-    if !mayGrow { self.waitForMemory() }
+    let isPoolFull = self.isPoolFull
+    let mayGrow = self.memory.mayGrow(&share, by: growth, isPoolFull: isPoolFull)
+    if !mayGrow { self.waitForMemory(isPoolFull: isPoolFull) }
     return mayGrow
   }
 
   func leaveWaiting(_ share: inout MemoryAccount.Share) { self.memory.leave(&share) }
 
   /// Something waits for memory. Where nothing that is released will tell, it is looked for.
-  func waitForMemory() {
-    if self.memory.isStuck || self.isPoolFull { self.reviewMemorySoon() }
+  ///
+  /// - Parameter isPoolFull: what it has to wait for; by now others may have released enough.
+  func waitForMemory(isPoolFull: Bool) {
+    if self.memory.isStuck || isPoolFull { self.reviewMemorySoon() }
   }
 
   /// At the end of this turn: here streams may be in the middle of something.
@@ -144,17 +147,13 @@ extension ConnectionHandler {
   func reviewMemory() {
     self.isMemoryReviewDue = false
     self.abandon(self.memory.streamsInTheWay(self.openStreams.lazy.map(\.share)))
-    while let id = self.memory.nextWaiting {
-      guard let stream = self.stream(numbered: id) else {
-        self.memory.skipWaiting()
-        continue
-      }
+    while let id = self.memory.nextWaiting, let stream = self.stream(numbered: id) {
       guard stream.askAgain() else { break }
     }
     if self.memory.isWindowShut { self.keepConnectionWindowOpen() }
-    self.isMemoryReviewDue = false
     // Nobody tells when others have released what this connection waits for.
-    if self.memory.isTight, self.isPoolFull { self.reviewMemoryLater() }
+    if self.memory.isTight, self.isMemoryReviewDue || self.isPoolFull { self.reviewMemoryLater() }
+    self.isMemoryReviewDue = false
   }
 
   private func reviewMemoryLater() {

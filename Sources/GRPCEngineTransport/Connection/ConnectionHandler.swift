@@ -409,8 +409,9 @@ package final class ConnectionHandler: ChannelInboundHandler {
   func keepConnectionWindowOpen() {
     let (remaining, target) = (self.http2.receiveWindow, self.memory.window)
     guard remaining < target / 2, self.hasGreeted else { return }
-    guard self.memory.mayOpenWindow(isPoolFull: self.isPoolFull) else {
-      return self.waitForMemory()
+    let isPoolFull = self.isPoolFull
+    guard self.memory.mayOpenWindow(isPoolFull: isPoolFull) else {
+      return self.waitForMemory(isPoolFull: isPoolFull)
     }
     self.http2.openWindow(by: target - remaining)
     if !self.isReading { self.flushSoon() }

@@ -137,15 +137,12 @@ package struct MemoryAccount {
   /// The stream that is to ask again; it stays so until it has.
   package var nextWaiting: Int? { self.waiting.first }
 
-  /// The first of those that wait asks no more.
+  /// A stream asks no more.
   package mutating func leave(_ share: inout Share) {
     guard share.isWaiting else { return }
     share.isWaiting = false
-    self.skipWaiting()
+    if let place = self.waiting.firstIndex(of: share.stream) { self.waiting.remove(at: place) }
   }
-
-  /// The first of those that wait is gone.
-  package mutating func skipWaiting() { _ = self.waiting.popFirst() }
 
   /// Whether the connection's window, which is due, may open again.
   package mutating func mayOpenWindow(isPoolFull: Bool) -> Bool {

@@ -1,5 +1,5 @@
 package import GRPCEngineStatistics
-internal import NIOCore
+package import NIOCore
 internal import Synchronization
 
 /// What the peers of all connections of a server make it hold, together.
@@ -15,10 +15,11 @@ package final class MemoryPool: Sendable {
 
     /// What it has cost: its bytes times the square of their age. So memory that comes and goes costs little,
     /// however much it is, and peers that fill the pool with little each cost more than a large message that
-    /// passes. Past ten seconds the bytes decide alone.
-    func cost(now: NIODeadline) -> Double {
+    /// passes. Below half a second the bytes decide alone: who fills the pool anew as soon as room is made, is
+    /// always young. So they do past ten seconds.
+    package func cost(now: NIODeadline) -> Double {
       let since = NIODeadline.uptimeNanoseconds(self.since.load(ordering: .relaxed))
-      let seconds = min(max(0.001, Double((now - since).nanoseconds) / 1e9), 10)
+      let seconds = min(max(0.5, Double((now - since).nanoseconds) / 1e9), 10)
       return Double(max(0, self.value)) * seconds * seconds
     }
 
@@ -37,9 +38,11 @@ package final class MemoryPool: Sendable {
 
   /// What has come and what was given back since the last time, in bytes. What was taken from a peer, it has not
   /// given.
-  struct Flow {
+  package struct Flow {
     var come = 0
     var given = 0
+
+    package init(come: Int = 0) { self.come = come }
   }
 
   private let limit: Int
@@ -68,7 +71,12 @@ package final class MemoryPool: Sendable {
   /// Counts what a connection holds more, or less, than before.
   ///
   /// - Returns: whether too much is held because of that.
-  func add(_ change: Int, to holding: Holding, _ flow: Flow, now: NIODeadline) -> Bool {
+  package func add(
+    _ change: Int,
+    to holding: Holding,
+    _ flow: Flow,
+    now: NIODeadline
+  ) -> Bool {
     holding.add(change, flow, now: now)
     self.gauge.add(change)
     let held = self.total.wrappingAdd(change, ordering: .relaxed).newValue

@@ -149,10 +149,8 @@ package final class ServerStream {
   /// Tells the connection what is held for this stream.
   private func charge() {
     guard !self.isReleased else { return }
-    let partial = max(
-      self.decoder.bufferedBytes,
-      min(self.decoder.reservedBytes, MessageDecoder.smallestReservation)
-    )
+    // What is reserved is filled, or half of it is taken for what it is: memory.
+    let partial = max(self.decoder.bufferedBytes, self.decoder.reservedBytes / 2)
     self.connection.charge(
       &self.share,
       came: self.headSize + self.window.held + partial,
@@ -185,6 +183,7 @@ package final class ServerStream {
     self.forgetPartialMessage()
     guard !self.isReleased else { return }
     self.isReleased = true
+    self.connection.leaveWaiting(&self.share)
     self.connection.charge(&self.share, came: 0, promised: 0, unsent: 0, isComplete: true)
   }
 

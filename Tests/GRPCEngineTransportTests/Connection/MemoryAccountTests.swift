@@ -1,4 +1,6 @@
+import GRPCEngineStatistics
 import GRPCEngineTransport
+import NIOCore
 import Testing
 
 struct MemoryAccountTests {
@@ -83,6 +85,7 @@ struct MemoryAccountTests {
     }
 
     private mutating func forget(_ stream: inout Stream) {
+      self.account.leave(&stream.share)
       self.told += self.account.charge(
         &stream.share,
         came: 0,
@@ -135,10 +138,7 @@ struct MemoryAccountTests {
         }
       }
       while let id = self.account.nextWaiting {
-        guard self.streams[id] != nil else {
-          self.account.skipWaiting()
-          continue
-        }
+        #expect(self.streams[id] != nil, "nobody waits who is gone")
         self.grant(id)
         if self.streams[id]?.share.isWaiting == true { break }
       }
@@ -265,6 +265,37 @@ struct MemoryAccountTests {
     _ = other.charge(&share, came: 50, promised: 0, unsent: 0, isComplete: false)
     #expect(other.newestHalf([share], isOnlyHolder: true).isEmpty)
     #expect(other.newestHalf(one, isOnlyHolder: false) == [0])
+  }
+
+  @Test("A stream that ends while it waits is forgotten, wherever it stands")
+  func waiting() {
+    var account = MemoryAccount(limit: Self.mib, window: Self.mib, streamWindow: 65_535)
+    var shares = (0..<4).map { MemoryAccount.Share(stream: $0) }
+    for index in shares.indices {
+      #expect(!account.mayGrow(&shares[index], by: Self.mib, isPoolFull: true))
+    }
+    for (index, next) in [(2, 0), (0, 1), (3, 1)] {
+      account.leave(&shares[index])
+      #expect(account.nextWaiting == next)
+    }
+    account.leave(&shares[1])
+    #expect(!account.isTight)
+  }
+
+  @Test("Who fills the pool anew at once is asked before who needs a moment for a message")
+  func costs() {
+    let pool = MemoryPool(limit: .max, gauge: StatisticsBoard().slot(0)[.heldBytes])
+    let start = NIODeadline.uptimeNanoseconds(1_000_000_000)
+    func holding(_ bytes: Int, since: TimeAmount) -> MemoryPool.Holding {
+      let holding = MemoryPool.Holding()
+      _ = pool.add(bytes, to: holding, MemoryPool.Flow(come: bytes), now: start + since)
+      return holding
+    }
+    let upload = holding(4 * Self.mib, since: .zero)
+    let unread = holding(32 * Self.mib, since: .milliseconds(499))
+    let stalled = holding(Self.mib / 2, since: .seconds(-10))
+    let costs = [stalled, unread, upload].map { $0.cost(now: start + .milliseconds(500)) }
+    #expect(costs == costs.sorted(by: >))
   }
 
   @Test("Headers count at once, and up to the limit")
