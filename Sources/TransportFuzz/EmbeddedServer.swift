@@ -18,7 +18,7 @@ package struct EmbeddedServer {
   ) throws {
     let server = Server(configuration: configuration)
     for (path, handler) in methods { server.methods.register(handler, for: path) }
-    defer { CallLog.forget(Array(methods.values)) }
+    defer { HandledCalls.forget(Array(methods.values)) }
     let connection = try EmbeddedConnection(configuration.transport, acceptor: server)
     let client = TestClient(connection)
     try client.handshake()

@@ -57,7 +57,7 @@ package enum TransportProperty {
     let server = Server(configuration: configuration)
     let handlers = Self.handlers()
     for (path, handler) in handlers { server.methods.register(handler, for: path) }
-    defer { CallLog.forget(Array(handlers.values)) }
+    defer { HandledCalls.forget(Array(handlers.values)) }
     do {
       let hostile = try EmbeddedConnection(
         configuration.transport,
@@ -79,7 +79,7 @@ package enum TransportProperty {
         return "\(server.admission.activeCalls) calls outlive their connection"
       }
       for handler in handlers.values {
-        let entries = handler.log.entries.current
+        let entries = handler.handled.entries.current
         if entries.calls.count != entries.terminations.count { return "a call has no end" }
       }
       return nil

@@ -83,6 +83,12 @@ def start(tmp_path):
 
 
 @pytest.fixture
+def like_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have SQLite stand for databases that are asked to close what was read in part."""
+    monkeypatch.setattr("django_grpc.hygiene.cursors._is_within_process", lambda connection: False)
+
+
+@pytest.fixture
 def databases_allowed(django_db_blocker: Any) -> Iterator[None]:
     """Let a test use connections without the test database: Django's stock receivers do."""
     with django_db_blocker.unblock():

@@ -30,7 +30,7 @@ from django_grpc.hygiene import cursors, held_connections, loop_calls
 from django_grpc.signals import grpc_request_finished, grpc_request_started
 
 # The databases are in memory, one for each thread, and no test needs a table.
-pytestmark = pytest.mark.usefixtures("databases_allowed")
+pytestmark = pytest.mark.usefixtures("databases_allowed", "like_a_server")
 
 
 def in_thread(work):
@@ -150,49 +150,60 @@ def test_connection_of_another_thread_is_left_alone():
     assert in_thread(work) is True
 
 
-def test_dead_connection_has_those_of_other_threads_asked(monkeypatch):
-    """One that the database has dropped is a reason to doubt the others, once for each thread."""
-    asked, dead = [], set()
+@pytest.fixture
+def asked(monkeypatch):
+    """The connections that were asked whether they are usable; those in `dead` are not."""
+    asked = SimpleNamespace(list=[], dead=set())
 
     def is_usable(self):
-        asked.append(threading.get_ident())
-        return self not in dead
+        asked.list.append(self.alias)
+        return self not in asked.dead
 
     monkeypatch.setattr(DatabaseWrapper, "is_usable", is_usable)
+    return asked
+
+
+def ask(alias="default"):
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+def test_dead_connection_has_those_of_other_threads_asked(asked):
+    """One that the database has dropped is a reason to doubt the others, once for each thread."""
 
     def die():
         connection.ensure_connection()
         connection.close = lambda: setattr(connection, "connection", None)
-        dead.add(connections["default"])
+        asked.dead.add(connections["default"])
         connection.errors_occurred = True
         hygiene.CALL_HYGIENE.leave()
         return connection.connection
 
     def work():
-        connection.ensure_connection()
+        ask()
         hygiene.CALL_HYGIENE.enter()
-        asked.clear()
         hygiene.CALL_HYGIENE.leave()
-        before = len(asked)
+        assert asked.list == []
         assert in_thread(die) is None
-        asked.clear()
+        asked.list.clear()
         for _ in range(3):
             hygiene.CALL_HYGIENE.enter()
             hygiene.CALL_HYGIENE.leave()
-        return before, asked, connection.connection is None, connection.errors_occurred
+        assert asked.list == [], "a call that does not use it waits for nothing"
+        for _ in range(3):
+            hygiene.CALL_HYGIENE.enter()
+            ask()
+            ask()
+            hygiene.CALL_HYGIENE.leave()
+        return connection.connection is None, connection.health_check_enabled
 
-    before, after, is_closed, is_suspect = in_thread(work)
-    assert before == 0
-    assert len(after) == 1
-    assert not is_closed
-    assert not is_suspect
+    assert in_thread(work) == (False, False)
+    assert asked.list == ["default"]
 
 
 @pytest.mark.parametrize("has_opened", [True, False])
-def test_connection_that_django_has_closed_dead_has_others_asked(has_opened, monkeypatch):
+def test_connection_that_django_has_closed_dead_has_others_asked(has_opened, asked):
     """As `atomic` does whose rollback fails; one that can't be opened says nothing of others."""
-    asked = []
-    monkeypatch.setattr(DatabaseWrapper, "is_usable", lambda self: not asked.append(self))
 
     def die():
         if has_opened:
@@ -204,17 +215,45 @@ def test_connection_that_django_has_closed_dead_has_others_asked(has_opened, mon
             hygiene.CALL_HYGIENE.leave()
 
     def work():
-        connection.ensure_connection()
+        ask()
         hygiene.CALL_HYGIENE.enter()
         hygiene.CALL_HYGIENE.leave()
-        asked.clear()
+        asked.list.clear()
         for _ in range(2):
             in_thread(die)
         hygiene.CALL_HYGIENE.enter()
+        ask()
         hygiene.CALL_HYGIENE.leave()
-        return len(asked)
+        return asked.list
 
-    assert in_thread(work) == int(has_opened)
+    assert in_thread(work) == ["default"] * has_opened
+
+
+def test_dead_connection_says_nothing_of_other_databases(asked, monkeypatch):
+    monkeypatch.setitem(connections.settings, "other", connections.settings["default"])
+
+    def die():
+        connections["other"].ensure_connection()
+        connections["other"].errors_occurred = True
+        asked.dead.add(connections["other"])
+        connections["other"].close = lambda: setattr(connections["other"], "connection", None)
+        hygiene.CALL_HYGIENE.leave()
+
+    def work():
+        ask("default")
+        ask("other")
+        hygiene.CALL_HYGIENE.enter()
+        hygiene.CALL_HYGIENE.leave()
+        in_thread(die)
+        asked.list.clear()
+        hygiene.CALL_HYGIENE.enter()
+        ask("default")
+        before = [*asked.list]
+        ask("other")
+        hygiene.CALL_HYGIENE.leave()
+        return before, asked.list
+
+    assert in_thread(work) == ([], ["other"])
 
 
 def test_connection_that_a_test_shares_keeps_its_transaction():
@@ -395,26 +434,6 @@ def test_a_cursor_that_is_collected_at_home_waits_too():
         home.submit(hygiene.close_old_connections).result()
         with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
             home.submit(cursor.fetchone).result()
-        home.submit(lambda: connection.connection.close()).result()
-
-
-def test_what_others_have_closed_is_closed_before_the_next_query_of_a_call():
-    """As what `async_to_sync` reads in part: with SQLite the call itself could not write then."""
-
-    def ask():
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-        return "ensure_connection" in vars(connections["default"])
-
-    with ThreadPoolExecutor(1) as home:
-        home.submit(hygiene.CALL_HYGIENE.enter).result()
-        for _ in range(2):
-            cursor = home.submit(open_cursor).result()
-            cursor.close()
-            assert not home.submit(ask).result(), "it costs later queries nothing"
-            with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
-                cursor.cursor.fetchone()
-        home.submit(hygiene.CALL_HYGIENE.leave).result()
         home.submit(lambda: connection.connection.close()).result()
 
 

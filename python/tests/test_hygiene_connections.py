@@ -24,7 +24,7 @@ from django_grpc.hygiene.atomic_blocks import AtomicBlocks, LostBlocks
 
 PATIENCE = 20
 
-pytestmark = pytest.mark.usefixtures("databases_allowed", "database_in_a_file")
+pytestmark = pytest.mark.usefixtures("databases_allowed", "database_in_a_file", "like_a_server")
 
 
 @pytest.fixture
@@ -578,18 +578,6 @@ def test_a_cursor_without_a_query_of_djangos_is_a_use(shared_thread):
     other.end()
     shared_thread(lambda: None)
     assert shared_thread(is_open)
-    reader.end()
-
-
-def test_what_others_have_closed_is_closed_before_the_next_query(shared_thread):
-    """With SQLite what was read in part would keep the call's own writes from its database."""
-    reader = Call()
-    shared_thread(reader.using(ask))
-    cursor = shared_thread(reader.using(leave_half_read))
-    gc.collect()
-    shared_thread(reader.using(ask))
-    with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
-        shared_thread(cursor.fetchone)
     reader.end()
 
 

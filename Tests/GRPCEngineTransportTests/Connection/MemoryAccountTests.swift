@@ -285,7 +285,7 @@ struct MemoryAccountTests {
   @Test("Who fills the pool anew at once is asked before who needs a moment for a message")
   func costs() {
     let pool = MemoryPool(limit: .max, gauge: StatisticsBoard().slot(0)[.heldBytes])
-    let start = NIODeadline.uptimeNanoseconds(1_000_000_000)
+    let start = NIODeadline.uptimeNanoseconds(100_000_000_000)
     func holding(_ bytes: Int, since: TimeAmount) -> MemoryPool.Holding {
       let holding = MemoryPool.Holding()
       _ = pool.add(bytes, to: holding, MemoryPool.Flow(come: bytes), now: start + since)

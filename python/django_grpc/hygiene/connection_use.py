@@ -68,8 +68,6 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBl
     held, call = thread.held, note_use()
     lost.ends_whole = False  # where neither a commit nor a rollback came after a block
     lost.refuse(call)
-    if held.home.left:
-        held.home.close_left()  # what was read in part may keep this call's own writes waiting
     is_another = not held.is_of_sync_to_async and call is not held.last_call
     if is_another or (held.home.is_tended and held.is_left_to(connection, call)):
         is_used = held.are_in_use()

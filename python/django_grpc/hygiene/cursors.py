@@ -14,7 +14,7 @@ import gc
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MethodType
 from typing import Any
 
@@ -28,9 +28,8 @@ class Home:
 
     Attributes:
         is_tended: Whether the thread closes what it is left. Otherwise nobody leaves it anything.
-        left: What it has been left.
-        tell: Who is told of that, if anybody. The garbage collector, which mostly leaves it, may
-            come by anywhere, amid anything: nothing that takes a lock may be called.
+        left: What it has been left. Nobody is told: the garbage collector, which mostly leaves it,
+            may come by anywhere, inside of a lock of whatever would have to be told even.
     """
 
     def __init__(self) -> None:
@@ -38,7 +37,6 @@ class Home:
         self.is_tended = False
         self.thread = threading.get_ident()
         self.left: deque[_OpenCursor] = deque()
-        self.tell: Callable[[], object] | None = None
         # No WeakSet: other threads take theirs out of it while this one looks through it.
         self._opened: set[weakref.ref[_OpenCursor]] = set()
 
@@ -61,24 +59,13 @@ class Home:
     def _close(self, opened: "_OpenCursor") -> None:
         is_here = threading.get_ident() == self.thread
         self._opened.discard(weakref.ref(opened))
-        if self.is_tended and (not is_here or _collecting_thread == self.thread):
-            self._leave(opened)
+        is_safe = is_here and _collecting_thread != self.thread
+        if self.is_tended and not is_safe and not _is_within_process(opened.connection()):
+            self.left.append(opened)
         elif is_here:
             opened.cursor.close()
         else:
             opened.close()
-
-    def _leave(self, opened: "_OpenCursor") -> None:
-        """Leave a cursor to this thread. Called on any, and amid anything."""
-        self.left.append(opened)
-        connection = opened.connection()
-        if connection is not None and "ensure_connection" not in vars(connection):
-            # Its next query comes after that: rows that were read in part keep SQLite from writing.
-            connection.ensure_connection = functools.partial(  # type: ignore[method-assign]
-                _ensure_connection, weakref.ref(connection), self
-            )
-        if self.tell is not None:
-            self.tell()
 
     def close_left(self) -> None:
         """Close what others have left. Called on the thread itself."""
@@ -139,6 +126,14 @@ class _OpenCursor:
                 self.cursor.close()
 
 
+def _is_within_process(connection: BaseDatabaseWrapper | None) -> bool:
+    """Whether a database has no server, so that nobody is waited for.
+
+    As SQLite, for which rows that were read in part are a lock that keeps all others from writing.
+    """
+    return connection is not None and connection.vendor == "sqlite"
+
+
 def close_at_home(connection: BaseDatabaseWrapper, home: Home) -> None:
     """Have cursors which a thread opens of its connection be closed on that thread only.
 
@@ -162,16 +157,6 @@ def _chunked_cursor(reference: "weakref.ref[BaseDatabaseWrapper]", home: Home) -
     if connection is None:
         raise ReferenceError("the database connection is gone")
     return home.open(connection)
-
-
-def _ensure_connection(reference: "weakref.ref[BaseDatabaseWrapper]", home: Home) -> None:
-    """Close what a thread was left, and do what `BaseDatabaseWrapper` does; once."""
-    connection = reference()
-    if connection is None:
-        return
-    vars(connection).pop("ensure_connection", None)  # first: more may be left meanwhile
-    home.close_left()
-    connection.ensure_connection()
 
 
 # The thread that collects garbage now. At home too it may do so amid a statement of the connection.

@@ -1,6 +1,7 @@
 """The database connections that a thread holds, and when one of them is closed."""
 
 import contextlib
+import itertools
 import threading
 import time
 import weakref
@@ -27,9 +28,13 @@ from django_grpc.logs import GuardedLogger
 
 logger = GuardedLogger("django_grpc")
 
-# How many connections, of any thread, turned out to be dead. A database that drops one mostly drops
-# all: the others are asked then, so that a restart does not cost a failed call for each of them.
+# The number of the last connection, of any thread, that turned out to be dead, and of the last one
+# to each database. One that drops a connection mostly drops all: the others are asked before they
+# are used again, so that a restart does not cost a failed call for each of them. Calls that do not
+# use that database do not wait for what it says.
 _deaths = 0
+_deaths_by_alias: dict[str, int] = {}
+_numbers = itertools.count(1)
 
 #: Connections of threads that have ended, from which somebody still reads. Seen to with those of
 #: whichever thread is next.
@@ -48,8 +53,12 @@ class HeldConnections:
     is_of_sync_to_async = False
 
     def __init__(self) -> None:
-        #: The number of deaths when the connections were looked at last.
+        #: The last death when the connections were looked at last, and the last one to a database
+        #: when that to it has opened or was doubted.
         self.deaths = _deaths
+        self.deaths_by_alias: dict[str, int] = {}
+        #: The databases whose connections are asked before they are used next.
+        self.doubted: set[str] = set()
         #: On a thread that a servicer has started: the calls that have used them, and the last.
         self.calls: weakref.WeakSet[LoopCall] = weakref.WeakSet()
         self.last_call: LoopCall | None = None
@@ -68,6 +77,37 @@ class HeldConnections:
     def is_doubtful(self) -> bool:
         """Whether another connection has died since these were looked at."""
         return self.deaths != _deaths
+
+    def doubt(self) -> None:
+        """Have those asked before their next use where others to the same database have died.
+
+        As Django does with ``CONN_HEALTH_CHECKS``.
+        """
+        self.deaths = _deaths
+        for connection in self.connections:
+            alias = connection.alias
+            deaths = _deaths_by_alias.get(alias, 0)
+            if deaths == self.deaths_by_alias.get(alias, 0):
+                continue
+            self.deaths_by_alias[alias] = deaths
+            if connection.connection is not None and not has_transaction(connection):
+                _set_health_check(connection, is_enabled=True)
+                self.doubted.add(alias)
+
+    def believe(self) -> None:
+        """Have those that were asked not asked again."""
+        for connection in self.connections:
+            if connection.alias in self.doubted and connection.health_check_done:  # type: ignore[attr-defined]
+                _set_health_check(
+                    connection, is_enabled=connection.settings_dict["CONN_HEALTH_CHECKS"]
+                )
+                self.doubted.discard(connection.alias)
+
+    def note_opening(self, alias: str) -> None:
+        """Note that a connection is new."""
+        self.opened.add(alias)
+        self.doubted.discard(alias)
+        self.deaths_by_alias[alias] = _deaths_by_alias.get(alias, 0)
 
     def are_in_use(self) -> bool:
         """Whether somebody may have something to go on with, as rows that are read in pieces."""
@@ -174,7 +214,7 @@ class _Thread(threading.local):
         self.refresh()
         for connection in self.held.connections:
             if connection.connection is not None:  # it has opened before anybody listened
-                self.held.opened.add(connection.alias)
+                self.held.note_opening(connection.alias)
                 for watch in watchers:
                     watch(connection)
 
@@ -215,7 +255,7 @@ connections.create_connection = create_connection  # type: ignore[method-assign]
 def remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
     """Take a connection that has opened among those of this thread."""
     thread.refresh()
-    thread.held.opened.add(connection.alias)
+    thread.held.note_opening(connection.alias)
     _watch(connection)
 
 
@@ -240,7 +280,7 @@ def reset_queries() -> None:
 
 
 def close_old_connections(*, is_used: bool | None = None) -> None:
-    """Do what ``django.db.close_old_connections`` does, and ask those that may have died too.
+    """Do what ``django.db.close_old_connections`` does, and doubt those that may have died too.
 
     Nothing inside of what `CallHygiene` is around: that sees to the connections before and after,
     and what is around a method may have something to go on with, as a transaction or a lock.
@@ -260,8 +300,10 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
         return
     if is_used is None:
         is_used = held.home.is_tended and held.are_in_use()
-    is_doubtful = held.is_doubtful()
-    held.deaths = _deaths
+    if held.doubted:
+        held.believe()
+    if held.is_doubtful():
+        held.doubt()
     for connection in held.connections:
         if connection.connection is None and not connection.in_atomic_block:
             if connection.errors_occurred:
@@ -271,8 +313,7 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
         # costs three times as much; those of `is_suspect` and `is_obsolete`, in line because each
         # call has this done to it twice.
         if (
-            not is_doubtful
-            and not connection.errors_occurred
+            not connection.errors_occurred
             and connection.autocommit == connection.settings_dict["AUTOCOMMIT"]
             and not connection.in_atomic_block
             and (connection.close_at is None or is_used or time.monotonic() < connection.close_at)
@@ -280,7 +321,7 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
         ):
             connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
         else:
-            _apply_rule(connection, is_doubtful=is_doubtful, is_used=is_used)
+            _apply_rule(connection, is_used=is_used)
 
 
 def _close_orphans() -> None:
@@ -299,7 +340,7 @@ def _close_orphans() -> None:
             connection.close()
 
 
-def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: bool) -> None:
+def _apply_rule(connection: BaseDatabaseWrapper, *, is_used: bool) -> None:
     """Have Django's rule decide about a connection, unless only its age would end it."""
     held = thread.held
     if has_transaction(connection):
@@ -311,8 +352,6 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
     if held.is_of_sync_to_async and held.home.has_open(connection):
         is_used = True  # rows may be read on by a task that outlives its call, or whoever has them
     had_errors = connection.errors_occurred
-    if is_doubtful:
-        connection.errors_occurred = True  # Django's rule asks whether it is usable then
     if not is_suspect(connection) and (is_used or not is_obsolete(connection)):
         connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
         return
@@ -323,20 +362,29 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_doubtful: bool, is_used: 
         held.home.close_all(connection)
     connection.close_if_unusable_or_obsolete()
     connection.close_at = age_ends_at  # of one that has been closed nobody asks
-    if had_errors and connection.connection is None:
-        _note_death(connection)  # or it was too old, too: then the others are asked for nothing
+    if connection.connection is None:
+        if had_errors:
+            _note_death(connection)  # or it was too old, too: then others are asked for nothing
+        held.opened.discard(connection.alias)
 
 
 def _note_death(connection: BaseDatabaseWrapper) -> None:
-    """Have the others asked, unless this one could not be opened, which says nothing of those.
+    """Have the others doubted, unless this one could not be opened, which says nothing of those.
 
     Where a rollback fails Django closes a connection itself, and keeps that errors occurred.
     """
     global _deaths
-    opened = thread.held.opened
-    if connection.alias in opened:
-        opened.discard(connection.alias)
-        _deaths += 1
+    alias, opened = connection.alias, thread.held.opened
+    if alias in opened:
+        opened.discard(alias)
+        number = next(_numbers)
+        _deaths_by_alias[alias] = number
+        _deaths = number  # last: whoever sees it looks whose it is
+
+
+def _set_health_check(connection: Any, *, is_enabled: bool) -> None:  # not in the stubs
+    connection.health_check_enabled = is_enabled
+    connection.health_check_done = False
 
 
 def end_transaction(connection: BaseDatabaseWrapper) -> None:

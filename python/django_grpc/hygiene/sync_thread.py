@@ -36,17 +36,10 @@ _held: HeldConnections | None = None
 # Whether `_tidy` waits in the thread's queue.
 _is_tidying = False
 
-# The loop that a call has begun on last.
-_loop: asyncio.AbstractEventLoop | None = None
-
 
 def look_at_begin() -> None:
     """Have the thread looked after as a call begins that may come to use it, and do not wait."""
-    global _held, _loop
-    try:
-        _loop = asyncio.get_running_loop()
-    except RuntimeError:  # a test that needs none
-        _loop = None
+    global _held
     if orphans:
         tidy_soon()
     if _held is None:
@@ -110,22 +103,11 @@ def tidy_soon() -> None:
             _held = None
 
 
-def _tidy_what_is_left() -> None:
-    """Have the thread see to what others have left it. May be called amid anything, on any thread.
-
-    Until then rows that were read in part keep SQLite's writers waiting.
-    """
-    if _loop is not None:
-        with contextlib.suppress(RuntimeError):  # it has ended: the next call will see to that
-            _loop.call_soon_threadsafe(tidy_soon)  # which takes no lock, as `submit` does
-
-
 def _tidy() -> None:
     global _is_tidying, _held
     _is_tidying = False
     _held = held = thread.held
     held.is_of_sync_to_async = held.home.is_tended = True
-    held.home.tell = _tidy_what_is_left
     try:
         close_old_connections()
     except Exception:
