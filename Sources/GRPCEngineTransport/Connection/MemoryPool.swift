@@ -15,11 +15,10 @@ package final class MemoryPool: Sendable {
 
     /// What it has cost: its bytes times the square of their age. So memory that comes and goes costs little,
     /// however much it is, and peers that fill the pool with little each cost more than a large message that
-    /// passes. Below half a second the bytes decide alone: who fills the pool anew as soon as room is made, is
-    /// always young. So they do past ten seconds.
+    /// passes. Past ten seconds the bytes decide alone.
     package func cost(now: NIODeadline) -> Double {
       let since = NIODeadline.uptimeNanoseconds(self.since.load(ordering: .relaxed))
-      let seconds = min(max(0.5, Double((now - since).nanoseconds) / 1e9), 10)
+      let seconds = min(max(0.001, Double((now - since).nanoseconds) / 1e9), 10)
       return Double(max(0, self.value)) * seconds * seconds
     }
 

@@ -282,7 +282,7 @@ struct MemoryAccountTests {
     #expect(!account.isTight)
   }
 
-  @Test("Who fills the pool anew at once is asked before who needs a moment for a message")
+  @Test("A little that stays costs more than much that passes")
   func costs() {
     let pool = MemoryPool(limit: .max, gauge: StatisticsBoard().slot(0)[.heldBytes])
     let start = NIODeadline.uptimeNanoseconds(100_000_000_000)
@@ -291,10 +291,10 @@ struct MemoryAccountTests {
       _ = pool.add(bytes, to: holding, MemoryPool.Flow(come: bytes), now: start + since)
       return holding
     }
-    let upload = holding(4 * Self.mib, since: .zero)
-    let unread = holding(32 * Self.mib, since: .milliseconds(499))
+    let passing = holding(32 * Self.mib, since: .milliseconds(-100))
     let stalled = holding(Self.mib / 2, since: .seconds(-10))
-    let costs = [stalled, unread, upload].map { $0.cost(now: start + .milliseconds(500)) }
+    let old = holding(Self.mib, since: .seconds(-20))
+    let costs = [old, stalled, passing].map { $0.cost(now: start) }
     #expect(costs == costs.sorted(by: >))
   }
 
