@@ -201,8 +201,9 @@ def test_dead_connection_has_those_of_other_threads_asked(asked):
     assert asked.list == ["default"]
 
 
+@pytest.mark.parametrize("connects_again", [True, False])
 @pytest.mark.parametrize("has_opened", [True, False])
-def test_connection_that_django_has_closed_dead_has_others_asked(has_opened, asked):
+def test_connection_that_django_has_closed_dead_has_others_asked(has_opened, connects_again, asked):
     """As `atomic` does whose rollback fails; one that can't be opened says nothing of others."""
 
     def die():
@@ -211,6 +212,9 @@ def test_connection_that_django_has_closed_dead_has_others_asked(has_opened, ask
             connection.connection.close()  # it is in memory, and would be kept open
             connection.connection = None
         connection.errors_occurred = True
+        if connects_again:
+            connection.ensure_connection()
+            assert not connection.errors_occurred
         for _ in range(3):
             hygiene.CALL_HYGIENE.leave()
 

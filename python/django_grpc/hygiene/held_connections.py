@@ -1,6 +1,7 @@
 """The database connections that a thread holds, and when one of them is closed."""
 
 import contextlib
+import functools
 import itertools
 import threading
 import time
@@ -20,6 +21,7 @@ from django_grpc.hygiene.connection_state import (
     is_dead,
     is_manual,
     is_obsolete,
+    is_proxy,
     is_suspect,
     stock_rule,
 )
@@ -260,9 +262,25 @@ def remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None
 
 
 def _watch(connection: BaseDatabaseWrapper) -> None:
+    if not is_proxy(connection) and "connect" not in vars(connection):
+        hook = functools.partial(_connect, weakref.ref(connection))
+        connection.connect = hook  # type: ignore[method-assign]
     cursors.close_at_home(connection, thread.held.home)
     for watch in watchers:
         watch(connection)
+
+
+def _connect(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
+    """Note that the one before has died, which `BaseDatabaseWrapper` forgets, and do what it does.
+
+    Where a rollback fails, `atomic` closes it and connects again at once.
+    """
+    connection = reference()
+    if connection is None:
+        return
+    if connection.errors_occurred:
+        _note_death(connection)
+    type(connection).connect(connection)
 
 
 connection_created.connect(
@@ -369,10 +387,7 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_used: bool) -> None:
 
 
 def _note_death(connection: BaseDatabaseWrapper) -> None:
-    """Have the others doubted, unless this one could not be opened, which says nothing of those.
-
-    Where a rollback fails Django closes a connection itself, and keeps that errors occurred.
-    """
+    """Have the others doubted, unless this one could not be opened, which says nothing of those."""
     global _deaths
     alias, opened = connection.alias, thread.held.opened
     if alias in opened:
