@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, NamedTuple
 
+from django_grpc.engine.observers import Observer
 from django_grpc.engine.surroundings import inside, log_exception
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from django_grpc import _engine
-    from django_grpc.engine.types import Surroundings
 
 
 class CallRecord(NamedTuple):
@@ -47,35 +46,20 @@ class CallRecord(NamedTuple):
     query_time: float
 
 
-class CallLogThread:
-    """The thread that takes calls from the engine. It sleeps there, without the GIL.
-
-    Attributes:
-        surroundings: What is put around each batch.
-    """
-
-    surroundings: Surroundings | None = None
+class CallLogThread(Observer):
+    """The thread that takes calls from the engine. It sleeps there, without the GIL."""
 
     def __init__(
         self, native: _engine.Server, write: Callable[[list[CallRecord], int], None]
     ) -> None:
         """Prepare it; `start` starts it."""
+        super().__init__("grpc-call-log")
         self._native = native
         self._write = write
-        self._thread = threading.Thread(target=self._run, name="grpc-call-log", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
 
     def close(self) -> None:
         """Take no more calls, and end when those that there are have been written."""
         self._native.close_call_log()
-
-    def join(self, timeout: float) -> None:
-        """Wait for the end, after `close`."""
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
 
     def _run(self) -> None:
         while (batch := self._native.next_calls()) is not None:

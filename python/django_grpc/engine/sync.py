@@ -23,6 +23,7 @@ from django_grpc.engine.call_log import CallLogThread, CallRecord
 from django_grpc.engine.credentials import ServerCredentials
 from django_grpc.engine.handlers import HandlerTable
 from django_grpc.engine.health import Health
+from django_grpc.engine.observers import Observer
 from django_grpc.engine.surroundings import inside
 from django_grpc.engine.watchdog import Watchdog
 from django_grpc.greenlets import refuse_patched_threads
@@ -86,7 +87,7 @@ class Server(grpc.Server):
         if is_aio:
             native.follow_grpc_aio()
         self._stopped = threading.Event()
-        self._observers: list[CallLogThread | Watchdog] = []
+        self._observers: list[Observer] = []
         self.health = Health(native, self._handlers.known)
         self._threads = _Threads(native, loop_factory, exit_callbacks)
         # Reentrant, as a handler of a signal may stop the server in the middle of its start.
@@ -281,8 +282,9 @@ class Server(grpc.Server):
         and in the task of a call on a loop. Around what is logged of calls and of the server's
         health on threads of the server's own, too. A second call replaces what the first one gave.
         """
-        for place in (self._handlers, *self._observers):
-            place.surroundings = surroundings
+        self._handlers.surroundings = surroundings
+        for observer in self._observers:
+            observer.surroundings = surroundings
         self._threads.lines.around = functools.partial(inside, surroundings)
         self.native.surround_calls(surroundings)
 
@@ -301,7 +303,7 @@ class Server(grpc.Server):
             )
         self._observe(Watchdog(self.native, seconds))
 
-    def _observe(self, observer: CallLogThread | Watchdog) -> None:
+    def _observe(self, observer: Observer) -> None:
         observer.surroundings = self._handlers.surroundings
         self._observers.append(observer)
 

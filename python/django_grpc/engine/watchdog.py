@@ -15,13 +15,12 @@ import grpc
 
 from django_grpc import _engine
 from django_grpc.engine.endings import Ending
+from django_grpc.engine.observers import Observer
 from django_grpc.engine.surroundings import inside, log_exception
 from django_grpc.logs import GuardedLogger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from django_grpc.engine.types import Surroundings
 
 logger = GuardedLogger("django_grpc.watchdog")
 
@@ -58,17 +57,12 @@ class OverdueCall(NamedTuple):
     task: asyncio.Task[Any] | None
 
 
-class Watchdog:
+class Watchdog(Observer):
     """A thread that looks for calls that run for longer than a limit, and logs each once.
 
     A servicer that keeps the GIL (in C code) keeps this thread from looking; what became overdue
     meanwhile is logged afterwards, whether it has ended or not.
-
-    Attributes:
-        surroundings: What is put around the logging.
     """
-
-    surroundings: Surroundings | None = None
 
     def __init__(self, native: _engine.Server, limit: float) -> None:
         """Prepare it; `start` starts it.
@@ -77,24 +71,15 @@ class Watchdog:
             native: The server whose calls they are.
             limit: Seconds that a servicer may run.
         """
+        super().__init__("grpc-watchdog")
         self._native = native
         self._limit = limit
         self._interval = min(max(limit / 4, _SHORTEST), _LONGEST)
         self._closing = Ending()
-        self._thread = threading.Thread(target=self._run, name="grpc-watchdog", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
 
     def close(self) -> None:
         """End soon."""
         self._closing.set()
-
-    def join(self, timeout: float) -> None:
-        """Wait for the end, after `close`."""
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
 
     def _run(self) -> None:
         self._look()  # so that the engine knows the limit

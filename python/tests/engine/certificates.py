@@ -63,6 +63,12 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(then - datetime.timedelta(hours=1))
             .not_valid_after(then + datetime.timedelta(days=1))
+            # RFC 5280 sections 4.2.1.1 and 4.2.1.2, which Python asks for from 3.13 on.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
         )
 
     def issue(
