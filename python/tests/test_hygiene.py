@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from django.core.cache import caches
@@ -231,6 +232,46 @@ def test_connection_that_django_has_closed_dead_has_others_asked(has_opened, con
         return asked.list
 
     assert in_thread(work) == ["default"] * has_opened
+
+
+def test_what_a_test_has_put_in_the_place_of_connect_is_called_as_by_django():
+    def work():
+        connection.close = lambda: None
+        connections["default"].connection = None
+        with mock.patch.object(DatabaseWrapper, "connect") as connect:
+            hygiene.CALL_HYGIENE.enter()
+            connection.ensure_connection()
+        connect.assert_called_once_with()
+
+    in_thread(work)
+
+
+def test_copy_of_a_connection_takes_no_doubt_of_it_away(asked):
+    """It has the same alias. The connection would be asked for ever."""
+
+    def die():
+        connection.ensure_connection()
+        connection.connection.close()
+        connection.connection = None
+        connection.errors_occurred = True
+        hygiene.CALL_HYGIENE.leave()
+
+    def work():
+        ask()
+        hygiene.CALL_HYGIENE.enter()
+        hygiene.CALL_HYGIENE.leave()
+        in_thread(die)
+        asked.list.clear()
+        for _ in range(3):
+            hygiene.CALL_HYGIENE.enter()
+            copy = connections["default"].copy()
+            copy.ensure_connection()
+            copy.connection.close()
+            ask()
+            hygiene.CALL_HYGIENE.leave()
+        return asked.list
+
+    assert in_thread(work) == ["default"]
 
 
 def test_dead_connection_says_nothing_of_other_databases(asked, monkeypatch):

@@ -157,7 +157,10 @@ with ShutdownRequest() as shutdown:
 
 def test_a_signal_ends_a_process_that_was_forked() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", FORKING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None

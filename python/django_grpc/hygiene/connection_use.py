@@ -14,7 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
 from django_grpc.hygiene.atomic_blocks import AtomicBlocks, LostBlocks
-from django_grpc.hygiene.connection_state import is_proxy
+from django_grpc.hygiene.connection_state import is_proxy, own_method
 from django_grpc.hygiene.held_connections import (
     HeldConnections,
     close_old_connections,
@@ -81,7 +81,7 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBl
             close_old_connections(is_used=is_used)
             connection.close_if_health_check_failed()
     held.note_owner(connection, call)
-    type(connection).ensure_connection(connection)
+    own_method(connection, "ensure_connection")()
 
 
 def _commit(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBlocks) -> None:
@@ -94,7 +94,7 @@ def _commit(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBlocks) -> No
         return
     if not lost.ends_whole:
         lost.refuse(current_call.get(), is_commit=True)
-    type(connection).commit(connection)  # should it fail, its rollback follows
+    own_method(connection, "commit")()  # should it fail, its rollback follows
     lost.ends_whole = False
 
 
@@ -104,7 +104,7 @@ def _rollback(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBlocks) -> 
     if connection is None or (not lost.ends_whole and lost.leave(current_call.get())):
         return
     lost.ends_whole = False
-    type(connection).rollback(connection)
+    own_method(connection, "rollback")()
 
 
 def _take_over(held: HeldConnections, call: LoopCall | None) -> list[BaseDatabaseWrapper]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_grpc.hygiene.connection_state import has_transaction, is_proxy
+from django_grpc.hygiene.connection_state import has_transaction, is_proxy, own_method
 
 
 class Home:
@@ -43,7 +43,7 @@ class Home:
     def open(self, connection: BaseDatabaseWrapper) -> Any:
         """Open a cursor, which is closed on this thread. Called on the thread itself."""
         self.close_left()  # lest they become many in a call that is long
-        cursor: Any = type(connection).chunked_cursor(connection)
+        cursor: Any = own_method(connection, "chunked_cursor")()
         if not connection.allow_thread_sharing:
             # Of the driver's: with Django's around it this would be a cycle.
             opened = _OpenCursor(

@@ -23,6 +23,7 @@ from django_grpc.hygiene.connection_state import (
     is_obsolete,
     is_proxy,
     is_suspect,
+    own_method,
     stock_rule,
 )
 from django_grpc.hygiene.loop_calls import LoopCall, Owner, is_of, owner_of, users
@@ -257,7 +258,8 @@ connections.create_connection = create_connection  # type: ignore[method-assign]
 def remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
     """Take a connection that has opened among those of this thread."""
     thread.refresh()
-    thread.held.note_opening(connection.alias)
+    if any(it is connection or is_proxy(it) for it in thread.held.connections):  # and no copy
+        thread.held.note_opening(connection.alias)
     _watch(connection)
 
 
@@ -280,7 +282,7 @@ def _connect(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
         return
     if connection.errors_occurred:
         _note_death(connection)
-    type(connection).connect(connection)
+    own_method(connection, "connect")()
 
 
 connection_created.connect(

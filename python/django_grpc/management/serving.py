@@ -412,12 +412,22 @@ def _naming_start() -> Iterator[None]:
 def _run_checks(command: "Command", **options: Any) -> None:
     try:
         if not options["skip_checks"]:
-            command.check()  # from Django 6.1 on some of them ask the database
+            _run_system_checks(command)
         if options["verbosity"] > 0:  # all that it does is to tell
             _check_migrations(command)
     except DatabaseError as error:
         _say_unasked(command, error)
     _close_connections()
+
+
+def _run_system_checks(command: "Command") -> None:
+    try:
+        command.check()
+    except (CommandError, DatabaseError):
+        raise
+    except Exception:
+        _refuse_misfit_database()  # from Django 6.1 on some of them ask the database
+        raise
 
 
 def _check_migrations(command: "Command") -> None:
