@@ -7,7 +7,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 
 from django_grpc import conf
-from django_grpc.engine.handlers import WRAPPED_BEHAVIOR
+from django_grpc.engine.handlers import behavior_of, lacks_instance
 from django_grpc.engine.health import SERVICE_NAME
 
 # By the name that django-grpc gave it, by which projects configure it.
@@ -61,11 +61,9 @@ def check_behaviors(server: Any) -> None:
         ImproperlyConfigured: A servicer has something that can't be called in a method's place.
     """
     for path, handler in server.method_handlers().items():
-        fields = (it for it in _KINDS if getattr(handler, it, None) is not None)
-        if (field := next(fields, None)) is None:
-            continue
-        wrapper = getattr(handler, field)
-        behavior = getattr(wrapper, WRAPPED_BEHAVIOR, wrapper)
+        behavior = behavior_of(handler)
+        if behavior is None or lacks_instance(handler):
+            continue  # the server says so when it starts
         if not callable(behavior):
             raise ImproperlyConfigured(
                 f"{path}: its servicer has an object of type {type(behavior).__name__!r} in the "
@@ -82,6 +80,3 @@ def check_behaviors(server: Any) -> None:
                 len(taken),
                 ", ".join(taken),
             )
-
-
-_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")

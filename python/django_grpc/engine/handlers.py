@@ -217,7 +217,7 @@ class HandlerTable:
             self._must_ask or bool(self._interceptors),
             is_async,
         )
-        if without := sorted(it for it, handler in known.items() if _lacks_instance(handler)):
+        if without := sorted(it for it, handler in known.items() if lacks_instance(handler)):
             logger.warning(
                 "All calls of %s fail: a servicer class was added in the place of an instance. "
                 "Write add_MyServiceServicer_to_server(MyService(), server).",
@@ -235,16 +235,22 @@ class HandlerTable:
                 raise TypeError(f"{path}: {error}") from error
 
 
-def _lacks_instance(handler: Any) -> bool:
-    """Whether the behaviour of a method handler is that of a class, which needs an instance."""
+def behavior_of(handler: Any) -> Any:
+    """Return the behaviour of a method handler, as before it was wrapped; None: it has none."""
     for kinds in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
-        behavior = getattr(handler, kinds, None)
-        behavior = getattr(behavior, WRAPPED_BEHAVIOR, behavior)
-        if inspect.isfunction(behavior):
-            code = behavior.__code__
-            needed = code.co_argcount - len(behavior.__defaults__ or ())
-            return needed == 3 and code.co_varnames[0] == "self"
-    return False
+        if (behavior := getattr(handler, kinds, None)) is not None:
+            return getattr(behavior, WRAPPED_BEHAVIOR, behavior)
+    return None
+
+
+def lacks_instance(handler: Any) -> bool:
+    """Whether the behaviour of a method handler is that of a class, which needs an instance."""
+    behavior = behavior_of(handler)
+    if not inspect.isfunction(behavior):
+        return False
+    code = behavior.__code__
+    needed = code.co_argcount - len(behavior.__defaults__ or ())
+    return needed == 3 and code.co_varnames[0] == "self"
 
 
 def _lacks_self(interceptor: Any) -> bool:
