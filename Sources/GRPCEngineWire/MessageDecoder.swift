@@ -45,6 +45,9 @@ public struct MessageDecoder: Sendable {
   private var prefixBits: UInt64 = 0
   private var prefixCount = 0
 
+  /// Bytes that the peer may send after what was appended.
+  private var mayFollow = Int.max
+
   /// The message whose prefix has been read, and what is gathered of it.
   private var announced: Prefix?
   private var gathered = ByteBuffer()
@@ -56,7 +59,10 @@ public struct MessageDecoder: Sendable {
   }
 
   /// Adds a payload after those that were added before.
-  public mutating func append(_ buffer: ByteBuffer) {
+  ///
+  /// - Parameter mayFollow: how many bytes the peer may send after it; no memory is reserved for more.
+  public mutating func append(_ buffer: ByteBuffer, mayFollow: Int = .max) {
+    self.mayFollow = max(0, mayFollow)
     if buffer.readableBytes == 0 { return }
     if unreadBytes == 0 {
       current = buffer
@@ -171,7 +177,8 @@ extension MessageDecoder {
     if gathered.writableBytes < part.readableBytes {
       // Not all that was announced: an allocator that is in use gives memory that is in use.
       let arrived = gathered.readableBytes + part.readableBytes + unreadBytes
-      gathered.reserveCapacity(min(length, max(Self.smallestReservation, arrived * 4)))
+      let later = min(arrived * 3, mayFollow)
+      gathered.reserveCapacity(min(length, max(Self.smallestReservation, arrived + later)))
     }
     gathered.writeImmutableBuffer(part)
   }

@@ -146,6 +146,20 @@ struct MessageDecoderTests {
     #expect(decoder.reservedBytes <= 8 * 8300)
   }
 
+  @Test("Nothing is reserved for what the peer may not send yet")
+  func windows() throws {
+    var decoder = MessageDecoder(maximumLength: .max)
+    decoder.append(ByteBuffer(bytes: prefix(flag: 0, length: 4 << 20)), mayFollow: 65_530)
+    decoder.append(ByteBuffer(repeating: 1, count: 60_000), mayFollow: 5530)
+    #expect(try decoder.next() == nil)
+    #expect(decoder.reservedBytes <= 65_536)
+    decoder.append(ByteBuffer(repeating: 1, count: 5530), mayFollow: -1)
+    #expect(try decoder.next() == nil)
+    #expect(decoder.reservedBytes <= 65_536)
+    decoder.append(ByteBuffer(repeating: 1, count: (4 << 20) - 65_530), mayFollow: 0)
+    #expect(try decoder.next()?.payload.readableBytes == 4 << 20)
+  }
+
   @Test("A message of many payloads gets one buffer of its own size")
   func gathering() throws {
     let message = (0..<65_536).map { UInt8(truncatingIfNeeded: $0 / 7) }

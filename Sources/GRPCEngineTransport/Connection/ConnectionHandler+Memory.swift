@@ -19,7 +19,7 @@ extension ConnectionHandler {
     _ share: inout MemoryAccount.Share,
     came: Int,
     promised: Int,
-    unsent: Int,
+    besides: Int,
     isComplete: Bool
   ) {
     let isNowComplete = isComplete && !share.isComplete
@@ -28,7 +28,7 @@ extension ConnectionHandler {
       &share,
       came: came,
       promised: promised,
-      unsent: unsent,
+      besides: besides,
       isComplete: isComplete
     )
     self.count(change)

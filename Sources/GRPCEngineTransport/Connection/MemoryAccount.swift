@@ -6,7 +6,8 @@ internal import NIOCore
 /// Counted is what came and has not been taken: headers of calls, parts of messages, whole messages
 /// that wait for their servicer. So is what was promised: the rest of messages that the peer may send.
 /// That costs nothing yet, and only others of the connection have to wait for it. Counted apart is
-/// what goes out and has not left, which no window of ours can stop.
+/// what costs memory and is not for windows of ours to stop: what goes out and has not left, and room
+/// that is reserved for the rest of a message.
 ///
 /// Three things keep what came within `limit`:
 ///
@@ -28,8 +29,8 @@ package struct MemoryAccount {
     package fileprivate(set) var held = 0
     /// Bytes that may come beyond the window that every stream has.
     package fileprivate(set) var promised = 0
-    /// Bytes that have been given away and have not left.
-    package fileprivate(set) var unsent = 0
+    /// Bytes of memory beyond what came.
+    package fileprivate(set) var besides = 0
     /// Whether the peer has said all that it will.
     package fileprivate(set) var isComplete = false
     package fileprivate(set) var isWaiting = false
@@ -37,7 +38,7 @@ package struct MemoryAccount {
     package init(stream: Int) { self.stream = stream }
 
     /// Bytes in memory.
-    package var cost: Int { self.held - self.promised + self.unsent }
+    package var cost: Int { self.held - self.promised + self.besides }
   }
 
   private let limit: Int
@@ -80,23 +81,23 @@ package struct MemoryAccount {
   /// - Parameters:
   ///   - came: bytes that came and have not been taken.
   ///   - promised: bytes that may come beyond the window that every stream has.
-  ///   - unsent: bytes that have been given away and have not left.
+  ///   - besides: bytes of memory for what goes out and has not left, or for what is promised.
   /// - Returns: by how many bytes more memory is used.
   package mutating func charge(
     _ share: inout Share,
     came: Int,
     promised: Int,
-    unsent: Int,
+    besides: Int,
     isComplete: Bool
   ) -> Int {
     let held = came + promised
-    let change = came + unsent - share.cost
+    let change = came + besides - share.cost
     self.complete += (isComplete ? held : 0) - (share.isComplete ? share.held : 0)
     self.held += held - share.held
     self.cost += change
     share.held = held
     share.promised = promised
-    share.unsent = unsent
+    share.besides = besides
     share.isComplete = isComplete
     if self.exception?.stream == share.stream {
       // Its large message has been taken once no more is left than any stream may hold.

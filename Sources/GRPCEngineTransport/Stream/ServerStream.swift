@@ -63,7 +63,7 @@ package final class ServerStream {
       if endStream { self.state.receivedEnd() }
       return
     }
-    self.decoder.append(data)
+    self.decoder.append(data, mayFollow: self.window.remaining)
     do {
       while let message = try self.decoder.next() {
         self.window.delivered(message.payload.readableBytes + MessageFramer.prefixLength)
@@ -149,13 +149,15 @@ package final class ServerStream {
   /// Tells the connection what is held for this stream.
   private func charge() {
     guard !self.isReleased else { return }
-    // What is reserved is filled, or half of it is taken for what it is: memory.
-    let partial = max(self.decoder.bufferedBytes, self.decoder.reservedBytes / 2)
+    let partial = self.decoder.bufferedBytes
+    // What is reserved costs memory, as it was mostly in use before; half of it is taken for that. It
+    // takes no window from others: what is to fill it is promised, or in the window of each stream.
+    let reserved = max(0, self.decoder.reservedBytes / 2 - partial)
     self.connection.charge(
       &self.share,
       came: self.headSize + self.window.held + partial,
       promised: self.state.inbound == .open ? self.window.excess : 0,
-      unsent: self.unsent + self.heldBack,
+      besides: self.unsent + self.heldBack + reserved,
       isComplete: self.state.inbound == .ended
     )
   }
@@ -184,7 +186,7 @@ package final class ServerStream {
     guard !self.isReleased else { return }
     self.isReleased = true
     self.connection.leaveWaiting(&self.share)
-    self.connection.charge(&self.share, came: 0, promised: 0, unsent: 0, isComplete: true)
+    self.connection.charge(&self.share, came: 0, promised: 0, besides: 0, isComplete: true)
   }
 
   /// Ends the stream since others need the memory that is held for it.

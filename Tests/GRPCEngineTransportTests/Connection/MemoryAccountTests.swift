@@ -90,7 +90,7 @@ struct MemoryAccountTests {
         &stream.share,
         came: 0,
         promised: 0,
-        unsent: 0,
+        besides: 0,
         isComplete: true
       )
     }
@@ -101,7 +101,7 @@ struct MemoryAccountTests {
         &stream.share,
         came: stream.came,
         promised: stream.promised,
-        unsent: 0,
+        besides: 0,
         isComplete: stream.isComplete
       )
       self.streams[id] = stream
@@ -254,7 +254,7 @@ struct MemoryAccountTests {
         &shares[index],
         came: 50,
         promised: 50 * index,
-        unsent: 50,
+        besides: 50,
         isComplete: index % 2 == 0
       )
     }
@@ -262,7 +262,7 @@ struct MemoryAccountTests {
     let one = [shares[0]]
     var other = MemoryAccount(limit: .max, window: Self.mib, streamWindow: 100)
     var share = MemoryAccount.Share(stream: 0)
-    _ = other.charge(&share, came: 50, promised: 0, unsent: 0, isComplete: false)
+    _ = other.charge(&share, came: 50, promised: 0, besides: 0, isComplete: false)
     #expect(other.newestHalf([share], isOnlyHolder: true).isEmpty)
     #expect(other.newestHalf(one, isOnlyHolder: false) == [0])
   }
@@ -307,7 +307,7 @@ struct MemoryAccountTests {
       &share,
       came: Self.mib - 100,
       promised: 0,
-      unsent: 0,
+      besides: 0,
       isComplete: false
     )
     #expect(account.mayBegin(100))

@@ -560,6 +560,40 @@ def test_unfinished_messages_cost_a_bounded_amount(serve):
 
 
 @ours_only("grpcio has no bound that Python can set")
+@pytest.mark.parametrize(("limit", "count"), [(2 << 20, 2), (4 << 20, 12)])
+@pytest.mark.parametrize("length", [1 << 20, (1 << 20) + 1])
+def test_unfinished_messages_that_go_on_all_end(serve, limit, count, length):
+    """They come in turn, each as far as it is let; what is reserved for their rest stops none."""
+    served = serve(
+        {"Size": unary_unary(lambda request, _context: b"%d" % len(request))},
+        options=[("django_grpc.max_connection_memory", limit)],
+    )
+    connection = served.raw()
+    body = message(bytes(length))
+    sent = {connection.open(f"/{SERVICE}/Size"): 0 for _ in range(count)}
+    assert connection.round_trip()
+    streams = connection.streams
+
+    def left():
+        return [it for it in sent if not streams[it].ended]
+
+    def may_go_on():
+        return not left() or any(connection.window(it) > 0 for it in left() if sent[it] < len(body))
+
+    while left():
+        for stream in left():
+            start = sent[stream]
+            end = min(start + min(connection.window(stream), 16_000), len(body))
+            if end > start:
+                connection.send_data(stream, body[start:end], end_stream=end == len(body))
+                sent[stream] = end
+        assert connection.round_trip()
+        assert connection.pump(may_go_on), "the connection hangs"
+    for stream in sent:
+        assert connection.response(stream).messages == [b"%d" % length]
+
+
+@ours_only("grpcio has no bound that Python can set")
 @pytest.mark.parametrize("name", ["max_connection_memory", "max_peer_memory"])
 @pytest.mark.parametrize("value", [0, (1 << 20) - 1, -2, (1 << 40) + 1, 1 << 70])
 def test_memory_bound_that_can_not_be_is_refused(serve, name, value):
