@@ -1,6 +1,7 @@
 """The short cuts for Django's stock receivers do what those do."""
 
 import contextvars
+import copy
 import dataclasses
 import functools
 import gc
@@ -12,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import ClassVar
 from unittest import mock
 
 import pytest
@@ -19,6 +21,7 @@ from django.core.cache import caches
 from django.db import DatabaseError, connection, connections, transaction
 from django.db import close_old_connections as stock_close_old_connections
 from django.db import reset_queries as stock_reset_queries
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.test import override_settings
@@ -364,6 +367,145 @@ def test_a_proxy_in_the_place_of_a_connection_is_left_alone():
             return cursor.fetchone()
 
     assert in_thread(open_cursor) == (1,)
+
+
+@pytest.mark.parametrize("is_calls", [True, False])
+def test_copy_of_a_connection_is_used_for_itself(is_calls):
+    """As by those who write what is to stay outside of a transaction."""
+
+    def work():
+        if is_calls:
+            hygiene.CALL_HYGIENE.enter()
+        copied = connections["default"]
+        with transaction.atomic():
+            ask()
+            driver = copied.connection
+            other = copy.copy(copied)
+            other.connection = None
+            with other.chunked_cursor() as cursor:
+                assert cursor.execute("SELECT 1").connection is other.connection is not driver
+            assert copied.connection is driver
+            assert copied.in_atomic_block
+        other.connection.close()
+        if is_calls:
+            hygiene.CALL_HYGIENE.leave()
+
+    in_thread(work)
+
+
+def test_receivers_may_ask_for_the_class_of_a_backend():
+    """As Django documents the sender of `connection_created`."""
+    opened = []
+
+    def work():
+        connection.ensure_connection()
+        assert type(connections["default"]) is DatabaseWrapper
+
+    def note(**keywords):
+        opened.append(keywords["sender"])
+
+    connection_created.connect(note, sender=DatabaseWrapper)
+    try:
+        in_thread(work)
+    finally:
+        connection_created.disconnect(note, sender=DatabaseWrapper)
+    assert opened == [DatabaseWrapper]
+
+
+@pytest.mark.parametrize("name", ["connect", "ensure_connection", "commit", "rollback"])
+def test_what_a_test_has_put_into_the_class_may_be_any_callable(name):
+    def work():
+        asked = []
+        with mock.patch.object(DatabaseWrapper, name, staticmethod(lambda: asked.append(name))):
+            getattr(connection, name)()
+        return asked
+
+    assert in_thread(work) == [name]
+
+
+@pytest.mark.parametrize("name", ["connect", "ensure_connection", "commit", "rollback"])
+def test_what_a_test_has_put_into_the_class_may_call_what_was_the_connections(name):
+    """As a test of Django's own does, to count what is asked when a connection opens."""
+
+    def work():
+        connection.ensure_connection()
+        before = getattr(connection, name)
+        asked = []
+
+        def count():
+            asked.append(name)
+            before()
+
+        with mock.patch.object(BaseDatabaseWrapper, name, side_effect=count):
+            getattr(connection, name)()
+        return asked
+
+    assert in_thread(work) == [name]
+
+
+class OtherWrapper(DatabaseWrapper):
+    """A backend whose methods have arguments of their own."""
+
+    asked: ClassVar[list[int]] = []
+
+    def connect(self, retries=1):
+        self.asked.append(retries)
+        super(self.__class__, self).connect()
+
+    def ensure_connection(self):
+        if self.connection is None:
+            self.connect(retries=3)
+
+
+def test_methods_of_a_backend_may_have_arguments_of_their_own():
+    def work():
+        connections["default"] = OtherWrapper(connections["default"].settings_dict, "default")
+        held_connections._watch(connections["default"])
+        ask()
+        return OtherWrapper.asked
+
+    assert in_thread(work) == [3]
+
+
+@pytest.mark.parametrize("attributes", [{}, {"allow_thread_sharing": False}])
+def test_what_is_no_connection_in_the_place_of_one_is_left_alone(attributes):
+    stand_in = SimpleNamespace(**attributes, close_if_unusable_or_obsolete=lambda: None)
+
+    def work():
+        connections["other"] = stand_in
+        for _ in range(2):
+            hygiene.CALL_HYGIENE.enter()
+            ask()
+            hygiene.CALL_HYGIENE.leave()
+        assert connections["other"] is stand_in
+        del connections["other"]
+
+    in_thread(work)
+
+
+def test_a_block_that_is_left_to_a_database_in_memory_is_rolled_back():
+    """Django does not close that: it would be gone."""
+
+    def is_there():
+        tables = connection.introspection.table_names()
+        return "left" in tables
+
+    def work():
+        ask()
+        blocks = type(connection.atomic_blocks)
+        hygiene.CALL_HYGIENE.enter()
+        assert connection.is_in_memory_db()
+        transaction.atomic().__enter__()
+        connection.cursor().execute("CREATE TABLE left (id INTEGER)")
+        assert is_there()
+        hygiene.CALL_HYGIENE.leave()
+        assert not is_there()
+        with transaction.atomic():
+            ask()
+        assert connection.get_autocommit()
+        assert type(connection.atomic_blocks) is blocks
+
+    in_thread(work)
 
 
 class Forwarding:

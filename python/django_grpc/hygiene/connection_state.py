@@ -1,7 +1,6 @@
 """What there is to know of a connection before Django's rule is asked whether to close it."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -15,17 +14,6 @@ def is_proxy(connection: Any) -> bool:
     Asked of the type: a proxy tells `isinstance` what it stands for.
     """
     return not issubclass(type(connection), BaseDatabaseWrapper)
-
-
-def own_method(connection: BaseDatabaseWrapper, name: str) -> Callable[[], Any]:
-    """Return what a method of a connection is but for the hook in its place.
-
-    Bound as Python binds it: a test may have put something into the class that is no function.
-    """
-    method = getattr(type(connection), name)
-    bind = getattr(method, "__get__", None)
-    bound: Callable[[], Any] = method if bind is None else bind(connection, type(connection))
-    return bound
 
 
 def is_suspect(connection: BaseDatabaseWrapper) -> bool:

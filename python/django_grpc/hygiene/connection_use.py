@@ -7,14 +7,14 @@ The ends of calls do not reach threads that servicers start, as `asyncio.to_thre
 hold is looked after there too, when the next call comes to use one.
 """
 
-import functools
-import weakref
+from collections.abc import Callable
+from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
 from django_grpc.hygiene.atomic_blocks import AtomicBlocks, LostBlocks
-from django_grpc.hygiene.connection_state import is_proxy, own_method
+from django_grpc.hygiene.connection_state import is_proxy
 from django_grpc.hygiene.held_connections import (
     HeldConnections,
     close_old_connections,
@@ -22,6 +22,7 @@ from django_grpc.hygiene.held_connections import (
     thread,
     watchers,
 )
+from django_grpc.hygiene.hooks import hook
 from django_grpc.hygiene.loop_calls import LoopCall, current_call
 from django_grpc.hygiene.sync_thread import tidy_soon
 
@@ -32,9 +33,8 @@ def watch(connection: BaseDatabaseWrapper) -> None:
         return
     held = thread.held
     lost = held.lost_on(connection)
-    for name, hook in _HOOKS.items():
-        if name not in vars(connection):  # else somebody has put a hook of their own there
-            setattr(connection, name, functools.partial(hook, weakref.ref(connection), lost))
+    for name, function in _HOOKS.items():
+        hook(connection, name, function, lost)
     if not isinstance(connection.atomic_blocks, AtomicBlocks):
         connection.atomic_blocks = AtomicBlocks(lost, connection.atomic_blocks)
     if connection.connection is None:  # Django has just made it, and nobody uses it yet
@@ -60,11 +60,10 @@ def note_use() -> LoopCall | None:
     return call
 
 
-def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBlocks) -> None:
-    """Note who uses a connection, look after it, and do what `BaseDatabaseWrapper` does."""
-    connection = reference()
-    if connection is None:
-        return
+def _ensure_connection(
+    connection: BaseDatabaseWrapper, proceed: Callable[[], Any], lost: LostBlocks
+) -> Any:
+    """Note who uses a connection, look after it, and do what its backend does."""
     held, call = thread.held, note_use()
     lost.ends_whole = False  # where neither a commit nor a rollback came after a block
     lost.refuse(call)
@@ -81,30 +80,27 @@ def _ensure_connection(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBl
             close_old_connections(is_used=is_used)
             connection.close_if_health_check_failed()
     held.note_owner(connection, call)
-    own_method(connection, "ensure_connection")()
+    return proceed()
 
 
-def _commit(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBlocks) -> None:
-    """Do what `BaseDatabaseWrapper` does, unless what is to be committed is there no more.
+def _commit(_: BaseDatabaseWrapper, proceed: Callable[[], Any], lost: LostBlocks) -> Any:
+    """Do what a backend does, unless what is to be committed is there no more.
 
     It is left by the rollback that follows, which `transaction.atomic` sees to.
     """
-    connection = reference()
-    if connection is None:
-        return
     if not lost.ends_whole:
         lost.refuse(current_call.get(), is_commit=True)
-    own_method(connection, "commit")()  # should it fail, its rollback follows
+    returned = proceed()  # should it fail, its rollback follows
     lost.ends_whole = False
+    return returned
 
 
-def _rollback(reference: weakref.ref[BaseDatabaseWrapper], lost: LostBlocks) -> None:
-    """Do what `BaseDatabaseWrapper` does, unless that was done, and what is open is others'."""
-    connection = reference()
-    if connection is None or (not lost.ends_whole and lost.leave(current_call.get())):
-        return
+def _rollback(_: BaseDatabaseWrapper, proceed: Callable[[], Any], lost: LostBlocks) -> Any:
+    """Do what a backend does, unless that was done, and what is open is others'."""
+    if not lost.ends_whole and lost.leave(current_call.get()):
+        return None
     lost.ends_whole = False
-    own_method(connection, "rollback")()
+    return proceed()
 
 
 def _take_over(held: HeldConnections, call: LoopCall | None) -> list[BaseDatabaseWrapper]:

@@ -14,13 +14,13 @@ import gc
 import threading
 import weakref
 from collections import deque
-from collections.abc import Mapping
-from types import MethodType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_grpc.hygiene.connection_state import has_transaction, is_proxy, own_method
+from django_grpc.hygiene.connection_state import has_transaction, is_proxy
+from django_grpc.hygiene.hooks import hook
 
 
 class Home:
@@ -40,27 +40,27 @@ class Home:
         # No WeakSet: other threads take theirs out of it while this one looks through it.
         self._opened: set[weakref.ref[_OpenCursor]] = set()
 
-    def open(self, connection: BaseDatabaseWrapper) -> Any:
+    def open(self, connection: BaseDatabaseWrapper, cursor: Callable[[], Any]) -> Any:
         """Open a cursor, which is closed on this thread. Called on the thread itself."""
         self.close_left()  # lest they become many in a call that is long
-        cursor: Any = own_method(connection, "chunked_cursor")()
+        opening = cursor()
         if not connection.allow_thread_sharing:
             # Of the driver's: with Django's around it this would be a cycle.
             opened = _OpenCursor(
-                cursor.cursor,
-                weakref.ref(connection),
+                opening.cursor,
+                connection,
                 connection.connection,
                 is_bound=has_transaction(connection),
             )
             self._opened.add(weakref.ref(opened, self._opened.discard))
-            cursor.close = functools.partial(self._close, opened)
-        return cursor
+            opening.close = functools.partial(self._close, opened)
+        return opening
 
     def _close(self, opened: "_OpenCursor") -> None:
         is_here = threading.get_ident() == self.thread
         self._opened.discard(weakref.ref(opened))
         is_safe = is_here and _collecting_thread != self.thread
-        if self.is_tended and not is_safe and not _is_within_process(opened.connection()):
+        if self.is_tended and not is_safe and not _is_within_process(opened.connection):
             self.left.append(opened)
         elif is_here:
             opened.cursor.close()
@@ -78,7 +78,7 @@ class Home:
 
     def has_open(self, connection: BaseDatabaseWrapper) -> bool:
         """Whether somebody still has a cursor of a connection."""
-        return any(it.connection() is connection for it in self._all_open())
+        return any(it.connection is connection for it in self._all_open())
 
     def close_all(self, connection: BaseDatabaseWrapper) -> None:
         """Close what is open of a connection, as nobody uses it: it may go back to a pool.
@@ -86,7 +86,7 @@ class Home:
         Called on the thread itself.
         """
         for opened in [*self._all_open(), *self.left]:
-            if opened.connection() is connection:
+            if opened.connection is connection:
                 opened.close()
 
     def _all_open(self) -> "list[_OpenCursor]":
@@ -98,7 +98,8 @@ class _OpenCursor:
     """A cursor that may have been closed, but not yet as far as its user is concerned."""
 
     cursor: Any
-    connection: "weakref.ref[BaseDatabaseWrapper]"
+    # No weak reference: the garbage collector clears those first that are garbage with the cursor.
+    connection: BaseDatabaseWrapper
     # The driver's, when the cursor was opened.
     its_connection: Any
     # Whether the database ends it with the transaction that it was opened in.
@@ -106,12 +107,10 @@ class _OpenCursor:
 
     def may_be_gone(self) -> bool:
         """Whether to close it now might be an error that ends a transaction of somebody else's."""
-        connection = self.connection()
         return (
             self.is_bound
-            and connection is not None
-            and connection.connection is self.its_connection
-            and has_transaction(connection)
+            and self.connection.connection is self.its_connection
+            and has_transaction(self.connection)
         )
 
     def close(self) -> None:
@@ -120,18 +119,17 @@ class _OpenCursor:
         One that was closed has closed its cursors, and one that went back to a pool may be another
         thread's by now.
         """
-        connection = self.connection()
-        if connection is not None and connection.connection is self.its_connection:
+        if self.connection.connection is self.its_connection:
             with contextlib.suppress(Exception):  # the connection may have died
                 self.cursor.close()
 
 
-def _is_within_process(connection: BaseDatabaseWrapper | None) -> bool:
+def _is_within_process(connection: BaseDatabaseWrapper) -> bool:
     """Whether a database has no server, so that nobody is waited for.
 
     As SQLite, for which rows that were read in part are a lock that keeps all others from writing.
     """
-    return connection is not None and connection.vendor == "sqlite"
+    return connection.vendor == "sqlite"
 
 
 def close_at_home(connection: BaseDatabaseWrapper, home: Home) -> None:
@@ -140,23 +138,12 @@ def close_at_home(connection: BaseDatabaseWrapper, home: Home) -> None:
     Proxies that somebody has put in the place of connections are left alone, and what stands in the
     place of their `chunked_cursor`: tests put there what refuses queries, and look for it again.
     """
-    if not is_proxy(connection) and _is_its_own(connection.chunked_cursor):
-        connection.chunked_cursor = functools.partial(  # type: ignore[method-assign]
-            _chunked_cursor, weakref.ref(connection), home
-        )
+    if not is_proxy(connection):
+        hook(connection, "chunked_cursor", _chunked_cursor, home)
 
 
-def _is_its_own(chunked_cursor: Any) -> bool:
-    return isinstance(chunked_cursor, MethodType) or (
-        isinstance(chunked_cursor, functools.partial) and chunked_cursor.func is _chunked_cursor
-    )
-
-
-def _chunked_cursor(reference: "weakref.ref[BaseDatabaseWrapper]", home: Home) -> Any:
-    connection = reference()
-    if connection is None:
-        raise ReferenceError("the database connection is gone")
-    return home.open(connection)
+def _chunked_cursor(connection: BaseDatabaseWrapper, proceed: Callable[[], Any], home: Home) -> Any:
+    return home.open(connection, proceed)
 
 
 # The thread that collects garbage now. At home too it may do so amid a statement of the connection.

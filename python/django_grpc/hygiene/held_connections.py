@@ -1,7 +1,6 @@
 """The database connections that a thread holds, and when one of them is closed."""
 
 import contextlib
-import functools
 import itertools
 import threading
 import time
@@ -23,9 +22,9 @@ from django_grpc.hygiene.connection_state import (
     is_obsolete,
     is_proxy,
     is_suspect,
-    own_method,
     stock_rule,
 )
+from django_grpc.hygiene.hooks import hook
 from django_grpc.hygiene.loop_calls import LoopCall, Owner, is_of, owner_of, users
 from django_grpc.logs import GuardedLogger
 
@@ -224,11 +223,13 @@ class _Thread(threading.local):
     def refresh(self) -> None:
         held = self.held
         # A connection that is shared between threads (inc_thread_sharing, which only tests call)
-        # is its owner's to close: it carries the transaction of the test.
+        # is its owner's to close: it carries the transaction of the test. What has nothing of the
+        # kind is none, but stands in the place of one.
         held.connections = tuple(
             connection
             for connection in connections.all(initialized_only=True)
-            if not connection.allow_thread_sharing
+            if not getattr(connection, "allow_thread_sharing", True)
+            and hasattr(connection, "connection")
         )
 
 
@@ -264,25 +265,21 @@ def remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None
 
 
 def _watch(connection: BaseDatabaseWrapper) -> None:
-    if not is_proxy(connection) and "connect" not in vars(connection):
-        hook = functools.partial(_connect, weakref.ref(connection))
-        connection.connect = hook  # type: ignore[method-assign]
+    if not is_proxy(connection):
+        hook(connection, "connect", _connect)
     cursors.close_at_home(connection, thread.held.home)
     for watch in watchers:
         watch(connection)
 
 
-def _connect(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
-    """Note that the one before has died, which `BaseDatabaseWrapper` forgets, and do what it does.
+def _connect(connection: BaseDatabaseWrapper, proceed: Callable[[], Any]) -> Any:
+    """Note that the one before has died, which Django forgets, and do what a backend does.
 
     Where a rollback fails, `atomic` closes it and connects again at once.
     """
-    connection = reference()
-    if connection is None:
-        return
     if connection.errors_occurred:
         _note_death(connection)
-    own_method(connection, "connect")()
+    return proceed()
 
 
 connection_created.connect(
@@ -420,10 +417,16 @@ def end_transaction(connection: BaseDatabaseWrapper) -> None:
     is_closed = connection.closed_in_transaction
     connection.in_atomic_block = connection.closed_in_transaction = False
     # As `connect` does, but `atomic(durable=True)` looks before it connects.
-    connection.savepoint_ids, connection.atomic_blocks = [], []
+    connection.savepoint_ids = []
+    is_watched = isinstance(connection.atomic_blocks, AtomicBlocks)
+    connection.atomic_blocks = AtomicBlocks(held.lost_on(connection)) if is_watched else []
     connection.needs_rollback = False
     if is_closed:
         connection.connection = None  # as Django does it when the block is left
     else:
         held.home.close_all(connection)
         connection.close()
+        if connection.connection is not None:  # in memory, which Django leaves open
+            held.lost_on(connection).ends_whole = True
+            connection.rollback()
+            connection.set_autocommit(connection.settings_dict["AUTOCOMMIT"])
