@@ -44,9 +44,10 @@ class ServicerContext {
     )
   }
 
-  /// grpcio answers UNKNOWN for a code that is no `grpc.StatusCode`.
+  /// grpcio answers UNKNOWN for a code that is no `grpc.StatusCode`; grpc.aio takes its number, too.
   private func statusCode(_ object: PythonPointer) -> StatusCode {
-    PythonCollections.value(self.bindings.statusCodes.pointer, object)
+    let known = PythonCollections.value(self.bindings.statusCodes.pointer, object)
+    return (known ?? (self.followsAsyncio ? object : nil))
       .flatMap { PythonNumber.int($0) }
       .flatMap { StatusCode(rawValue: $0) } ?? .unknown
   }

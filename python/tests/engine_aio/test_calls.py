@@ -365,6 +365,16 @@ def test_exception_keeps_the_code_that_was_set(serve):
     assert error.details() == "Unexpected <class 'ValueError'>: bad"
 
 
+@pytest.mark.parametrize("code", [5, 17, -1, 1 << 70, "5", None])
+def test_code_that_is_a_number(serve, code):
+    async def fail(request, context):
+        await context.abort(code, "none")
+
+    error = serve({"Fail": handler("unary_unary", fail)}).failure("unary_unary", "Fail")
+    expected = grpc.StatusCode.NOT_FOUND if code == 5 else grpc.StatusCode.UNKNOWN
+    assert (error.code(), error.details()) == (expected, "none")
+
+
 def test_code_without_an_answer(serve):
     """Beside a failure nobody looks at what a servicer returns."""
 
