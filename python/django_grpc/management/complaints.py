@@ -15,7 +15,7 @@ _REASONS = {
         "this user has no permission for it. Ports below 1024 need the capability "
         "CAP_NET_BIND_SERVICE, sockets a folder that the user may write into"
     ),
-    errno.EADDRINUSE: "it is already in use",
+    errno.EADDRINUSE: "it is already in use. Choose another one, or end what listens there",
     errno.EADDRNOTAVAIL: "it is not an address of this machine",
 }
 

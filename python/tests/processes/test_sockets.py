@@ -46,7 +46,10 @@ def test_unix_socket_is_served_and_its_file_goes_with_the_server(serve, tmp_path
     assert {ask_once(address)[0] for _ in range(4)} == set(server.pids)
     second = serve(f"unix:{path}")
     assert second.process.wait() == 1
-    assert f"can't listen on unix:{path}: it is already in use." in second.process.output
+    assert (
+        f"can't listen on unix:{path}: it is already in use. Choose another one,"
+        in second.process.output
+    )
     server.reload()
     assert ask_once(address)[1] == "first"
     assert server.stop() == 0
@@ -306,7 +309,7 @@ def test_port_that_is_taken_is_one_sentence(serve):
         port = taken.getsockname()[1]
         server = serve("--port", str(port))
         assert server.process.wait() == 1
-    assert f"127.0.0.1:{port}: it is already in use." in server.process.output
+    assert f"127.0.0.1:{port}: it is already in use. Choose another one," in server.process.output
 
 
 def test_port_may_be_shared_when_the_options_say_so(serve):
