@@ -50,9 +50,10 @@ package struct TransportConfiguration: Sendable {
   package struct Memory: Sendable {
     /// Bytes that one connection's peer may send ahead of what is taken, headers included. Past it
     /// windows stay shut, and where that would be for ever the newest calls end with
-    /// RESOURCE_EXHAUSTED; one message may always come. The default is 32 MiB: eight of the largest
-    /// messages, or five hundred full stream windows. `Int.max` is no limit.
-    package var connection = 32 << 20
+    /// RESOURCE_EXHAUSTED; one message may always come. The default, `nil`, is 32 MiB: eight of the
+    /// largest messages, or five hundred full stream windows; or 128 such windows, where those have been
+    /// made so large. `Int.max` is no limit.
+    package var connection: Int?
     /// Bytes of all connections together, answers included. Past it the connection that holds the most
     /// loses its newest calls, until it holds half. The default is 512 MiB: sixteen connections at
     /// their limit. `Int.max` is no limit.
@@ -85,9 +86,14 @@ package struct TransportConfiguration: Sendable {
   package var backlog: Int32 = 1024
   package init() {}
 
+  /// What one connection's peer may send ahead of what is taken, in bytes.
+  var connectionMemory: Int {
+    self.memory.connection ?? max(32 << 20, 128 * min(self.http2.streamWindowSize, 1 << 31))
+  }
+
   /// `http2.streamWindowSize`, unless a few streams could fill the connection's memory with it.
   var streamWindow: Int {
-    min(self.http2.streamWindowSize, max(HTTP2Settings.initialWindow, self.memory.connection / 4))
+    min(self.http2.streamWindowSize, max(HTTP2Settings.initialWindow, self.connectionMemory / 4))
   }
 
   var http2Settings: HTTP2Settings {

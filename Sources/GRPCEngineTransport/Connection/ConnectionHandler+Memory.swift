@@ -19,6 +19,7 @@ extension ConnectionHandler {
     _ share: inout MemoryAccount.Share,
     came: Int,
     promised: Int,
+    unasked: Int,
     besides: Int,
     isComplete: Bool
   ) {
@@ -28,6 +29,7 @@ extension ConnectionHandler {
       &share,
       came: came,
       promised: promised,
+      unasked: unasked,
       besides: besides,
       isComplete: isComplete
     )
@@ -125,7 +127,10 @@ extension ConnectionHandler {
   func mayGrow(_ share: inout MemoryAccount.Share, by growth: Int) -> Bool {
     let isPoolFull = self.isPoolFull
     let mayGrow = self.memory.mayGrow(&share, by: growth, isPoolFull: isPoolFull)
-    if !mayGrow { self.waitForMemory(isPoolFull: isPoolFull) }
+    if !mayGrow {
+      self.waitForMemory(isPoolFull: isPoolFull)
+      self.lookAtPacesLater()
+    }
     return mayGrow
   }
 
@@ -164,6 +169,20 @@ extension ConnectionHandler {
       guard self.context != nil else { return }
       self.reviewMemory()
       self.flush()
+    }
+  }
+
+  /// While streams wait, sees every second whether it is for some that do not move.
+  private func lookAtPacesLater() {
+    guard !self.isPaceLookScheduled else { return }
+    self.isPaceLookScheduled = true
+    self.eventLoop.assumeIsolated().scheduleTask(in: .seconds(1)) {
+      self.isPaceLookScheduled = false
+      guard self.context != nil, self.memory.nextWaiting != nil else { return }
+      for stream in self.openStreams { stream.lookAtPace() }
+      self.reviewMemory()
+      self.flush()
+      if self.memory.nextWaiting != nil { self.lookAtPacesLater() }
     }
   }
 

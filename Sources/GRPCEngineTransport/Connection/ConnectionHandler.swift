@@ -45,6 +45,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   var isBacklogDue = false
   var isMemoryReviewDue = false
   var isMemoryReviewScheduled = false
+  var isPaceLookScheduled = false
   private var lifecycle: ConnectionLifecycle
   private var timer: Scheduled<Void>?
   private var timerDeadline: NIODeadline?
@@ -90,7 +91,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     self.eventLoop = eventLoop
     self.http2 = HTTP2Connection(configuration.http2Settings)
     self.memory = MemoryAccount(
-      limit: configuration.memory.connection,
+      limit: configuration.connectionMemory,
       window: configuration.http2.connectionWindowSize,
       streamWindow: configuration.streamWindow
     )

@@ -14,9 +14,12 @@ internal import NIOCore
 /// - The *connection's window* opens again only while there is room for all of it. So what comes is
 ///   bounded, whatever a peer does with its streams.
 /// - A message larger than a stream's window needs more window than streams begin with. It gets that
-///   while half of the limit is free, in the order in which streams ask; the others wait at the window
-///   that they have. So a few large messages come at a time, and each of them to its end. When none of
+///   up to a quarter of the limit, and while there is room for what all streams may send unasked, in the
+///   order in which streams ask; the others wait at the window that they have. So a few large messages
+///   come at a time, and each of them to its end, also where many streams begin after them. When none of
 ///   these fits, one may come all the same, and is not counted: a single message can always come.
+/// - What was promised to peers that do not send, or next to nothing, is counted no more after a while,
+///   lest others wait for them. It may come all the same.
 /// - When all that is left would be halves that wait for one another, the newest are *ended* until
 ///   there is room. Requests that are whole are waited for instead: somebody will take them.
 ///
@@ -25,20 +28,37 @@ package struct MemoryAccount {
   /// What one stream costs. The stream keeps it, and the account changes it.
   package struct Share {
     package let stream: Int
-    /// Bytes that came, and those that are promised.
-    package fileprivate(set) var held = 0
+    /// Bytes that came and have not been taken.
+    package fileprivate(set) var came = 0
     /// Bytes that may come beyond the window that every stream has.
     package fileprivate(set) var promised = 0
+    /// Bytes that may come within it.
+    fileprivate var unasked = 0
     /// Bytes of memory beyond what came.
     package fileprivate(set) var besides = 0
     /// Whether the peer has said all that it will.
     package fileprivate(set) var isComplete = false
     package fileprivate(set) var isWaiting = false
+    /// Whether its peer has been seen to take a long time for the message that it sends.
+    package fileprivate(set) var isSlow = false
+    /// Bytes that came since somebody looked whether it is slow.
+    fileprivate var moved = 0
+    /// What the account expects of it.
+    fileprivate var expected = 0
 
     package init(stream: Int) { self.stream = stream }
 
+    /// Bytes that others of the connection wait for.
+    package var held: Int { self.isSlow ? self.came : self.came + self.promised }
     /// Bytes in memory.
-    package var cost: Int { self.held - self.promised + self.besides }
+    package var cost: Int { self.came + self.besides }
+  }
+
+  private struct Exception {
+    let stream: Int
+    let held: Int
+    let expected: Int
+    let large: Int
   }
 
   private let limit: Int
@@ -48,12 +68,16 @@ package struct MemoryAccount {
   package let window: Int
 
   package private(set) var held = 0
+  /// What is held, and what streams may send unasked.
+  private var expected = 0
+  /// What is held of messages that come, beyond the window that every stream has.
+  private var large = 0
   /// Bytes in memory.
   private var cost = 0
   /// What is held of requests that are whole.
   private var complete = 0
-  /// The stream whose message comes although there is no room for it, and what it holds.
-  private var exception: (stream: Int, held: Int)?
+  /// The stream whose message comes although there is no room for it, and what is counted for it.
+  private var exception: Exception?
   /// Streams that need more window, in the order in which they asked.
   private var waiting = CircularBuffer<Int>()
   /// Whether the connection's window is due to open again and does not.
@@ -81,30 +105,79 @@ package struct MemoryAccount {
   /// - Parameters:
   ///   - came: bytes that came and have not been taken.
   ///   - promised: bytes that may come beyond the window that every stream has.
+  ///   - unasked: bytes that may come within it.
   ///   - besides: bytes of memory for what goes out and has not left, or for what is promised.
   /// - Returns: by how many bytes more memory is used.
   package mutating func charge(
     _ share: inout Share,
     came: Int,
     promised: Int,
+    unasked: Int,
     besides: Int,
     isComplete: Bool
   ) -> Int {
-    let held = came + promised
     let change = came + besides - share.cost
-    self.complete += (isComplete ? held : 0) - (share.isComplete ? share.held : 0)
-    self.held += held - share.held
     self.cost += change
-    share.held = held
-    share.promised = promised
-    share.besides = besides
-    share.isComplete = isComplete
-    if self.exception?.stream == share.stream {
-      // Its large message has been taken once no more is left than any stream may hold.
-      self.exception = held > self.streamWindow ? (share.stream, held) : nil
+    self.recount(&share) { share in
+      share.moved += max(0, came - share.came)
+      share.came = came
+      share.promised = promised
+      share.unasked = unasked
+      share.besides = besides
+      share.isComplete = isComplete
+      // Nothing was promised that others would wait for.
+      if promised == 0, share.moved > 0 { share.isSlow = false }
+    }
+    // Its large message has been taken once no more is left than any stream may hold.
+    if self.exception?.stream == share.stream, came + promised <= self.streamWindow {
+      self.exception = nil
     }
     return change
   }
+
+  private mutating func recount(_ share: inout Share, _ change: (inout Share) -> Void) {
+    let (held, complete) = (share.held, share.isComplete ? share.held : 0)
+    let large = self.excess(of: share)
+    change(&share)
+    self.held += share.held - held
+    self.complete += (share.isComplete ? share.held : 0) - complete
+    self.large += self.excess(of: share) - large
+    self.expected -= share.expected
+    share.expected = share.held + (share.isSlow ? 0 : share.unasked)
+    self.expected += share.expected
+    if self.exception?.stream == share.stream { self.except(share) }
+  }
+
+  private func excess(of share: Share) -> Int {
+    share.isComplete ? 0 : max(0, share.held - self.streamWindow)
+  }
+
+  private mutating func except(_ share: Share) {
+    self.exception = Exception(
+      stream: share.stream,
+      held: share.held,
+      expected: share.expected,
+      large: self.excess(of: share)
+    )
+  }
+
+  /// Looks how much of a stream came since the last time: what is promised to one for which more than a
+  /// minute would pass is not counted. To be called once a second for all streams while one waits.
+  package mutating func look(_ share: inout Share) {
+    guard !share.isComplete else { return }
+    let isShut = self.isWindowShut
+    self.recount(&share) { share in
+      // Whom this server lets send nothing is not slow, and gets a second from then on.
+      if !isShut, share.moved <= share.promised / Self.secondsForMessage { share.isSlow = true }
+      share.moved = isShut ? share.promised : 0
+    }
+    // One that stands is no reason to let no other come; but what came of it has to fit.
+    if share.isSlow, self.exception?.stream == share.stream, self.held <= self.limit / 2 {
+      self.exception = nil
+    }
+  }
+
+  private static var secondsForMessage: Int { 64 }
 
   /// Whether a call with headers of `size` bytes may begin.
   package func mayBegin(_ size: Int) -> Bool { self.counted <= self.limit - size }
@@ -117,6 +190,11 @@ package struct MemoryAccount {
     let isFirst = share.isWaiting ? self.waiting.first == share.stream : self.waiting.isEmpty
     if isFirst, !isPoolFull, self.admit(share, growth) {
       self.leave(&share)
+      // It had no time yet.
+      self.recount(&share) { share in
+        share.isSlow = false
+        share.moved = growth
+      }
       return true
     }
     if !share.isWaiting {
@@ -127,11 +205,15 @@ package struct MemoryAccount {
   }
 
   private mutating func admit(_ share: Share, _ growth: Int) -> Bool {
-    if growth <= self.limit / 2 - self.counted { return true }
+    let expected = self.expected - (self.exception?.expected ?? 0)
+    let large = self.large - (self.exception?.large ?? 0)
+    if growth <= self.limit / 4 - large, growth <= self.limit - self.window - expected {
+      return true
+    }
     guard self.exception == nil, self.held - share.held <= self.limit - self.window else {
       return false
     }
-    self.exception = (share.stream, share.held)
+    self.except(share)
     return true
   }
 
@@ -158,21 +240,32 @@ package struct MemoryAccount {
     self.isTight && self.counted - self.complete > self.limit - self.window
   }
 
-  /// Whom to end so that others can go on, the newest first; none unless the account is stuck. The
-  /// oldest stays always.
+  /// Whom to end so that others can go on, slow ones and then the newest first; none unless the account
+  /// is stuck. One stays always, the oldest that is not slow, if any; it may come then whatever its size.
   ///
   /// - Parameter shares: those of all streams.
-  package func streamsInTheWay(_ shares: some Sequence<Share>) -> [Int] {
+  package mutating func streamsInTheWay(_ shares: some Sequence<Share>) -> [Int] {
     guard self.isStuck else { return [] }
     // Some more than must be, so that the next one does not have to look through all of them.
     let target = (self.limit - self.window) / 4 * 3
     var left = self.counted - self.complete
     var streams: [Int] = []
-    let holding = shares.filter { $0.held > 0 && !$0.isComplete }.sorted { $0.stream > $1.stream }
-    for share in holding.dropLast() where left > target && share.stream != self.exception?.stream {
+    let holding = shares.filter { $0.held > 0 && !$0.isComplete }
+      .sorted { ($0.isSlow ? 1 : 0, $0.stream) > ($1.isSlow ? 1 : 0, $1.stream) }
+    let exception = self.exception?.stream
+    for share in holding.dropLast() where left > target && share.stream != exception {
       left -= share.held
       streams.append(share.stream)
     }
+    guard left > self.limit - self.window, let last = holding.last, last.stream != exception else {
+      return streams
+    }
+    if let exception {
+      // One that is whole is waited for.
+      guard holding.contains(where: { $0.stream == exception }) else { return streams }
+      streams.append(exception)
+    }
+    self.except(last)
     return streams
   }
 

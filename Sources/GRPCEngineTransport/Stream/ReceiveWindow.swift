@@ -26,6 +26,13 @@ package struct ReceiveWindow {
   /// Bytes that may still come beyond what every stream may send.
   package var excess: Int { max(0, self.remaining - self.target) }
 
+  /// Bytes that may still come of what every stream may send.
+  package var unasked: Int { max(0, min(self.remaining, self.target)) }
+
+  /// Whether the peer has begun to need more window. Who announces a large message and sends little
+  /// of it does not.
+  package var isHalfUsed: Bool { self.remaining <= self.target / 2 }
+
   /// How much further than `target` the window would have to open for the rest of a message; 0 when it
   /// need not, or must not yet.
   package func growth(missing: Int) -> Int {

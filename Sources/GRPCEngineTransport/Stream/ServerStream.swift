@@ -136,7 +136,9 @@ package final class ServerStream {
     guard self.state.inbound == .open else { return }
     let missing = self.decoder.missingBytes ?? 0
     let growth = self.window.growth(missing: missing)
-    let mayGrow = growth == 0 || self.connection.mayGrow(&self.share, by: growth)
+    let mayGrow =
+      growth == 0
+      || (self.window.isHalfUsed && self.connection.mayGrow(&self.share, by: growth))
     let increment = self.window.grant(
       partial: self.decoder.bufferedBytes,
       missing: mayGrow ? missing : 0
@@ -153,10 +155,12 @@ package final class ServerStream {
     // What is reserved costs memory, as it was mostly in use before; half of it is taken for that. It
     // takes no window from others: what is to fill it is promised, or in the window of each stream.
     let reserved = max(0, self.decoder.reservedBytes / 2 - partial)
+    let isOpen = self.state.inbound == .open
     self.connection.charge(
       &self.share,
       came: self.headSize + self.window.held + partial,
-      promised: self.state.inbound == .open ? self.window.excess : 0,
+      promised: isOpen ? self.window.excess : 0,
+      unasked: isOpen ? self.window.unasked : 0,
       besides: self.unsent + self.heldBack + reserved,
       isComplete: self.state.inbound == .ended
     )
@@ -169,10 +173,13 @@ package final class ServerStream {
     self.grantWindow()
     self.charge()
     guard self.share.isWaiting else { return true }
-    guard self.state.inbound != .open || self.windowGrowth == 0 else { return false }
+    let needsWindow = self.windowGrowth > 0 && self.window.isHalfUsed
+    guard self.state.inbound != .open || !needsWindow else { return false }
     self.connection.leaveWaiting(&self.share)
     return true
   }
+
+  func lookAtPace() { self.connection.memory.look(&self.share) }
 
   private var windowGrowth: Int { self.window.growth(missing: self.decoder.missingBytes ?? 0) }
 
@@ -186,7 +193,14 @@ package final class ServerStream {
     guard !self.isReleased else { return }
     self.isReleased = true
     self.connection.leaveWaiting(&self.share)
-    self.connection.charge(&self.share, came: 0, promised: 0, besides: 0, isComplete: true)
+    self.connection.charge(
+      &self.share,
+      came: 0,
+      promised: 0,
+      unasked: 0,
+      besides: 0,
+      isComplete: true
+    )
   }
 
   /// Ends the stream since others need the memory that is held for it.

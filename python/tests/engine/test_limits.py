@@ -594,6 +594,43 @@ def test_unfinished_messages_that_go_on_all_end(serve, limit, count, length):
 
 
 @ours_only("grpcio has no bound that Python can set")
+@pytest.mark.parametrize(("stalled", "sent"), [(40, 1000), (5, 40_000)])
+def test_uploads_that_stand_still_do_not_hold_up_others(serve, stalled, sent):
+    """As of a proxy's clients, who share its connection; for some seconds if they have come far."""
+    served = serve({"Size": unary_unary(lambda request, _context: b"%d" % len(request))})
+    connection = served.raw()
+    for _ in range(stalled):
+        stream = connection.open(f"/{SERVICE}/Size")
+        connection.send_data(stream, message(bytes(4_000_000))[:sent])
+    body = message(bytes(1_000_000))
+    stream = connection.open(f"/{SERVICE}/Size")
+    start = 0
+    while start < len(body):
+        assert connection.pump(lambda: connection.window(stream) > 0)
+        end = min(start + min(connection.window(stream), 16_000), len(body))
+        connection.send_data(stream, body[start:end], end_stream=end == len(body))
+        start = end
+    assert connection.response(stream).messages == [b"1000000"]
+
+
+@ours_only("grpcio has no bound that Python can set")
+def test_larger_windows_of_streams_raise_the_bound_of_their_connection(serve):
+    """Else a client with 40 streams would have the newest ended, as it does what it was let do."""
+    served = serve(options=[("grpc.http2.lookahead_bytes", 1 << 20)])
+    connection = served.raw()
+    streams = [connection.open(ECHO) for _ in range(40)]
+    for stream in streams:
+        rest = message(b"", length=4 << 20) + bytes(1_000_000)
+        while rest:
+            assert connection.pump(lambda it=stream: connection.window(it) > 0)
+            part = min(connection.window(stream), 16_384)
+            connection.send_data(stream, rest[:part])
+            rest = rest[part:]
+    assert connection.round_trip()
+    assert not any(connection.streams[stream].ended for stream in streams)
+
+
+@ours_only("grpcio has no bound that Python can set")
 @pytest.mark.parametrize("name", ["max_connection_memory", "max_peer_memory"])
 @pytest.mark.parametrize("value", [0, (1 << 20) - 1, -2, (1 << 40) + 1, 1 << 70])
 def test_memory_bound_that_can_not_be_is_refused(serve, name, value):
