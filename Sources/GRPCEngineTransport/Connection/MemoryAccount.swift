@@ -135,6 +135,7 @@ package struct MemoryAccount {
     return change
   }
 
+  @inline(__always)
   private mutating func recount(_ share: inout Share, _ change: (inout Share) -> Void) {
     let (held, complete) = (share.held, share.isComplete ? share.held : 0)
     let large = self.excess(of: share)
@@ -148,6 +149,7 @@ package struct MemoryAccount {
     if self.exception?.stream == share.stream { self.except(share) }
   }
 
+  @inline(__always)
   private func excess(of share: Share) -> Int {
     share.isComplete ? 0 : max(0, share.held - self.streamWindow)
   }
