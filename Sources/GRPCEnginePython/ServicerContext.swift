@@ -47,7 +47,9 @@ class ServicerContext {
   /// grpcio answers UNKNOWN for a code that is no `grpc.StatusCode`; grpc.aio takes its number, too.
   private func statusCode(_ object: PythonPointer) -> StatusCode {
     let known = PythonCollections.value(self.bindings.statusCodes.pointer, object)
-    return (known ?? (self.followsAsyncio ? object : nil))
+    // Nothing else that has a number: to ask for it may run code, amid the end of the call.
+    let isNumber = self.followsAsyncio && py_is_int(object) != 0
+    return (known ?? (isNumber ? object : nil))
       .flatMap { PythonNumber.int($0) }
       .flatMap { StatusCode(rawValue: $0) } ?? .unknown
   }

@@ -24,6 +24,7 @@ static inline int py_is_exact_bytes(PyObject *object) { return PyBytes_CheckExac
 static inline int py_is_bytes(PyObject *object) { return PyBytes_Check(object); }
 static inline int py_is_string(PyObject *object) { return PyUnicode_Check(object); }
 static inline int py_is_exact_string(PyObject *object) { return PyUnicode_CheckExact(object); }
+static inline int py_is_int(PyObject *object) { return PyLong_Check(object); }
 static inline int py_is_exact_int(PyObject *object) { return PyLong_CheckExact(object); }
 static inline int py_is_exact_float(PyObject *object) { return PyFloat_CheckExact(object); }
 static inline int py_is_exact_tuple(PyObject *object) { return PyTuple_CheckExact(object); }

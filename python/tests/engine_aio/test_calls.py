@@ -365,7 +365,12 @@ def test_exception_keeps_the_code_that_was_set(serve):
     assert error.details() == "Unexpected <class 'ValueError'>: bad"
 
 
-@pytest.mark.parametrize("code", [5, 17, -1, 1 << 70, "5", None])
+class Numbered:
+    def __index__(self):
+        return 5
+
+
+@pytest.mark.parametrize("code", [5, 17, -1, 1 << 70, "5", Numbered(), None])
 def test_code_that_is_a_number(serve, code):
     async def fail(request, context):
         await context.abort(code, "none")
