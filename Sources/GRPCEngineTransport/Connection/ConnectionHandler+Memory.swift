@@ -18,6 +18,7 @@ extension ConnectionHandler {
   func charge(
     _ share: inout MemoryAccount.Share,
     came: Int,
+    whole: Int,
     promised: Int,
     unasked: Int,
     besides: Int,
@@ -28,6 +29,7 @@ extension ConnectionHandler {
     let change = self.memory.charge(
       &share,
       came: came,
+      whole: whole,
       promised: promised,
       unasked: unasked,
       besides: besides,
@@ -179,7 +181,7 @@ extension ConnectionHandler {
     self.eventLoop.assumeIsolated().scheduleTask(in: .seconds(1)) {
       self.isPaceLookScheduled = false
       guard self.context != nil, self.memory.nextWaiting != nil else { return }
-      for stream in self.openStreams { stream.lookAtPace() }
+      self.abandon(self.openStreams.filter { $0.lookAtPace() }.map(\.id))
       self.reviewMemory()
       self.flush()
       if self.memory.nextWaiting != nil { self.lookAtPacesLater() }

@@ -18,8 +18,8 @@ internal import NIOCore
 ///   order in which streams ask; the others wait at the window that they have. So a few large messages
 ///   come at a time, and each of them to its end, also where many streams begin after them. When none of
 ///   these fits, one may come all the same, and is not counted: a single message can always come.
-/// - What was promised to peers that do not send, or next to nothing, is counted no more after a while,
-///   lest others wait for them. It may come all the same.
+/// - Those that stand still, or would need long, leave a quarter to others as well, lest these wait for
+///   them. Who stands for half a minute while others wait is *ended*.
 /// - When all that is left would be halves that wait for one another, the newest are *ended* until
 ///   there is room. Requests that are whole are waited for instead: somebody will take them.
 ///
@@ -30,6 +30,8 @@ package struct MemoryAccount {
     package let stream: Int
     /// Bytes that came and have not been taken.
     package fileprivate(set) var came = 0
+    /// Bytes of them in whole messages.
+    fileprivate var whole = 0
     /// Bytes that may come beyond the window that every stream has.
     package fileprivate(set) var promised = 0
     /// Bytes that may come within it.
@@ -43,13 +45,15 @@ package struct MemoryAccount {
     package fileprivate(set) var isSlow = false
     /// Bytes that came since somebody looked whether it is slow.
     fileprivate var moved = 0
+    /// How often in a row somebody has looked and nothing had come of what was promised.
+    fileprivate var standing = 0
     /// What the account expects of it.
     fileprivate var expected = 0
 
     package init(stream: Int) { self.stream = stream }
 
     /// Bytes that others of the connection wait for.
-    package var held: Int { self.isSlow ? self.came : self.came + self.promised }
+    package var held: Int { self.came + self.promised }
     /// Bytes in memory.
     package var cost: Int { self.came + self.besides }
   }
@@ -59,6 +63,7 @@ package struct MemoryAccount {
     let held: Int
     let expected: Int
     let large: Int
+    let slow: Int
   }
 
   private let limit: Int
@@ -72,6 +77,8 @@ package struct MemoryAccount {
   private var expected = 0
   /// What is held of messages that come, beyond the window that every stream has.
   private var large = 0
+  /// What of it is of slow ones.
+  private var slow = 0
   /// Bytes in memory.
   private var cost = 0
   /// What is held of requests that are whole.
@@ -104,6 +111,7 @@ package struct MemoryAccount {
   ///
   /// - Parameters:
   ///   - came: bytes that came and have not been taken.
+  ///   - whole: those of them in whole messages.
   ///   - promised: bytes that may come beyond the window that every stream has.
   ///   - unasked: bytes that may come within it.
   ///   - besides: bytes of memory for what goes out and has not left, or for what is promised.
@@ -111,6 +119,7 @@ package struct MemoryAccount {
   package mutating func charge(
     _ share: inout Share,
     came: Int,
+    whole: Int,
     promised: Int,
     unasked: Int,
     besides: Int,
@@ -121,6 +130,7 @@ package struct MemoryAccount {
     self.recount(&share) { share in
       share.moved += max(0, came - share.came)
       share.came = came
+      share.whole = whole
       share.promised = promised
       share.unasked = unasked
       share.besides = besides
@@ -138,11 +148,12 @@ package struct MemoryAccount {
   @inline(__always)
   private mutating func recount(_ share: inout Share, _ change: (inout Share) -> Void) {
     let (held, complete) = (share.held, share.isComplete ? share.held : 0)
-    let large = self.excess(of: share)
+    let (large, slow) = (self.excess(of: share), self.slow(share))
     change(&share)
     self.held += share.held - held
     self.complete += (share.isComplete ? share.held : 0) - complete
     self.large += self.excess(of: share) - large
+    self.slow += self.slow(share) - slow
     self.expected -= share.expected
     share.expected = share.held + (share.isSlow ? 0 : share.unasked)
     self.expected += share.expected
@@ -151,35 +162,47 @@ package struct MemoryAccount {
 
   @inline(__always)
   private func excess(of share: Share) -> Int {
-    share.isComplete ? 0 : max(0, share.held - self.streamWindow)
+    share.isComplete ? 0 : max(0, share.held - share.whole - self.streamWindow)
   }
+
+  private func slow(_ share: Share) -> Int { share.isSlow ? self.excess(of: share) : 0 }
 
   private mutating func except(_ share: Share) {
     self.exception = Exception(
       stream: share.stream,
       held: share.held,
       expected: share.expected,
-      large: self.excess(of: share)
+      large: self.excess(of: share),
+      slow: self.slow(share)
     )
   }
 
-  /// Looks how much of a stream came since the last time: what is promised to one for which more than a
-  /// minute would pass is not counted. To be called once a second for all streams while one waits.
-  package mutating func look(_ share: inout Share) {
-    guard !share.isComplete else { return }
+  /// Looks how much of a stream came since the last time: one for which more than a minute would pass is
+  /// slow. To be called once a second for all streams while one waits.
+  ///
+  /// - Returns: whether it has stood still for so long that it is to end.
+  package mutating func look(_ share: inout Share) -> Bool {
+    guard !share.isComplete else { return false }
     let isShut = self.isWindowShut
     self.recount(&share) { share in
       // Whom this server lets send nothing is not slow, and gets a second from then on.
-      if !isShut, share.moved <= share.promised / Self.secondsForMessage { share.isSlow = true }
-      share.moved = isShut ? share.promised : 0
+      if !isShut, !share.isWaiting, share.moved <= share.promised / Self.secondsForMessage {
+        share.isSlow = true
+      }
+      share.standing = share.moved == 0 && share.promised > 0 ? share.standing + 1 : 0
+      share.moved = isShut ? max(1, share.promised) : 0
     }
-    // One that stands is no reason to let no other come; but what came of it has to fit.
-    if share.isSlow, self.exception?.stream == share.stream, self.held <= self.limit / 2 {
+    // A slow one is no reason to let no other come, if there is room for all of it.
+    if share.isSlow, self.exception?.stream == share.stream, self.large <= self.limit / 2,
+      self.expected <= self.limit - self.window
+    {
       self.exception = nil
     }
+    return share.standing >= Self.secondsToStand
   }
 
   private static var secondsForMessage: Int { 64 }
+  private static var secondsToStand: Int { 30 }
 
   /// Whether a call with headers of `size` bytes may begin.
   package func mayBegin(_ size: Int) -> Bool { self.counted <= self.limit - size }
@@ -209,7 +232,10 @@ package struct MemoryAccount {
   private mutating func admit(_ share: Share, _ growth: Int) -> Bool {
     let expected = self.expected - (self.exception?.expected ?? 0)
     let large = self.large - (self.exception?.large ?? 0)
-    if growth <= self.limit / 4 - large, growth <= self.limit - self.window - expected {
+    let slow = self.slow - (self.exception?.slow ?? 0)
+    if growth <= self.limit / 4 - (large - slow), growth <= self.limit / 2 - large,
+      growth <= self.limit - self.window - expected
+    {
       return true
     }
     guard self.exception == nil, self.held - share.held <= self.limit - self.window else {

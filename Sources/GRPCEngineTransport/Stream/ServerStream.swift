@@ -159,6 +159,7 @@ package final class ServerStream {
     self.connection.charge(
       &self.share,
       came: self.headSize + self.window.held + partial,
+      whole: self.window.held,
       promised: isOpen ? self.window.excess : 0,
       unasked: isOpen ? self.window.unasked : 0,
       besides: self.unsent + self.heldBack + reserved,
@@ -179,7 +180,8 @@ package final class ServerStream {
     return true
   }
 
-  func lookAtPace() { self.connection.memory.look(&self.share) }
+  /// - Returns: whether it has stood still for so long that it is to end.
+  func lookAtPace() -> Bool { self.connection.memory.look(&self.share) }
 
   private var windowGrowth: Int { self.window.growth(missing: self.decoder.missingBytes ?? 0) }
 
@@ -196,6 +198,7 @@ package final class ServerStream {
     self.connection.charge(
       &self.share,
       came: 0,
+      whole: 0,
       promised: 0,
       unasked: 0,
       besides: 0,

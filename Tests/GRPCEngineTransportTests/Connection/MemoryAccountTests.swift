@@ -87,11 +87,17 @@ struct MemoryAccountTests {
       self.review()
     }
 
+    private mutating func end(_ id: Int) {
+      self.ended.append(id)
+      if var stream = self.streams.removeValue(forKey: id) { self.forget(&stream) }
+    }
+
     private mutating func forget(_ stream: inout Stream) {
       self.account.leave(&stream.share)
       self.told += self.account.charge(
         &stream.share,
         came: 0,
+        whole: 0,
         promised: 0,
         unasked: 0,
         besides: 0,
@@ -104,6 +110,7 @@ struct MemoryAccountTests {
       self.told += self.account.charge(
         &stream.share,
         came: stream.came,
+        whole: stream.window.held,
         promised: stream.promised,
         unasked: stream.isComplete ? 0 : stream.window.unasked,
         besides: 0,
@@ -139,20 +146,40 @@ struct MemoryAccountTests {
     /// A second passes.
     mutating func look() {
       for id in self.streams.keys {
-        if var stream = self.streams[id] {
-          self.account.look(&stream.share)
-          self.streams[id] = stream
-        }
+        guard var stream = self.streams[id] else { continue }
+        let isToEnd = self.account.look(&stream.share)
+        self.streams[id] = stream
+        if isToEnd { self.end(id) }
       }
       self.review()
     }
 
+    /// A stream is no unary call, and another message comes.
+    mutating func goOn(_ id: Int, message: Int) {
+      self.streams[id]?.isComplete = false
+      self.streams[id]?.missing = message
+      self.charge(id)
+    }
+
+    /// Everybody sends all, and servicers take it.
+    mutating func finish() {
+      var moved = true
+      while moved {
+        moved = false
+        for id in self.streams.keys.sorted() {
+          moved = self.receive(id) > 0 || moved
+          if self.streams[id]?.isComplete == true {
+            self.consume(id)
+            self.close(id)
+            moved = true
+          }
+        }
+      }
+    }
+
     mutating func review() {
       for id in self.account.streamsInTheWay(self.streams.values.map(\.share)) {
-        self.ended.append(id)
-        if var stream = self.streams.removeValue(forKey: id) {
-          self.forget(&stream)
-        }
+        self.end(id)
       }
       while let id = self.account.nextWaiting {
         #expect(self.streams[id] != nil, "nobody waits who is gone")
@@ -276,16 +303,21 @@ struct MemoryAccountTests {
     #expect(model.ended.isEmpty)
   }
 
-  @Test("Who does not send what is let come holds others up for a moment", arguments: [1, 5, 40])
-  func stalled(count: Int) {
+  @Test(
+    "Who stands still holds others up for seconds, and ends if there are many",
+    arguments: [(1, 33 * kib, false), (3, 33 * kib, false), (3, mib, false), (9, 33 * kib, true)]
+  )
+  func stalled(count: Int, sent: Int, areEnded: Bool) {
     var model = Model(limit: 32 * Self.mib)
-    for _ in 0..<count {
-      model.open(message: 40 * Self.mib / count)
-      model.receive(model.nextStream - 2, atMost: 33 * Self.kib)
+    for _ in 0..<count { model.open(message: 4 * Self.mib) }
+    for id in model.streams.keys.sorted() { model.receive(id, atMost: sent) }
+    for id in model.streams.keys.sorted() {
+      let came = model.streams[id]?.partial ?? 0
+      model.receive(id, atMost: sent - came)
     }
     let good = model.nextStream
     for _ in 0..<20 { model.open(message: Self.mib) }
-    for _ in 0..<14 {
+    for _ in 0..<(areEnded ? 35 : 3) {
       var moved = true
       while moved {
         moved = false
@@ -299,22 +331,42 @@ struct MemoryAccountTests {
       }
       model.look()
     }
-    #expect(model.streams.count == count, "all others have come")
-    #expect(model.ended.isEmpty)
-    // They come after all, and are not slow any more.
-    for _ in 0..<3 {
-      for id in model.streams.keys.sorted() {
-        while model.receive(id) > 0 {}
-        if model.streams[id]?.isComplete == true {
-          model.consume(id)
-          model.close(id)
-        }
-      }
-      model.look()
+    #expect(model.streams.keys.allSatisfy { $0 < good }, "all others have come")
+    #expect(model.ended.allSatisfy { $0 < good })
+    #expect(model.ended.isEmpty != areEnded)
+    // The others come after all.
+    let ended = model.ended.count
+    model.finish()
+    #expect(model.streams.isEmpty)
+    #expect(model.ended.count == ended)
+    #expect(model.account.held == 0)
+  }
+
+  @Test("Whole messages that wait for their servicers hold no other message up")
+  func waitingMessages() {
+    var model = Model(limit: 32 * Self.mib)
+    for _ in 0..<6 {
+      model.open(message: 4 * Self.mib)
+      let id = model.nextStream - 2
+      while model.receive(id) > 0 {}
+      model.goOn(id, message: 4 * Self.mib)
     }
+    model.open(message: Self.mib)
+    let id = model.nextStream - 2
+    while model.receive(id) > 0 {}
+    #expect(model.streams[id]?.isComplete == true)
+    #expect(model.ended.isEmpty)
+  }
+
+  @Test("A connection that pauses for a while loses nothing", arguments: [(100, 8), (40, 20)])
+  func pause(count: Int, seconds: Int) {
+    var model = Model(limit: 32 * Self.mib)
+    for _ in 0..<count { model.open(message: 4 * Self.mib) }
+    for _ in 0..<8 { for id in model.streams.keys.sorted() { model.receive(id) } }
+    for _ in 0..<seconds { model.look() }
+    model.finish()
     #expect(model.streams.isEmpty)
     #expect(model.ended.isEmpty)
-    #expect(model.account.held == 0)
   }
 
   @Test("While all connections hold too much nothing opens, and afterwards all goes on")
@@ -339,6 +391,7 @@ struct MemoryAccountTests {
       _ = account.charge(
         &shares[index],
         came: 50,
+        whole: 0,
         promised: 50 * index,
         unasked: 0,
         besides: 50,
@@ -349,7 +402,15 @@ struct MemoryAccountTests {
     let one = [shares[0]]
     var other = MemoryAccount(limit: .max, window: Self.mib, streamWindow: 100)
     var share = MemoryAccount.Share(stream: 0)
-    _ = other.charge(&share, came: 50, promised: 0, unasked: 0, besides: 0, isComplete: false)
+    _ = other.charge(
+      &share,
+      came: 50,
+      whole: 0,
+      promised: 0,
+      unasked: 0,
+      besides: 0,
+      isComplete: false
+    )
     #expect(other.newestHalf([share], isOnlyHolder: true).isEmpty)
     #expect(other.newestHalf(one, isOnlyHolder: false) == [0])
   }
@@ -393,6 +454,7 @@ struct MemoryAccountTests {
     _ = account.charge(
       &share,
       came: Self.mib - 100,
+      whole: 0,
       promised: 0,
       unasked: 0,
       besides: 0,

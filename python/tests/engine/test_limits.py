@@ -594,7 +594,7 @@ def test_unfinished_messages_that_go_on_all_end(serve, limit, count, length):
 
 
 @ours_only("grpcio has no bound that Python can set")
-@pytest.mark.parametrize(("stalled", "sent"), [(40, 1000), (5, 40_000)])
+@pytest.mark.parametrize(("stalled", "sent"), [(40, 1000), (3, 40_000)])
 def test_uploads_that_stand_still_do_not_hold_up_others(serve, stalled, sent):
     """As of a proxy's clients, who share its connection; for some seconds if they have come far."""
     served = serve({"Size": unary_unary(lambda request, _context: b"%d" % len(request))})
