@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import ClassVar
 from unittest import mock
 
@@ -370,10 +370,15 @@ def test_a_proxy_in_the_place_of_a_connection_is_left_alone():
 
 
 @pytest.mark.parametrize("is_calls", [True, False])
-def test_copy_of_a_connection_is_used_for_itself(is_calls):
+@pytest.mark.parametrize("has_slots", [True, False])
+def test_copy_of_a_connection_is_used_for_itself(is_calls, has_slots):
     """As by those who write what is to stay outside of a transaction."""
 
     def work():
+        if has_slots:
+            connections["default"] = SlottedWrapper(connection.settings_dict, "default")
+            connections["default"].extra = None
+            held_connections._watch(connections["default"])
         if is_calls:
             hygiene.CALL_HYGIENE.enter()
         copied = connections["default"]
@@ -441,6 +446,72 @@ def test_what_a_test_has_put_into_the_class_may_call_what_was_the_connections(na
         return asked
 
     assert in_thread(work) == [name]
+
+
+@pytest.mark.parametrize("takes", ["another is put there", "it is deleted"])
+def test_a_connection_that_is_put_back_is_looked_after_again(takes):
+    def work():
+        ask()
+        hygiene.CALL_HYGIENE.enter()
+        its_own = connections["default"]
+        if takes == "it is deleted":
+            del connections["default"]
+        else:
+            connections["default"] = its_own.copy()
+        ask()
+        connections["default"].connection.close()  # it is in memory
+        connections["default"] = its_own
+        its_own.connection.close()
+        its_own.connection = None
+        ask()
+        its_own.set_autocommit(False)
+        hygiene.CALL_HYGIENE.leave()
+        hygiene.CALL_HYGIENE.enter()
+        assert its_own in held_connections.thread.held.connections
+        assert its_own.get_autocommit()
+        hygiene.CALL_HYGIENE.leave()
+
+    in_thread(work)
+
+
+def test_a_mock_that_claims_to_be_a_hook_stays():
+    def work():
+        hygiene.CALL_HYGIENE.enter()
+        with mock.patch.object(connections["default"], "connect", autospec=True) as connect:
+            held_connections._watch(connections["default"])
+            connections["default"].connect()
+        assert len(connect.mock_calls) == 1
+        hygiene.CALL_HYGIENE.leave()
+
+    in_thread(work)
+
+
+def test_what_somebody_has_put_in_the_place_of_a_method_stays():
+    """A function of theirs, bound to the connection, as well."""
+
+    def work():
+        asked = []
+
+        def connect(self):
+            asked.append(self)
+            DatabaseWrapper.connect(self)
+
+        its_own = connections["default"]
+        its_own.connect = MethodType(connect, its_own)
+        ask()
+        held_connections._watch(its_own)
+        its_own.connection.close()
+        its_own.connection = None
+        ask()
+        return asked == [its_own] * 2
+
+    assert in_thread(work)
+
+
+class SlottedWrapper(DatabaseWrapper):
+    """A backend with some of its state in slots."""
+
+    __slots__ = ("extra",)
 
 
 class OtherWrapper(DatabaseWrapper):

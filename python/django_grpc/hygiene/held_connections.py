@@ -12,6 +12,7 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
+from django.db.utils import ConnectionHandler
 
 from django_grpc.hygiene import cursors
 from django_grpc.hygiene.atomic_blocks import AtomicBlocks, LostBlocks
@@ -253,7 +254,20 @@ def create_connection(alias: str) -> BaseDatabaseWrapper:
     return connection
 
 
+class _WatchedConnections(ConnectionHandler):
+    """What `django.db.connections` is: a thread holds what is put there, and not what is taken."""
+
+    def __setitem__(self, alias: str, connection: Any) -> None:
+        super().__setitem__(alias, connection)
+        thread.refresh()
+
+    def __delitem__(self, alias: str) -> None:
+        super().__delitem__(alias)
+        thread.refresh()
+
+
 connections.create_connection = create_connection  # type: ignore[method-assign]
+connections.__class__ = _WatchedConnections
 
 
 def remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:

@@ -6,8 +6,10 @@ is what receivers of ``connection_created`` ask for as its sender, and what back
 
 import copyreg
 import functools
+import threading
 import weakref
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -27,11 +29,12 @@ class _Hook:
         arguments: tuple[object, ...],
     ) -> None:
         self._connection = weakref.ref(connection)
-        self._name = name
+        self._name = self.__name__ = name
         self._function = function
         self._arguments = arguments
         self._was_in_class = _in_class(connection, name)
-        self._is_proceeding = False
+        #: The threads that do what the class says now: tests share connections.
+        self._proceeding: set[int] = set()
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         connection = self._connection()
@@ -45,18 +48,19 @@ class _Hook:
 
         That may call what was the connection's before, and means what was in the class then.
         """
-        if self._is_proceeding:
+        thread, method = threading.get_ident(), _in_class(connection, self._name)
+        is_again = thread in self._proceeding
+        if is_again and isinstance(self._was_in_class, FunctionType):
             method = self._was_in_class
-        else:
-            method = _in_class(connection, self._name)
-        was_proceeding, self._is_proceeding = self._is_proceeding, True
+        self._proceeding.add(thread)
         try:
             # Bound as Python binds it: it need not be a function.
             if (bind := getattr(method, "__get__", None)) is not None:
                 method = bind(connection, type(connection))
             return method(*arguments, **keywords)
         finally:
-            self._is_proceeding = was_proceeding
+            if not is_again:
+                self._proceeding.discard(thread)
 
 
 def hook(
@@ -66,17 +70,15 @@ def hook(
 
     Args:
         connection: Whose method it is. A copy of it has its own.
-        name: The method's. What somebody has put in its place stays.
+        name: The method's. What somebody has put in its place stays, and what is no method.
         function: Called with the connection, a function that does what the method would, and the
             arguments.
         *arguments: As they are.
     """
-    standing = vars(connection).get(name)
-    if (
-        standing is None
-        or isinstance(standing, _Hook)
-        or getattr(standing, "__self__", None) is connection
-    ):
+    in_class, standing = _in_class(connection, name), vars(connection).get(name)
+    is_method = callable(in_class) or isinstance(in_class, staticmethod | classmethod)
+    is_own = standing is None or type(standing) is _Hook  # which a mock may claim to be
+    if is_method and (is_own or getattr(standing, "__func__", None) is in_class):
         setattr(connection, name, _Hook(connection, name, function, arguments))
         copyreg.dispatch_table.setdefault(type(connection), _reduce_without_hooks)
 
@@ -91,7 +93,15 @@ def _reduce_without_hooks(connection: Any) -> Any:
     They would act on the connection that they were made for, and end its transaction even.
     """
     reduced = connection.__reduce_ex__(4)
-    if isinstance(reduced, tuple) and len(reduced) > 2 and isinstance(reduced[2], dict):
-        state = {name: it for name, it in reduced[2].items() if not isinstance(it, _Hook)}
-        return (*reduced[:2], state, *reduced[3:])
-    return reduced
+    if not isinstance(reduced, tuple) or len(reduced) < 3:
+        return reduced
+    made, arguments, state, *rest = reduced
+    if isinstance(state, tuple):  # of a class with slots
+        state = (*map(_without_hooks, state),)
+    return (made, arguments, _without_hooks(state), *rest)
+
+
+def _without_hooks(state: Any) -> Any:
+    if not isinstance(state, dict):
+        return state
+    return {name: it for name, it in state.items() if type(it) is not _Hook}
