@@ -9,7 +9,7 @@ internal import NIOCore
 /// what costs memory and is not for windows of ours to stop: what goes out and has not left, and room
 /// that is reserved for the rest of a message.
 ///
-/// Three things keep what came within `limit`:
+/// This keeps what came within `limit`, and messages coming:
 ///
 /// - The *connection's window* opens again only while there is room for all of it. So what comes is
 ///   bounded, whatever a peer does with its streams.
