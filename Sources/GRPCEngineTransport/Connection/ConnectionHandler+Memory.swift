@@ -19,8 +19,7 @@ extension ConnectionHandler {
     _ share: inout MemoryAccount.Share,
     came: Int,
     whole: Int,
-    promised: Int,
-    unasked: Int,
+    mayCome: Int,
     besides: Int,
     isComplete: Bool
   ) {
@@ -30,8 +29,7 @@ extension ConnectionHandler {
       &share,
       came: came,
       whole: whole,
-      promised: promised,
-      unasked: unasked,
+      mayCome: mayCome,
       besides: besides,
       isComplete: isComplete
     )

@@ -32,10 +32,10 @@ package struct MemoryAccount {
     package fileprivate(set) var came = 0
     /// Bytes of them in whole messages.
     fileprivate var whole = 0
-    /// Bytes that may come beyond the window that every stream has.
+    /// Bytes that the peer may send.
+    fileprivate var mayCome = 0
+    /// Those of them beyond the window that every stream has.
     package fileprivate(set) var promised = 0
-    /// Bytes that may come within it.
-    fileprivate var unasked = 0
     /// Bytes of memory beyond what came.
     package fileprivate(set) var besides = 0
     /// Whether the peer has said all that it will.
@@ -47,8 +47,8 @@ package struct MemoryAccount {
     fileprivate var moved = 0
     /// How often in a row somebody has looked and nothing had come of what was promised.
     fileprivate var standing = 0
-    /// What the account expects of it.
-    fileprivate var expected = 0
+    /// What is counted for it.
+    fileprivate var claim = Claim()
 
     package init(stream: Int) { self.stream = stream }
 
@@ -58,12 +58,34 @@ package struct MemoryAccount {
     package var cost: Int { self.came + self.besides }
   }
 
-  private struct Exception {
-    let stream: Int
-    let held: Int
-    let expected: Int
-    let large: Int
-    let slow: Int
+  /// What is counted for a stream, or for all of them.
+  fileprivate struct Claim {
+    /// Bytes that others of the connection wait for.
+    var held = 0
+    /// Those, and what may come unasked.
+    var expected = 0
+    /// What is held of a message that comes, beyond the window that every stream has.
+    var large = 0
+    /// That, if it is slow.
+    var slow = 0
+    /// What is held of requests that are whole.
+    var complete = 0
+
+    static func += (total: inout Self, claim: Self) {
+      total.held += claim.held
+      total.expected += claim.expected
+      total.large += claim.large
+      total.slow += claim.slow
+      total.complete += claim.complete
+    }
+
+    static func -= (total: inout Self, claim: Self) {
+      total.held -= claim.held
+      total.expected -= claim.expected
+      total.large -= claim.large
+      total.slow -= claim.slow
+      total.complete -= claim.complete
+    }
   }
 
   private let limit: Int
@@ -72,19 +94,12 @@ package struct MemoryAccount {
   /// How far the connection's window opens.
   package let window: Int
 
-  package private(set) var held = 0
-  /// What is held, and what streams may send unasked.
-  private var expected = 0
-  /// What is held of messages that come, beyond the window that every stream has.
-  private var large = 0
-  /// What of it is of slow ones.
-  private var slow = 0
+  /// What is counted for all streams.
+  private var total = Claim()
   /// Bytes in memory.
   private var cost = 0
-  /// What is held of requests that are whole.
-  private var complete = 0
   /// The stream whose message comes although there is no room for it, and what is counted for it.
-  private var exception: Exception?
+  private var exception: (stream: Int, claim: Claim)?
   /// Streams that need more window, in the order in which they asked.
   private var waiting = CircularBuffer<Int>()
   /// Whether the connection's window is due to open again and does not.
@@ -102,8 +117,15 @@ package struct MemoryAccount {
   /// Whether something waits for others to be released.
   package var isTight: Bool { self.isWindowShut || !self.waiting.isEmpty }
 
-  private var counted: Int { self.held - (self.exception?.held ?? 0) }
-  private var hasRoom: Bool { self.counted <= self.limit - self.window }
+  package var held: Int { self.total.held }
+
+  /// What is counted but for the exception.
+  private var counted: Claim {
+    var counted = self.total
+    if let exception = self.exception { counted -= exception.claim }
+    return counted
+  }
+  private var hasRoom: Bool { self.counted.held <= self.limit - self.window }
 
   // MARK: Events
 
@@ -112,34 +134,33 @@ package struct MemoryAccount {
   /// - Parameters:
   ///   - came: bytes that came and have not been taken.
   ///   - whole: those of them in whole messages.
-  ///   - promised: bytes that may come beyond the window that every stream has.
-  ///   - unasked: bytes that may come within it.
+  ///   - mayCome: bytes that the peer may send.
   ///   - besides: bytes of memory for what goes out and has not left, or for what is promised.
   /// - Returns: by how many bytes more memory is used.
   package mutating func charge(
     _ share: inout Share,
     came: Int,
     whole: Int,
-    promised: Int,
-    unasked: Int,
+    mayCome: Int,
     besides: Int,
     isComplete: Bool
   ) -> Int {
     let change = came + besides - share.cost
     self.cost += change
+    let promised = max(0, mayCome - self.streamWindow)
     self.recount(&share) { share in
       share.moved += max(0, came - share.came)
       share.came = came
       share.whole = whole
+      share.mayCome = mayCome
       share.promised = promised
-      share.unasked = unasked
       share.besides = besides
       share.isComplete = isComplete
       // Nothing was promised that others would wait for.
       if promised == 0, share.moved > 0 { share.isSlow = false }
     }
     // Its large message has been taken once no more is left than any stream may hold.
-    if self.exception?.stream == share.stream, came + promised <= self.streamWindow {
+    if self.exception?.stream == share.stream, share.held <= self.streamWindow {
       self.exception = nil
     }
     return change
@@ -147,33 +168,22 @@ package struct MemoryAccount {
 
   @inline(__always)
   private mutating func recount(_ share: inout Share, _ change: (inout Share) -> Void) {
-    let (held, complete) = (share.held, share.isComplete ? share.held : 0)
-    let (large, slow) = (self.excess(of: share), self.slow(share))
+    self.total -= share.claim
     change(&share)
-    self.held += share.held - held
-    self.complete += (share.isComplete ? share.held : 0) - complete
-    self.large += self.excess(of: share) - large
-    self.slow += self.slow(share) - slow
-    self.expected -= share.expected
-    share.expected = share.held + (share.isSlow ? 0 : share.unasked)
-    self.expected += share.expected
-    if self.exception?.stream == share.stream { self.except(share) }
+    share.claim = self.claim(of: share)
+    self.total += share.claim
+    if self.exception?.stream == share.stream { self.exception?.claim = share.claim }
   }
 
   @inline(__always)
-  private func excess(of share: Share) -> Int {
-    share.isComplete ? 0 : max(0, share.held - share.whole - self.streamWindow)
-  }
-
-  private func slow(_ share: Share) -> Int { share.isSlow ? self.excess(of: share) : 0 }
-
-  private mutating func except(_ share: Share) {
-    self.exception = Exception(
-      stream: share.stream,
+  private func claim(of share: Share) -> Claim {
+    let large = share.isComplete ? 0 : max(0, share.held - share.whole - self.streamWindow)
+    return Claim(
       held: share.held,
-      expected: share.expected,
-      large: self.excess(of: share),
-      slow: self.slow(share)
+      expected: share.isSlow ? share.held : share.came + share.mayCome,
+      large: large,
+      slow: share.isSlow ? large : 0,
+      complete: share.isComplete ? share.held : 0
     )
   }
 
@@ -193,8 +203,8 @@ package struct MemoryAccount {
       share.moved = isShut ? max(1, share.promised) : 0
     }
     // A slow one is no reason to let no other come, if there is room for all of it.
-    if share.isSlow, self.exception?.stream == share.stream, self.large <= self.limit / 2,
-      self.expected <= self.limit - self.window
+    if share.isSlow, self.exception?.stream == share.stream,
+      self.total.large <= self.limit / 2, self.total.expected <= self.limit - self.window
     {
       self.exception = nil
     }
@@ -205,7 +215,7 @@ package struct MemoryAccount {
   private static var secondsToStand: Int { 30 }
 
   /// Whether a call with headers of `size` bytes may begin.
-  package func mayBegin(_ size: Int) -> Bool { self.counted <= self.limit - size }
+  package func mayBegin(_ size: Int) -> Bool { self.counted.held <= self.limit - size }
 
   /// Whether the window of a stream may open for `growth` bytes more than others; otherwise it has its
   /// turn later, as `nextWaiting`.
@@ -230,18 +240,17 @@ package struct MemoryAccount {
   }
 
   private mutating func admit(_ share: Share, _ growth: Int) -> Bool {
-    let expected = self.expected - (self.exception?.expected ?? 0)
-    let large = self.large - (self.exception?.large ?? 0)
-    let slow = self.slow - (self.exception?.slow ?? 0)
-    if growth <= self.limit / 4 - (large - slow), growth <= self.limit / 2 - large,
-      growth <= self.limit - self.window - expected
+    let counted = self.counted
+    if growth <= self.limit / 4 - (counted.large - counted.slow),
+      growth <= self.limit / 2 - counted.large,
+      growth <= self.limit - self.window - counted.expected
     {
       return true
     }
     guard self.exception == nil, self.held - share.held <= self.limit - self.window else {
       return false
     }
-    self.except(share)
+    self.exception = (share.stream, share.claim)
     return true
   }
 
@@ -265,7 +274,7 @@ package struct MemoryAccount {
 
   /// Whether what waits will wait for ever: no request that is whole will make room for it.
   package var isStuck: Bool {
-    self.isTight && self.counted - self.complete > self.limit - self.window
+    self.isTight && self.counted.held - self.total.complete > self.limit - self.window
   }
 
   /// Whom to end so that others can go on, slow ones and then the newest first; none unless the account
@@ -276,7 +285,7 @@ package struct MemoryAccount {
     guard self.isStuck else { return [] }
     // Some more than must be, so that the next one does not have to look through all of them.
     let target = (self.limit - self.window) / 4 * 3
-    var left = self.counted - self.complete
+    var left = self.counted.held - self.total.complete
     var streams: [Int] = []
     let holding = shares.filter { $0.held > 0 && !$0.isComplete }
       .sorted { ($0.isSlow ? 1 : 0, $0.stream) > ($1.isSlow ? 1 : 0, $1.stream) }
@@ -293,7 +302,7 @@ package struct MemoryAccount {
       guard holding.contains(where: { $0.stream == exception }) else { return streams }
       streams.append(exception)
     }
-    self.except(last)
+    self.exception = (last.stream, last.claim)
     return streams
   }
 

@@ -23,12 +23,6 @@ package struct ReceiveWindow {
 
   package mutating func consumed(_ length: Int) { self.held -= length }
 
-  /// Bytes that may still come beyond what every stream may send.
-  package var excess: Int { max(0, self.remaining - self.target) }
-
-  /// Bytes that may still come of what every stream may send.
-  package var unasked: Int { max(0, min(self.remaining, self.target)) }
-
   /// Whether the peer has begun to need more window. Who announces a large message and sends little
   /// of it does not.
   package var isHalfUsed: Bool { self.remaining <= self.target / 2 }

@@ -134,14 +134,13 @@ package final class ServerStream {
 
   private func grantWindow() {
     guard self.state.inbound == .open else { return }
-    let missing = self.decoder.missingBytes ?? 0
-    let growth = self.window.growth(missing: missing)
+    let growth = self.windowGrowth
     let mayGrow =
       growth == 0
       || (self.window.isHalfUsed && self.connection.mayGrow(&self.share, by: growth))
     let increment = self.window.grant(
       partial: self.decoder.bufferedBytes,
-      missing: mayGrow ? missing : 0
+      missing: mayGrow ? self.decoder.missingBytes ?? 0 : 0
     )
     if increment > 0 { self.connection.openWindow(of: self, by: increment) }
   }
@@ -155,13 +154,11 @@ package final class ServerStream {
     // What is reserved costs memory, as it was mostly in use before; half of it is taken for that. It
     // takes no window from others: what is to fill it is promised, or in the window of each stream.
     let reserved = max(0, self.decoder.reservedBytes / 2 - partial)
-    let isOpen = self.state.inbound == .open
     self.connection.charge(
       &self.share,
       came: self.headSize + self.window.held + partial,
       whole: self.window.held,
-      promised: isOpen ? self.window.excess : 0,
-      unasked: isOpen ? self.window.unasked : 0,
+      mayCome: self.state.inbound == .open ? max(0, self.window.remaining) : 0,
       besides: self.unsent + self.heldBack + reserved,
       isComplete: self.state.inbound == .ended
     )
@@ -199,8 +196,7 @@ package final class ServerStream {
       &self.share,
       came: 0,
       whole: 0,
-      promised: 0,
-      unasked: 0,
+      mayCome: 0,
       besides: 0,
       isComplete: true
     )

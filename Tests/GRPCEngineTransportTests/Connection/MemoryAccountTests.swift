@@ -18,7 +18,7 @@ struct MemoryAccountTests {
       var isComplete = false
 
       var came: Int { self.window.held + self.partial }
-      var promised: Int { self.isComplete ? 0 : self.window.excess }
+      var mayCome: Int { self.isComplete ? 0 : self.window.remaining }
     }
 
     static let streamWindow = 64 * kib
@@ -98,8 +98,7 @@ struct MemoryAccountTests {
         &stream.share,
         came: 0,
         whole: 0,
-        promised: 0,
-        unasked: 0,
+        mayCome: 0,
         besides: 0,
         isComplete: true
       )
@@ -111,8 +110,7 @@ struct MemoryAccountTests {
         &stream.share,
         came: stream.came,
         whole: stream.window.held,
-        promised: stream.promised,
-        unasked: stream.isComplete ? 0 : stream.window.unasked,
+        mayCome: stream.mayCome,
         besides: 0,
         isComplete: stream.isComplete
       )
@@ -161,13 +159,13 @@ struct MemoryAccountTests {
       self.charge(id)
     }
 
-    /// Everybody sends all, and servicers take it.
-    mutating func finish() {
+    /// Streams from one on send all that they may, in turn, and servicers take what is whole.
+    mutating func finish(from first: Int = 0, atMost most: Int = 16 * kib) {
       var moved = true
       while moved {
         moved = false
-        for id in self.streams.keys.sorted() {
-          moved = self.receive(id) > 0 || moved
+        for id in self.streams.keys.sorted() where id >= first {
+          moved = self.receive(id, atMost: most) > 0 || moved
           if self.streams[id]?.isComplete == true {
             self.consume(id)
             self.close(id)
@@ -287,18 +285,8 @@ struct MemoryAccountTests {
   func manyAtOnce(count: Int, streamWindow: Int) {
     var model = Model(limit: 32 * Self.mib, streamWindow: streamWindow)
     for _ in 0..<count { model.open(message: 4 * Self.mib) }
-    var moved = true
-    while moved, !model.streams.isEmpty {
-      moved = false
-      // The first ones go first: they are promised their messages before the others have begun.
-      for id in model.streams.keys.sorted() {
-        moved = model.receive(id) > 0 || moved
-        if model.streams[id]?.isComplete == true {
-          model.consume(id)
-          model.close(id)
-        }
-      }
-    }
+    // The first ones go first: they are promised their messages before the others have begun.
+    model.finish()
     #expect(model.streams.isEmpty)
     #expect(model.ended.isEmpty)
   }
@@ -318,17 +306,7 @@ struct MemoryAccountTests {
     let good = model.nextStream
     for _ in 0..<20 { model.open(message: Self.mib) }
     for _ in 0..<(areEnded ? 35 : 3) {
-      var moved = true
-      while moved {
-        moved = false
-        for id in model.streams.keys.sorted() where id >= good {
-          moved = model.receive(id) > 0 || moved
-          if model.streams[id]?.isComplete == true {
-            model.consume(id)
-            model.close(id)
-          }
-        }
-      }
+      model.finish(from: good)
       model.look()
     }
     #expect(model.streams.keys.allSatisfy { $0 < good }, "all others have come")
@@ -340,6 +318,29 @@ struct MemoryAccountTests {
     #expect(model.streams.isEmpty)
     #expect(model.ended.count == ended)
     #expect(model.account.held == 0)
+  }
+
+  @Test("Who would need more than a minute leaves room to others", arguments: [true, false])
+  func slow(isSlow: Bool) {
+    var model = Model(limit: 32 * Self.mib)
+    for _ in 0..<3 {
+      model.open(message: 4 * Self.mib)
+      for _ in 0..<3 { model.receive(model.nextStream - 2) }
+    }
+    model.open(message: 4 * Self.mib)
+    let good = model.nextStream - 2
+    for _ in 0..<3 {
+      for id in model.streams.keys.sorted() where id < good {
+        model.receive(id, atMost: (isSlow ? 48 : 80) * Self.kib)
+      }
+      while model.receive(good) > 0 {}
+      model.look()
+    }
+    while model.receive(good) > 0 {}
+    #expect(model.streams[good]?.isComplete == isSlow)
+    model.finish()
+    #expect(model.streams.isEmpty)
+    #expect(model.ended.isEmpty)
   }
 
   @Test("Whole messages that wait for their servicers hold no other message up")
@@ -358,7 +359,7 @@ struct MemoryAccountTests {
     #expect(model.ended.isEmpty)
   }
 
-  @Test("A connection that pauses for a while loses nothing", arguments: [(100, 8), (40, 20)])
+  @Test("A connection that pauses for a while loses nothing", arguments: [(100, 8), (40, 30)])
   func pause(count: Int, seconds: Int) {
     var model = Model(limit: 32 * Self.mib)
     for _ in 0..<count { model.open(message: 4 * Self.mib) }
@@ -392,8 +393,7 @@ struct MemoryAccountTests {
         &shares[index],
         came: 50,
         whole: 0,
-        promised: 50 * index,
-        unasked: 0,
+        mayCome: 100 + 50 * index,
         besides: 50,
         isComplete: index % 2 == 0
       )
@@ -406,8 +406,7 @@ struct MemoryAccountTests {
       &share,
       came: 50,
       whole: 0,
-      promised: 0,
-      unasked: 0,
+      mayCome: 0,
       besides: 0,
       isComplete: false
     )
@@ -455,8 +454,7 @@ struct MemoryAccountTests {
       &share,
       came: Self.mib - 100,
       whole: 0,
-      promised: 0,
-      unasked: 0,
+      mayCome: 0,
       besides: 0,
       isComplete: false
     )
@@ -494,19 +492,8 @@ struct MemoryAccountTests {
     model.poolFull = false
     model.review()
     // The peer sends all that it may, and servicers take all that is whole: all of it comes to an end.
-    var moved = true
-    while moved {
-      moved = false
-      for id in model.streams.keys.sorted() {
-        moved = model.receive(id, atMost: 1 << 20) > 0 || moved
-        if model.streams[id]?.isComplete == true {
-          model.consume(id)
-          model.close(id)
-          moved = true
-        }
-      }
-    }
-    #expect(model.streams.count == 0, "everything was whole or was ended")
+    model.finish(atMost: 1 << 20)
+    #expect(model.streams.isEmpty, "everything was whole or was ended")
     #expect(model.account.held == 0)
     #expect(!model.account.isTight)
   }
