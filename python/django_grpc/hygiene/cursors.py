@@ -19,7 +19,7 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_grpc.hygiene.connection_state import has_transaction, is_proxy
+from django_grpc.hygiene.connection_state import has_transaction
 from django_grpc.hygiene.hooks import hook
 
 
@@ -133,13 +133,8 @@ def _is_within_process(connection: BaseDatabaseWrapper) -> bool:
 
 
 def close_at_home(connection: BaseDatabaseWrapper, home: Home) -> None:
-    """Have cursors which a thread opens of its connection be closed on that thread only.
-
-    Proxies that somebody has put in the place of connections are left alone, and what stands in the
-    place of their `chunked_cursor`: tests put there what refuses queries, and look for it again.
-    """
-    if not is_proxy(connection):
-        hook(connection, "chunked_cursor", _chunked_cursor, home)
+    """Have cursors which a thread opens of its connection be closed on that thread only."""
+    hook(connection, "chunked_cursor", _chunked_cursor, home)
 
 
 def _chunked_cursor(connection: BaseDatabaseWrapper, proceed: Callable[[], Any], home: Home) -> Any:

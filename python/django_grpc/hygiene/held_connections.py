@@ -279,8 +279,7 @@ def remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None
 
 
 def _watch(connection: BaseDatabaseWrapper) -> None:
-    if not is_proxy(connection):
-        hook(connection, "connect", _connect)
+    hook(connection, "connect", _connect)
     cursors.close_at_home(connection, thread.held.home)
     for watch in watchers:
         watch(connection)

@@ -14,6 +14,8 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_grpc.hygiene.connection_state import is_proxy
+
 
 class _Hook:
     """Calls a function in the place of a method.
@@ -69,12 +71,16 @@ def hook(
     """Put a function in the place of a method.
 
     Args:
-        connection: Whose method it is. A copy of it has its own.
-        name: The method's. What somebody has put in its place stays, and what is no method.
+        connection: Whose method it is. A copy of it has its own. A proxy that somebody has put in
+            its place is left alone.
+        name: The method's. What somebody has put in its place stays, as tests put there what
+            refuses queries, and look for it again; so does what is no method.
         function: Called with the connection, a function that does what the method would, and the
             arguments.
         *arguments: As they are.
     """
+    if is_proxy(connection):
+        return
     in_class, standing = _in_class(connection, name), vars(connection).get(name)
     is_method = callable(in_class) or isinstance(in_class, staticmethod | classmethod)
     is_own = standing is None or type(standing) is _Hook  # which a mock may claim to be

@@ -602,14 +602,8 @@ def test_uploads_that_stand_still_do_not_hold_up_others(serve, stalled, sent):
     for _ in range(stalled):
         stream = connection.open(f"/{SERVICE}/Size")
         connection.send_data(stream, message(bytes(4_000_000))[:sent])
-    body = message(bytes(1_000_000))
     stream = connection.open(f"/{SERVICE}/Size")
-    start = 0
-    while start < len(body):
-        assert connection.pump(lambda: connection.window(stream) > 0)
-        end = min(start + min(connection.window(stream), 16_000), len(body))
-        connection.send_data(stream, body[start:end], end_stream=end == len(body))
-        start = end
+    connection.send_message(stream, bytes(1_000_000), end_stream=True)
     assert connection.response(stream).messages == [b"1000000"]
 
 
@@ -620,12 +614,7 @@ def test_larger_windows_of_streams_raise_the_bound_of_their_connection(serve):
     connection = served.raw()
     streams = [connection.open(ECHO) for _ in range(40)]
     for stream in streams:
-        rest = message(b"", length=4 << 20) + bytes(1_000_000)
-        while rest:
-            assert connection.pump(lambda it=stream: connection.window(it) > 0)
-            part = min(connection.window(stream), 16_384)
-            connection.send_data(stream, rest[:part])
-            rest = rest[part:]
+        connection.send_data(stream, message(b"", length=4 << 20) + bytes(1_000_000))
     assert connection.round_trip()
     assert not any(connection.streams[stream].ended for stream in streams)
 
