@@ -94,8 +94,12 @@ public struct MessageDecoder: Sendable {
     announced.map { max(0, $0.length - gathered.readableBytes - unreadBytes) }
   }
 
-  /// How many bytes are held: those not yet read, and those of an unfinished message.
-  public var bufferedBytes: Int { unreadBytes + prefixCount + gathered.readableBytes }
+  /// How many bytes have come that are in no message yet: those not yet read, and those of an unfinished
+  /// message with its prefix.
+  public var bufferedBytes: Int {
+    let prefix = announced == nil ? prefixCount : MessageFramer.prefixLength
+    return unreadBytes + prefix + gathered.readableBytes
+  }
 
   /// How many bytes of memory are reserved to gather an unfinished message in.
   public var reservedBytes: Int { gathered.capacity }

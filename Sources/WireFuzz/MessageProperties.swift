@@ -29,7 +29,7 @@ func decoderViolation(_ input: inout ByteBuffer) -> String? {
     if decoded.error == nil {
       if decoder.hasPartialMessage != (expected.leftover > 0) { return "partial message unnoticed" }
       if decoder.missingBytes != expected.missing { return "wrong count of missing bytes" }
-      if decoder.bufferedBytes > expected.leftover { return "holds more than is left over" }
+      if decoder.bufferedBytes != expected.leftover { return "holds other than what is left over" }
     }
     if decoder.reservedBytes > max(4096, 8 * input.readableBytes) { return "reserves too much" }
   }

@@ -15,29 +15,18 @@ extension ConnectionHandler {
   /// Differences up to this are not worth an access to memory that all connections share.
   private static let unreportedMemory = 4096
 
-  func charge(
-    _ share: inout MemoryAccount.Share,
-    came: Int,
-    whole: Int,
-    mayCome: Int,
-    besides: Int,
-    isComplete: Bool
-  ) {
-    let isNowComplete = isComplete && !share.isComplete
-    let before = share.held
-    let change = self.memory.charge(
-      &share,
-      came: came,
-      whole: whole,
-      mayCome: mayCome,
-      besides: besides,
-      isComplete: isComplete
-    )
+  func charge(_ share: inout MemoryAccount.Share, _ holding: MemoryAccount.Holding) {
+    let before = share.holding
+    let change = self.memory.charge(&share, holding)
     self.count(change)
     // What is whole waits for this server, and not for its peer.
-    if isNowComplete, !self.isTakingMemory { self.unreportedFlow.given += share.held }
+    if holding.isComplete, !before.isComplete, !self.isTakingMemory {
+      self.unreportedFlow.given += holding.came
+    }
     if self.isReportDue { self.reportMemory() }
-    if change < 0 || share.held < before, self.memory.isTight { self.reviewMemorySoon() }
+    if change < 0 || holding.expected < before.expected, self.memory.isTight {
+      self.reviewMemorySoon()
+    }
   }
 
   private func count(_ change: Int) {

@@ -4,88 +4,99 @@ internal import NIOCore
 /// What the peer of one connection makes this server hold, and how much more it is let send.
 ///
 /// Counted is what came and has not been taken: headers of calls, parts of messages, whole messages
-/// that wait for their servicer. So is what was promised: the rest of messages that the peer may send.
-/// That costs nothing yet, and only others of the connection have to wait for it. Counted apart is
-/// what costs memory and is not for windows of ours to stop: what goes out and has not left, and room
-/// that is reserved for the rest of a message.
+/// that wait for their servicer. Counted apart is what costs memory and is not for windows of ours to
+/// stop: what goes out and has not left, and room that is reserved for the rest of a message.
 ///
-/// This keeps what came within `limit`, and messages coming:
+/// This keeps what came within `limit` and one message more, and messages coming:
 ///
 /// - The *connection's window* opens again only while there is room for all of it. So what comes is
 ///   bounded, whatever a peer does with its streams.
-/// - A message larger than a stream's window needs more window than streams begin with. It gets that
-///   up to a quarter of the limit, and while there is room for what all streams may send unasked, in the
-///   order in which streams ask; the others wait at the window that they have. So a few large messages
-///   come at a time, and each of them to its end, also where many streams begin after them. When none of
-///   these fits, one may come all the same, and is not counted: a single message can always come.
-/// - Those that stand still, or would need long, leave a quarter to others as well, lest these wait for
-///   them. Who stands for half a minute while others wait is *ended*.
+/// - A message larger than a stream's window needs more window than streams begin with. One stream at a
+///   time *leads*: its window is as large as the connection's until its message has come, and it is not
+///   counted. So some message always comes to its end, whatever its size and whatever others hold.
+/// - The others get twice what has come of their message, up to a quarter of the limit together, and
+///   while there is room for what all streams may send: so those that stand still hold little, and
+///   many that begin later fit. When there is no room they wait, in the order in which they asked, for
+///   room or for the lead.
+/// - A leader that is slow is counted like others as soon as it fits, and the next one leads. Who stands
+///   with more than other streams may send, for half a minute while others wait, is *ended*.
 /// - When all that is left would be halves that wait for one another, the newest are *ended* until
 ///   there is room. Requests that are whole are waited for instead: somebody will take them.
 ///
 /// A value without I/O: the connection says what happens, and does what is returned.
 package struct MemoryAccount {
-  /// What one stream costs. The stream keeps it, and the account changes it.
+  /// What one stream makes the server hold.
+  package struct Holding {
+    /// Bytes of its call's headers.
+    package var headers = 0
+    /// Bytes of whole messages that have not been taken.
+    package var whole = 0
+    /// Bytes that came of the next message.
+    package var partial = 0
+    /// Bytes that the peer may send.
+    package var mayCome = 0
+    /// Bytes of memory for what goes out and has not left, or that is reserved for what may come.
+    package var besides = 0
+    /// Whether the peer has said all that it will.
+    package var isComplete = false
+
+    package init() {}
+
+    /// Bytes that came and have not been taken.
+    package var came: Int { self.headers + self.whole + self.partial }
+    /// Those, and what may come.
+    package var expected: Int { self.came + self.mayCome }
+    /// Bytes in memory.
+    package var cost: Int { self.came + self.besides }
+  }
+
+  /// The account's note of one stream. The stream keeps it, and the account changes it.
   package struct Share {
     package let stream: Int
-    /// Bytes that came and have not been taken.
-    package fileprivate(set) var came = 0
-    /// Bytes of them in whole messages.
-    fileprivate var whole = 0
-    /// Bytes that the peer may send.
-    fileprivate var mayCome = 0
-    /// Those of them beyond the window that every stream has.
-    package fileprivate(set) var promised = 0
-    /// Bytes of memory beyond what came.
-    package fileprivate(set) var besides = 0
-    /// Whether the peer has said all that it will.
-    package fileprivate(set) var isComplete = false
+    package fileprivate(set) var holding = Holding()
     package fileprivate(set) var isWaiting = false
-    /// Whether its peer has been seen to take a long time for the message that it sends.
-    package fileprivate(set) var isSlow = false
-    /// Bytes that came since somebody looked whether it is slow.
+    /// Bytes that came since somebody looked at its pace.
     fileprivate var moved = 0
-    /// How often in a row somebody has looked and nothing had come of what was promised.
+    /// How often in a row somebody has looked and next to nothing had come of what was let come.
     fileprivate var standing = 0
     /// What is counted for it.
     fileprivate var claim = Claim()
 
     package init(stream: Int) { self.stream = stream }
-
-    /// Bytes that others of the connection wait for.
-    package var held: Int { self.came + self.promised }
-    /// Bytes in memory.
-    package var cost: Int { self.came + self.besides }
   }
 
   /// What is counted for a stream, or for all of them.
   fileprivate struct Claim {
-    /// Bytes that others of the connection wait for.
-    var held = 0
-    /// Those, and what may come unasked.
+    /// Bytes that came.
+    var came = 0
+    /// Those, and what may come.
     var expected = 0
-    /// What is held of a message that comes, beyond the window that every stream has.
+    /// What may be held of a message that comes, beyond the window that every stream has.
     var large = 0
-    /// That, if it is slow.
-    var slow = 0
-    /// What is held of requests that are whole.
+    /// What came of requests that are whole.
     var complete = 0
 
     static func += (total: inout Self, claim: Self) {
-      total.held += claim.held
+      total.came += claim.came
       total.expected += claim.expected
       total.large += claim.large
-      total.slow += claim.slow
       total.complete += claim.complete
     }
 
     static func -= (total: inout Self, claim: Self) {
-      total.held -= claim.held
+      total.came -= claim.came
       total.expected -= claim.expected
       total.large -= claim.large
-      total.slow -= claim.slow
       total.complete -= claim.complete
     }
+  }
+
+  /// The stream whose message comes although there may be no room for it.
+  private struct Leader {
+    let stream: Int
+    var claim: Claim
+    /// Whether its message has come, or takes its time: another is to lead.
+    var isDone = false
   }
 
   private let limit: Int
@@ -98,9 +109,8 @@ package struct MemoryAccount {
   private var total = Claim()
   /// Bytes in memory.
   private var cost = 0
-  /// The stream whose message comes although there is no room for it, and what is counted for it.
-  private var exception: (stream: Int, claim: Claim)?
-  /// Streams that need more window, in the order in which they asked.
+  private var leader: Leader?
+  /// Streams that need more window, in the order in which they asked; the leader before them.
   private var waiting = CircularBuffer<Int>()
   /// Whether the connection's window is due to open again and does not.
   package private(set) var isWindowShut = false
@@ -117,141 +127,127 @@ package struct MemoryAccount {
   /// Whether something waits for others to be released.
   package var isTight: Bool { self.isWindowShut || !self.waiting.isEmpty }
 
-  package var held: Int { self.total.held }
+  /// Bytes that came and have not been taken.
+  package var came: Int { self.total.came }
 
-  /// What is counted but for the exception.
+  /// What is counted but for the leader.
   private var counted: Claim {
     var counted = self.total
-    if let exception = self.exception { counted -= exception.claim }
+    if let leader = self.leader { counted -= leader.claim }
     return counted
   }
-  private var hasRoom: Bool { self.counted.held <= self.limit - self.window }
+  /// How much may have come for the connection's window to open.
+  private var most: Int { self.limit - self.window }
 
   // MARK: Events
 
   /// A stream holds other amounts than before.
   ///
-  /// - Parameters:
-  ///   - came: bytes that came and have not been taken.
-  ///   - whole: those of them in whole messages.
-  ///   - mayCome: bytes that the peer may send.
-  ///   - besides: bytes of memory for what goes out and has not left, or for what is promised.
   /// - Returns: by how many bytes more memory is used.
-  package mutating func charge(
-    _ share: inout Share,
-    came: Int,
-    whole: Int,
-    mayCome: Int,
-    besides: Int,
-    isComplete: Bool
-  ) -> Int {
-    let change = came + besides - share.cost
+  package mutating func charge(_ share: inout Share, _ holding: Holding) -> Int {
+    let change = holding.cost - share.holding.cost
     self.cost += change
-    let promised = max(0, mayCome - self.streamWindow)
-    self.recount(&share) { share in
-      share.moved += max(0, came - share.came)
-      share.came = came
-      share.whole = whole
-      share.mayCome = mayCome
-      share.promised = promised
-      share.besides = besides
-      share.isComplete = isComplete
-      // Nothing was promised that others would wait for.
-      if promised == 0, share.moved > 0 { share.isSlow = false }
-    }
-    // Its large message has been taken once no more is left than any stream may hold.
-    if self.exception?.stream == share.stream, share.held <= self.streamWindow {
-      self.exception = nil
+    share.moved += max(0, holding.came - share.holding.came)
+    share.holding = holding
+    self.total -= share.claim
+    share.claim = self.claim(of: holding)
+    self.total += share.claim
+    if self.leader?.stream == share.stream {
+      self.leader?.claim = share.claim
+      // Its message has been taken, or it is gone.
+      if holding.whole == 0, holding.partial == 0 { self.leader = nil }
     }
     return change
   }
 
   @inline(__always)
-  private mutating func recount(_ share: inout Share, _ change: (inout Share) -> Void) {
-    self.total -= share.claim
-    change(&share)
-    share.claim = self.claim(of: share)
-    self.total += share.claim
-    if self.exception?.stream == share.stream { self.exception?.claim = share.claim }
-  }
-
-  @inline(__always)
-  private func claim(of share: Share) -> Claim {
-    let large = share.isComplete ? 0 : max(0, share.held - share.whole - self.streamWindow)
-    return Claim(
-      held: share.held,
-      expected: share.isSlow ? share.held : share.came + share.mayCome,
-      large: large,
-      slow: share.isSlow ? large : 0,
-      complete: share.isComplete ? share.held : 0
+  private func claim(of holding: Holding) -> Claim {
+    Claim(
+      came: holding.came,
+      expected: holding.expected,
+      large: holding.isComplete ? 0 : max(0, holding.partial + holding.mayCome - self.streamWindow),
+      complete: holding.isComplete ? holding.came : 0
     )
   }
 
-  /// Looks how much of a stream came since the last time: one for which more than a minute would pass is
-  /// slow. To be called once a second for all streams while one waits.
+  /// A message of a stream has come as a whole.
+  @inline(__always)
+  package mutating func completed(_ share: Share) {
+    if self.leader?.stream == share.stream { self.leader?.isDone = true }
+  }
+
+  /// Looks how much of a stream came since the last time. To be called once a second for all streams
+  /// while one waits.
   ///
   /// - Returns: whether it has stood still for so long that it is to end.
   package mutating func look(_ share: inout Share) -> Bool {
-    guard !share.isComplete else { return false }
-    let isShut = self.isWindowShut
-    self.recount(&share) { share in
-      // Whom this server lets send nothing is not slow, and gets a second from then on.
-      if !isShut, !share.isWaiting, share.moved <= share.promised / Self.secondsForMessage {
-        share.isSlow = true
-      }
-      share.standing = share.moved == 0 && share.promised > 0 ? share.standing + 1 : 0
-      share.moved = isShut ? max(1, share.promised) : 0
+    // Whom this server lets send nothing is not slow, and gets a second from then on.
+    let mayCome = share.holding.mayCome
+    let mayMove = share.claim.large > 0 && mayCome > 0 && !share.isWaiting && !self.isWindowShut
+    if mayMove, share.moved < mayCome / Self.secondsToLead, self.leader?.stream == share.stream {
+      self.leader?.isDone = true
     }
-    // A slow one is no reason to let no other come, if there is room for all of it.
-    if share.isSlow, self.exception?.stream == share.stream,
-      self.total.large <= self.limit / 2, self.total.expected <= self.limit - self.window
-    {
-      self.exception = nil
-    }
+    let isStanding = mayMove && share.moved <= mayCome / Self.secondsToMove
+    share.standing = isStanding ? share.standing + 1 : 0
+    share.moved = self.isWindowShut ? mayCome : 0
     return share.standing >= Self.secondsToStand
   }
 
-  private static var secondsForMessage: Int { 64 }
+  /// In how many seconds a leader must send what it may.
+  private static var secondsToLead: Int { 64 }
+  /// Who would need longer than this for what it may send stands still.
+  private static var secondsToMove: Int { 4096 }
   private static var secondsToStand: Int { 30 }
 
   /// Whether a call with headers of `size` bytes may begin.
-  package func mayBegin(_ size: Int) -> Bool { self.counted.held <= self.limit - size }
+  package func mayBegin(_ size: Int) -> Bool { self.counted.came <= self.limit - size }
 
-  /// Whether the window of a stream may open for `growth` bytes more than others; otherwise it has its
-  /// turn later, as `nextWaiting`.
+  /// How far the window of a stream may open for a message of which `partial` bytes have come, if there
+  /// is room.
+  package func openness(_ share: Share, partial: Int) -> Int {
+    if self.leader.map({ $0.stream == share.stream }) ?? true { return self.window }
+    return min(2 * partial, self.window)
+  }
+
+  /// Whether the window of a stream may open for `growth` bytes more; otherwise it has its turn later,
+  /// as `nextWaiting`.
   ///
   /// - Parameter isPoolFull: whether all connections together hold too much.
   package mutating func mayGrow(_ share: inout Share, by growth: Int, isPoolFull: Bool) -> Bool {
-    let isFirst = share.isWaiting ? self.waiting.first == share.stream : self.waiting.isEmpty
-    if isFirst, !isPoolFull, self.admit(share, growth) {
+    if !isPoolFull, self.admit(share, growth) {
       self.leave(&share)
       // It had no time yet.
-      self.recount(&share) { share in
-        share.isSlow = false
-        share.moved = growth
-      }
+      share.moved = share.holding.mayCome + growth
       return true
     }
-    if !share.isWaiting {
-      share.isWaiting = true
+    guard !share.isWaiting else { return false }
+    share.isWaiting = true
+    if self.leader?.stream == share.stream {
+      self.waiting.prepend(share.stream)
+    } else {
       self.waiting.append(share.stream)
     }
     return false
   }
 
   private mutating func admit(_ share: Share, _ growth: Int) -> Bool {
-    let counted = self.counted
-    if growth <= self.limit / 4 - (counted.large - counted.slow),
-      growth <= self.limit / 2 - counted.large,
-      growth <= self.limit - self.window - counted.expected
-    {
+    self.passLead()
+    if self.leader?.stream == share.stream { return true }
+    guard self.waiting.first ?? share.stream == share.stream else { return false }
+    guard self.leader != nil else {
+      self.leader = Leader(stream: share.stream, claim: share.claim)
       return true
     }
-    guard self.exception == nil, self.held - share.held <= self.limit - self.window else {
-      return false
-    }
-    self.exception = (share.stream, share.claim)
-    return true
+    let counted = self.counted
+    return growth <= self.limit / 4 - counted.large && growth <= self.most - counted.expected
+  }
+
+  /// Counts a leader that is done like others, if there is room for it.
+  private mutating func passLead() {
+    guard self.leader?.isDone == true, self.total.came <= self.most,
+      self.total.large <= self.limit / 2
+    else { return }
+    self.leader = nil
   }
 
   /// The stream that is to ask again; it stays so until it has.
@@ -261,48 +257,62 @@ package struct MemoryAccount {
   package mutating func leave(_ share: inout Share) {
     guard share.isWaiting else { return }
     share.isWaiting = false
-    if let place = self.waiting.firstIndex(of: share.stream) { self.waiting.remove(at: place) }
+    self.removeWaiting(share.stream)
+  }
+
+  private mutating func removeWaiting(_ stream: Int) {
+    if let place = self.waiting.firstIndex(of: stream) { self.waiting.remove(at: place) }
   }
 
   /// Whether the connection's window, which is due, may open again.
   package mutating func mayOpenWindow(isPoolFull: Bool) -> Bool {
-    self.isWindowShut = isPoolFull || !self.hasRoom
+    self.isWindowShut = isPoolFull || self.counted.came > self.most
     return !self.isWindowShut
   }
 
   // MARK: Streams that have to end
 
-  /// Whether what waits will wait for ever: no request that is whole will make room for it.
-  package var isStuck: Bool {
-    self.isTight && self.counted.held - self.total.complete > self.limit - self.window
+  /// What waits for its peer, and not for this server.
+  private var unfinished: Int {
+    let counted = self.counted
+    return counted.came - counted.complete
   }
 
-  /// Whom to end so that others can go on, slow ones and then the newest first; none unless the account
-  /// is stuck. One stays always, the oldest that is not slow, if any; it may come then whatever its size.
+  /// Whether what waits will wait for ever: no request that is whole will make room for it.
+  package var isStuck: Bool { self.isTight && self.unfinished > self.most }
+
+  /// Whom to end so that others can go on, those that stand and then the newest first; none unless the
+  /// account is stuck. One stays always, the oldest that moves, if any; it leads if it is too large.
   ///
   /// - Parameter shares: those of all streams.
   package mutating func streamsInTheWay(_ shares: some Sequence<Share>) -> [Int] {
     guard self.isStuck else { return [] }
     // Some more than must be, so that the next one does not have to look through all of them.
-    let target = (self.limit - self.window) / 4 * 3
-    var left = self.counted.held - self.total.complete
+    let target = self.most / 4 * 3
+    var left = self.unfinished
     var streams: [Int] = []
-    let holding = shares.filter { $0.held > 0 && !$0.isComplete }
-      .sorted { ($0.isSlow ? 1 : 0, $0.stream) > ($1.isSlow ? 1 : 0, $1.stream) }
-    let exception = self.exception?.stream
-    for share in holding.dropLast() where left > target && share.stream != exception {
-      left -= share.held
+    let leader = self.leader?.stream
+    let unfinished = shares.filter {
+      $0.holding.came > 0 && !$0.holding.isComplete && $0.stream != leader
+    }
+    .sorted { ($0.standing > 0 ? 1 : 0, $0.stream) > ($1.standing > 0 ? 1 : 0, $1.stream) }
+    for share in unfinished.dropLast() where left > target {
+      left -= share.holding.came
       streams.append(share.stream)
     }
-    guard left > self.limit - self.window, let last = holding.last, last.stream != exception else {
-      return streams
+    guard left > self.most, let last = unfinished.last else { return streams }
+    // It does not fit by itself. A leader that is whole is waited for.
+    if let leader {
+      guard shares.contains(where: { $0.stream == leader && !$0.holding.isComplete }) else {
+        return streams
+      }
+      streams.append(leader)
     }
-    if let exception {
-      // One that is whole is waited for.
-      guard holding.contains(where: { $0.stream == exception }) else { return streams }
-      streams.append(exception)
+    self.leader = Leader(stream: last.stream, claim: last.claim)
+    if last.isWaiting {
+      self.removeWaiting(last.stream)
+      self.waiting.prepend(last.stream)
     }
-    self.exception = (last.stream, last.claim)
     return streams
   }
 
@@ -314,9 +324,9 @@ package struct MemoryAccount {
     var left = self.cost
     let target = left / 2
     var streams: [Int] = []
-    let holding = shares.filter { $0.cost > 0 }.sorted { $0.stream > $1.stream }
+    let holding = shares.filter { $0.holding.cost > 0 }.sorted { $0.stream > $1.stream }
     for share in isOnlyHolder ? holding.dropLast() : holding[...] where left > target {
-      left -= share.cost
+      left -= share.holding.cost
       streams.append(share.stream)
     }
     return streams

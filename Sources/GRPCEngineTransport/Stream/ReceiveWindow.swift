@@ -1,8 +1,8 @@
 /// How much a peer may send on one stream (RFC 9113 section 5.2, receiving side).
 ///
 /// The window opens as the application consumes, so a servicer that does not read stops its peer.
-/// One exception: a message that has begun may always be completed once nothing else is held,
-/// since a servicer cannot consume half a message; its size is bounded by the message limit.
+/// One exception: it opens further for a message that has begun once nothing else is held, since a
+/// servicer cannot consume half a message; how far, the connection's `MemoryAccount` says.
 package struct ReceiveWindow {
   /// Bytes that the stream may hold for the application.
   package let target: Int
@@ -23,32 +23,27 @@ package struct ReceiveWindow {
 
   package mutating func consumed(_ length: Int) { self.held -= length }
 
-  /// Whether the peer has begun to need more window. Who announces a large message and sends little
-  /// of it does not.
-  package var isHalfUsed: Bool { self.remaining <= self.target / 2 }
-
-  /// How much further than `target` the window would have to open for the rest of a message; 0 when it
-  /// need not, or must not yet.
-  package func growth(missing: Int) -> Int {
-    guard self.held == 0, missing > self.remaining else { return 0 }
-    return max(0, min(missing, Int(Int32.max)) - max(self.target, self.remaining))
+  /// By how much the window is due to open as the application took messages; 0 until that is half of
+  /// what the stream may hold.
+  ///
+  /// - Parameter partial: bytes held of a message that is not complete.
+  package func increment(partial: Int) -> Int {
+    let increment = self.target - self.held - partial - self.remaining
+    return increment >= self.target / 2 ? increment : 0
   }
 
-  /// The increment to grant now; 0 when the window is open enough.
+  /// By how much the window is due to open for the rest of a message; 0 while half of it is open, or
+  /// while messages before that one are held.
   ///
   /// - Parameters:
-  ///   - partial: bytes held of a message that is not complete.
-  ///   - missing: bytes still to come of it; 0 when unknown, or when the window may not grow for it.
-  package mutating func grant(partial: Int, missing: Int) -> Int {
-    var wanted = self.target - self.held - partial
-    if self.held == 0 { wanted = max(wanted, missing) }
+  ///   - missing: bytes still to come of the message.
+  ///   - openness: how far the window may open for it, if that is further than it always may.
+  package func growth(missing: Int, openness: Int) -> Int {
     // RFC 9113 section 6.9.1: a window never exceeds 2^31 - 1.
-    wanted = min(wanted, Int(Int32.max))
-    let increment = wanted - self.remaining
-    guard increment > 0 else { return 0 }
-    let isStarving = self.held == 0 && missing > self.remaining
-    guard isStarving || increment >= self.target / 2 else { return 0 }
-    self.remaining += increment
-    return increment
+    let openness = min(max(self.target, openness), Int(Int32.max))
+    guard self.held == 0, missing > self.remaining, self.remaining <= openness / 2 else { return 0 }
+    return min(missing, openness) - self.remaining
   }
+
+  package mutating func open(by increment: Int) { self.remaining += increment }
 }

@@ -67,6 +67,7 @@ package final class ServerStream {
     do {
       while let message = try self.decoder.next() {
         self.window.delivered(message.payload.readableBytes + MessageFramer.prefixLength)
+        self.connection.memory.completed(self.share)
         receiver.received(message)
       }
     } catch {
@@ -134,15 +135,22 @@ package final class ServerStream {
 
   private func grantWindow() {
     guard self.state.inbound == .open else { return }
-    let growth = self.windowGrowth
-    let mayGrow =
-      growth == 0
-      || (self.window.isHalfUsed && self.connection.mayGrow(&self.share, by: growth))
-    let increment = self.window.grant(
-      partial: self.decoder.bufferedBytes,
-      missing: mayGrow ? self.decoder.missingBytes ?? 0 : 0
-    )
-    if increment > 0 { self.connection.openWindow(of: self, by: increment) }
+    var increment = self.window.increment(partial: self.decoder.bufferedBytes)
+    let growth = self.growth
+    if growth > 0, self.connection.mayGrow(&self.share, by: growth) {
+      increment = max(increment, growth)
+    }
+    guard increment > 0 else { return }
+    self.window.open(by: increment)
+    self.connection.openWindow(of: self, by: increment)
+  }
+
+  /// By how much the window is due to open for the rest of a message.
+  private var growth: Int {
+    guard let missing = self.decoder.missingBytes else { return 0 }
+    let partial = self.decoder.bufferedBytes
+    let openness = self.connection.memory.openness(self.share, partial: partial)
+    return self.window.growth(missing: missing, openness: openness)
   }
 
   // MARK: Memory
@@ -150,18 +158,16 @@ package final class ServerStream {
   /// Tells the connection what is held for this stream.
   private func charge() {
     guard !self.isReleased else { return }
-    let partial = self.decoder.bufferedBytes
-    // What is reserved costs memory, as it was mostly in use before; half of it is taken for that. It
-    // takes no window from others: what is to fill it is promised, or in the window of each stream.
-    let reserved = max(0, self.decoder.reservedBytes / 2 - partial)
-    self.connection.charge(
-      &self.share,
-      came: self.headSize + self.window.held + partial,
-      whole: self.window.held,
-      mayCome: self.state.inbound == .open ? max(0, self.window.remaining) : 0,
-      besides: self.unsent + self.heldBack + reserved,
-      isComplete: self.state.inbound == .ended
-    )
+    var holding = MemoryAccount.Holding()
+    holding.headers = self.headSize
+    holding.whole = self.window.held
+    holding.partial = self.decoder.bufferedBytes
+    holding.mayCome = self.state.inbound == .open ? max(0, self.window.remaining) : 0
+    // What is reserved costs memory, as it was mostly in use before; half of it is taken for that.
+    let reserved = max(0, self.decoder.reservedBytes / 2 - holding.partial)
+    holding.besides = self.unsent + self.heldBack + reserved
+    holding.isComplete = self.state.inbound == .ended
+    self.connection.charge(&self.share, holding)
   }
 
   /// Asks once more for the window that its message needs.
@@ -171,16 +177,13 @@ package final class ServerStream {
     self.grantWindow()
     self.charge()
     guard self.share.isWaiting else { return true }
-    let needsWindow = self.windowGrowth > 0 && self.window.isHalfUsed
-    guard self.state.inbound != .open || !needsWindow else { return false }
+    guard self.state.inbound != .open || self.growth == 0 else { return false }
     self.connection.leaveWaiting(&self.share)
     return true
   }
 
   /// - Returns: whether it has stood still for so long that it is to end.
   func lookAtPace() -> Bool { self.connection.memory.look(&self.share) }
-
-  private var windowGrowth: Int { self.window.growth(missing: self.decoder.missingBytes ?? 0) }
 
   private func forgetPartialMessage() {
     self.decoder = MessageDecoder(maximumLength: 0)
@@ -192,14 +195,9 @@ package final class ServerStream {
     guard !self.isReleased else { return }
     self.isReleased = true
     self.connection.leaveWaiting(&self.share)
-    self.connection.charge(
-      &self.share,
-      came: 0,
-      whole: 0,
-      mayCome: 0,
-      besides: 0,
-      isComplete: true
-    )
+    var nothing = MemoryAccount.Holding()
+    nothing.isComplete = true
+    self.connection.charge(&self.share, nothing)
   }
 
   /// Ends the stream since others need the memory that is held for it.
