@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import functools
 import gc
+import inspect
 import itertools
 import sqlite3
 import subprocess
@@ -24,13 +25,15 @@ from django.db import reset_queries as stock_reset_queries
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.backends.sqlite3.base import DatabaseWrapper
+from django.db.backends.utils import CursorWrapper
+from django.db.utils import ConnectionHandler
 from django.test import override_settings
 from django.utils.functional import SimpleLazyObject
 from harness import leave_half_read
 from sampleapp.caches import ClosableCache
 
 from django_grpc import hygiene
-from django_grpc.hygiene import cursors, held_connections, loop_calls
+from django_grpc.hygiene import held_connections, loop_calls
 from django_grpc.signals import grpc_request_finished, grpc_request_started
 
 # The databases are in memory, one for each thread, and no test needs a table.
@@ -361,7 +364,6 @@ def test_a_proxy_in_the_place_of_a_connection_is_left_alone():
     """As tests put `django.db.connection` there."""
 
     def open_cursor():
-        cursors.close_at_home(connection, cursors.Home())
         with connection.chunked_cursor() as cursor:
             cursor.execute("SELECT 1")
             return cursor.fetchone()
@@ -370,15 +372,17 @@ def test_a_proxy_in_the_place_of_a_connection_is_left_alone():
 
 
 @pytest.mark.parametrize("is_calls", [True, False])
-@pytest.mark.parametrize("has_slots", [True, False])
-def test_copy_of_a_connection_is_used_for_itself(is_calls, has_slots):
+@pytest.mark.parametrize("kind", ["stock", "with slots", "class exchanged"])
+def test_copy_of_a_connection_is_used_for_itself(is_calls, kind):
     """As by those who write what is to stay outside of a transaction."""
 
     def work():
-        if has_slots:
+        if kind == "with slots":
             connections["default"] = SlottedWrapper(connection.settings_dict, "default")
             connections["default"].extra = None
-            held_connections._watch(connections["default"])
+        elif kind == "class exchanged":
+            ask()
+            connections["default"].__class__ = TracedWrapper
         if is_calls:
             hygiene.CALL_HYGIENE.enter()
         copied = connections["default"]
@@ -448,6 +452,235 @@ def test_what_a_test_has_put_into_the_class_may_call_what_was_the_connections(na
     assert in_thread(work) == [name]
 
 
+@pytest.mark.parametrize("name", ["connect", "ensure_connection", "commit", "rollback"])
+def test_what_a_tool_has_put_into_the_class_may_call_itself_again(name, monkeypatch):
+    """As those do that try again."""
+    asked = []
+    before = getattr(BaseDatabaseWrapper, name)
+
+    def try_again(self):
+        asked.append(name)
+        return before(self) if len(asked) > 2 else getattr(self, name)()
+
+    def work():
+        connection.ensure_connection()
+        monkeypatch.setattr(BaseDatabaseWrapper, name, try_again)
+        getattr(connection, name)()
+        monkeypatch.undo()
+        return asked
+
+    assert in_thread(work)[:3] == [name] * 3
+
+
+@pytest.mark.parametrize("name", ["connect", "chunked_cursor", "ensure_connection", "commit"])
+def test_methods_of_a_connection_stay_methods(name):
+    """As tools that wrap them, and mocks of them, expect."""
+
+    def work():
+        its_own = connections["default"]
+        method = getattr(its_own, name)
+        assert inspect.ismethod(method)
+        assert method == getattr(its_own, name)
+        assert method.__self__ is its_own
+        assert method.__doc__ == getattr(DatabaseWrapper, name).__doc__
+        with pytest.raises(TypeError, match="too many positional arguments"):
+            mock.create_autospec(method)(1, 2, 3, 4)
+
+    in_thread(work)
+
+
+@pytest.mark.parametrize(
+    "lend",
+    [
+        lambda its_own: None,
+        lambda its_own: connections.create_connection("default"),
+        lambda its_own: connections.create_connection("default").ensure_connection(),
+        lambda its_own: (its_own.inc_thread_sharing(), look(), its_own.dec_thread_sharing()),
+        lambda its_own: its_own.inc_thread_sharing(),
+        lambda its_own: setattr(connections["default"], "__class__", TracedWrapper),
+    ],
+    ids=["nothing", "made", "opened", "lent and taken back", "lent for good", "class exchanged"],
+)
+def test_a_threads_own_connection_is_looked_after_whatever_was_done_with_it(lend):
+    def work():
+        hygiene.CALL_HYGIENE.enter()
+        ask()
+        its_own = connections["default"]
+        lend(its_own)
+        its_own.set_autocommit(False)
+        hygiene.CALL_HYGIENE.leave()
+        hygiene.CALL_HYGIENE.enter()
+        assert connections["default"] is its_own
+        assert its_own.get_autocommit()
+        hygiene.CALL_HYGIENE.leave()
+
+    in_thread(work)
+
+
+def look():
+    """Have all that this thread holds looked after, as between two calls."""
+    hygiene.CALL_HYGIENE.leave()
+    hygiene.CALL_HYGIENE.enter()
+
+
+class DelegatingHandler:
+    """What a project may have as `django.db.connections`."""
+
+    def __init__(self):
+        self._handler = ConnectionHandler(connections.settings)
+
+    def __getattr__(self, name):
+        return getattr(self._handler, name)
+
+    def __getitem__(self, alias):
+        return self._handler[alias]
+
+
+class KeepingHandler(ConnectionHandler):
+    """One that keeps connections somewhere else than it looks."""
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.kept = {}
+
+    def __getitem__(self, alias):
+        return self.kept.setdefault(alias, super().__getitem__(alias))
+
+    def all(self, initialized_only=False):
+        return list(self.kept.values())
+
+
+class SlottedHandler:
+    """One that has nothing of Django's."""
+
+    def __init__(self):
+        self._default = ConnectionHandler(connections.settings)["default"]
+
+    def all(self, initialized_only=False):
+        return [self._default]
+
+    def __getitem__(self, alias):
+        return self._default
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ConnectionHandler(connections.settings),
+        DelegatingHandler,
+        lambda: KeepingHandler(connections.settings),
+        SlottedHandler,
+    ],
+    ids=["stock", "delegating", "keeping", "of its own"],
+)
+def test_connections_of_a_handler_that_is_put_there_later(make, monkeypatch):
+    """Django's receivers ask `django.db.connections`, whatever that is by then."""
+
+    def work():
+        look()
+        monkeypatch.setattr("django.db.connections", handler := make())
+        handler["default"].ensure_connection()
+        for _ in range(2):
+            look()
+            handler["default"].set_autocommit(False)
+        look()
+        assert handler["default"].get_autocommit()
+        handler["default"].connection.close()
+        monkeypatch.undo()
+        hygiene.CALL_HYGIENE.leave()
+
+    in_thread(work)
+
+
+def test_a_rule_that_is_put_onto_a_connection_is_asked():
+    def work():
+        asked = []
+        ask()
+        connections["default"].close_if_unusable_or_obsolete = lambda: asked.append(True)
+        look()
+        hygiene.CALL_HYGIENE.leave()
+        return asked
+
+    assert in_thread(work)
+
+
+@pytest.mark.parametrize("is_calls", [True, False])
+def test_cursors_of_a_backend_are_closed_as_it_has_it(is_calls):
+    closed = []
+
+    class Cursor(CursorWrapper):
+        def close(self):
+            closed.append(self)
+            self.cursor.close()
+
+    class Wrapper(DatabaseWrapper):
+        def make_cursor(self, cursor):
+            return Cursor(cursor, self)
+
+    def work():
+        if is_calls:
+            hygiene.CALL_HYGIENE.start()
+        connections["default"] = Wrapper(connection.settings_dict, "default")
+        for _ in range(2):
+            with connection.chunked_cursor() as cursor:
+                cursor.execute("SELECT 1")
+            with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
+                cursor.cursor.fetchone()
+        return closed
+
+    assert len(in_thread(work)) == 2
+
+
+@pytest.mark.parametrize("make_cursor", ["of the driver", "without a place for anything"])
+def test_cursors_of_a_backend_may_be_other_than_djangos(make_cursor):
+    class Bare:
+        __slots__ = ()
+
+        def fetchone(self):
+            return (1,)
+
+    class Wrapper(DatabaseWrapper):
+        def chunked_cursor(self):
+            if make_cursor == "of the driver":
+                self.ensure_connection()
+                return self.connection.execute("SELECT 1")
+            return Bare()
+
+    def work():
+        hygiene.CALL_HYGIENE.enter()
+        connections["default"] = Wrapper(connection.settings_dict, "default")
+        ask()
+        assert connection.chunked_cursor().fetchone() == (1,)
+        hygiene.CALL_HYGIENE.leave()
+
+    in_thread(work)
+
+
+def test_cursors_of_a_connection_that_was_lent_are_closed_where_it_belongs():
+    """As a server within a test borrows that of the test."""
+
+    def borrow(lent):
+        connections["default"] = lent
+        look()
+        ask()
+        hygiene.CALL_HYGIENE.leave()
+
+    def work():
+        ask()
+        its_own = connections["default"]
+        its_own.inc_thread_sharing()
+        borrower = threading.Thread(target=borrow, args=[its_own])
+        borrower.start()
+        borrower.join()
+        its_own.dec_thread_sharing()
+        cursor = open_cursor()
+        cursor.close()
+        with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
+            cursor.cursor.fetchone()
+
+    in_thread(work)
+
+
 @pytest.mark.parametrize("takes", ["another is put there", "it is deleted"])
 def test_a_connection_that_is_put_back_is_looked_after_again(takes):
     def work():
@@ -478,7 +711,6 @@ def test_a_mock_that_claims_to_be_a_hook_stays():
     def work():
         hygiene.CALL_HYGIENE.enter()
         with mock.patch.object(connections["default"], "connect", autospec=True) as connect:
-            held_connections._watch(connections["default"])
             connections["default"].connect()
         assert len(connect.mock_calls) == 1
         hygiene.CALL_HYGIENE.leave()
@@ -499,7 +731,6 @@ def test_what_somebody_has_put_in_the_place_of_a_method_stays():
         its_own = connections["default"]
         its_own.connect = MethodType(connect, its_own)
         ask()
-        held_connections._watch(its_own)
         its_own.connection.close()
         its_own.connection = None
         ask()
@@ -512,6 +743,10 @@ class SlottedWrapper(DatabaseWrapper):
     """A backend with some of its state in slots."""
 
     __slots__ = ("extra",)
+
+
+class TracedWrapper(DatabaseWrapper):
+    """What a tool makes of a connection."""
 
 
 class OtherWrapper(DatabaseWrapper):
@@ -531,7 +766,6 @@ class OtherWrapper(DatabaseWrapper):
 def test_methods_of_a_backend_may_have_arguments_of_their_own():
     def work():
         connections["default"] = OtherWrapper(connections["default"].settings_dict, "default")
-        held_connections._watch(connections["default"])
         ask()
         return OtherWrapper.asked
 
@@ -540,7 +774,10 @@ def test_methods_of_a_backend_may_have_arguments_of_their_own():
 
 @pytest.mark.parametrize("attributes", [{}, {"allow_thread_sharing": False}])
 def test_what_is_no_connection_in_the_place_of_one_is_left_alone(attributes):
-    stand_in = SimpleNamespace(**attributes, close_if_unusable_or_obsolete=lambda: None)
+    asked = []
+    stand_in = SimpleNamespace(
+        **attributes, close_if_unusable_or_obsolete=lambda: asked.append(True)
+    )
 
     def work():
         connections["other"] = stand_in
@@ -549,6 +786,7 @@ def test_what_is_no_connection_in_the_place_of_one_is_left_alone(attributes):
             ask()
             hygiene.CALL_HYGIENE.leave()
         assert connections["other"] is stand_in
+        assert asked, "as by Django's receivers"
         del connections["other"]
 
     in_thread(work)
@@ -620,7 +858,6 @@ def test_a_thread_whose_connection_is_behind_a_proxy(proxy, is_calls):
         connections["default"] = proxy(opened)
         connection_created.send(type(opened), connection=opened)  # as it opens once more
         use()
-        hygiene.connection_use.watch(connections["default"])
         loop_calls.current_call.set(loop_calls.LoopCall())
         use()
 
@@ -670,7 +907,7 @@ def test_a_cursor_of_a_connection_that_has_gone_is_not_closed_on_the_next_one():
         asked = []
         left = SimpleNamespace(close=lambda: asked.append(True))
         cursor.close = functools.partial(
-            cursor.close.func, dataclasses.replace(cursor.close.args[0], cursor=left)
+            cursor.close.func, lambda: None, dataclasses.replace(cursor.close.args[1], cursor=left)
         )
         cursor.close()
         home.submit(reopen).result()
@@ -715,7 +952,7 @@ def test_cursors_that_are_left_do_not_become_many_without_autocommit(monkeypatch
         hygiene.CALL_HYGIENE.start()
         cursor = open_cursor()
         home = held_connections.thread.held.home
-        home.left.append(cursor.close.args[0])
+        home.left.append(cursor.close.args[1])
         open_cursor().close()
         assert not home.left
 
@@ -729,7 +966,7 @@ def test_a_cursor_of_a_transaction_is_closed_within_no_other():
         hygiene.CALL_HYGIENE.start()
         with transaction.atomic():
             cursor = open_cursor()
-        left = cursor.close.args[0]
+        left = cursor.close.args[1]
         cursors_of_thread = held_connections.thread.held.home.left
         cursors_of_thread.append(left)  # as the garbage collector does
         with transaction.atomic():

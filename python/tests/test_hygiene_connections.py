@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import DatabaseError, connection, connections, transaction
-from django.db.backends.signals import connection_created
 from django.db.backends.sqlite3.base import DatabaseWrapper
 from harness import leave_half_read
 
@@ -22,8 +21,6 @@ from django_grpc import hygiene
 from django_grpc.hygiene import (
     atomic_blocks,
     connection_use,
-    held_connections,
-    loop_calls,
     sync_thread,
 )
 from django_grpc.hygiene.atomic_blocks import AtomicBlocks, LostBlocks
@@ -52,7 +49,7 @@ def shared_thread(request):
         return executor.submit(function).result(PATIENCE)
 
     def forget():
-        DatabaseWrapper.close(connection)
+        connection.close()
         del connections["default"]
 
     run(forget)
@@ -119,6 +116,32 @@ BEGINNINGS = [
     pytest.param(lambda: (transaction.atomic().__enter__(), ask()), id="atomic"),
     pytest.param(begin_by_hand, id="set_autocommit"),
 ]
+
+
+class Proxy:
+    """What a tool that watches queries puts in a connection's place."""
+
+    def __init__(self, its_connection):
+        self.__dict__["its_connection"] = its_connection
+
+    def __getattr__(self, name):
+        return getattr(self.its_connection, name)
+
+    def __setattr__(self, name, value):
+        setattr(self.its_connection, name, value)
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS)
+def test_a_transaction_of_a_connection_behind_a_proxy_ends_with_its_call(shared_thread, begin):
+    def put_proxy():
+        connections["default"] = Proxy(connections["default"])
+
+    shared_thread(put_proxy)
+    call = Call()
+    shared_thread(call.using(begin))
+    assert shared_thread(call.using(is_in_transaction))
+    call.end()
+    check_that_nothing_is_open(shared_thread)
 
 
 @pytest.mark.parametrize("begin", BEGINNINGS)
@@ -664,28 +687,6 @@ def test_a_dead_connection_from_before_the_calls_is_found(monkeypatch):
         assert own.submit(lambda: connection.connection is not driver).result()
         first.end()
         second.end()
-
-
-def test_a_connection_from_before_hygiene_says_who_uses_it():
-    """As where the signals are imported late, by a server inside of another program."""
-
-    def open_unheard():
-        name = "django_grpc.hygiene.held_connections"
-        connection_created.disconnect(dispatch_uid=name)
-        del connections.create_connection
-        try:
-            ask()
-        finally:
-            connections.create_connection = held_connections.create_connection
-            connection_created.connect(held_connections.remember_connections, dispatch_uid=name)
-        assert held_connections.thread.held.connections
-
-        loop_calls.current_call.set(call := loop_calls.LoopCall())
-        ask()
-        return call.uses_database
-
-    with ThreadPoolExecutor(1) as own:
-        assert own.submit(open_unheard).result(PATIENCE)
 
 
 LATE = """

@@ -271,7 +271,7 @@ def test_method_without_the_orm_never_waits_for_the_others(serve, kind, method, 
     """The thread of the ORM is busy for as long as these calls run."""
     on_sync_thread(open_old_connection if left == "connection" else forget_connections)
     if left == "unknown":
-        held_connections.remember_connections(connection)  # as from a thread that nobody knows
+        held_connections.remember_opening(connection)  # as from a thread that nobody knows
     entered, release = threading.Event(), threading.Event()
 
     def occupy():

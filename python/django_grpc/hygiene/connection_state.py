@@ -8,23 +8,16 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 stock_rule = BaseDatabaseWrapper.close_if_unusable_or_obsolete
 
 
-def is_proxy(connection: Any) -> bool:
-    """Whether a project, or a tool that watches it, has put something in a connection's place.
-
-    Asked of the type: a proxy tells `isinstance` what it stands for.
-    """
-    return not issubclass(type(connection), BaseDatabaseWrapper)
-
-
 def is_suspect(connection: BaseDatabaseWrapper) -> bool:
     """Whether the rule of an open connection has to be asked, whatever its age.
 
-    Always for a backend that has a rule of its own, and for a proxy.
+    Always for a backend that has a rule of its own.
     """
+    rule: Any = connection.close_if_unusable_or_obsolete
     return (
         connection.errors_occurred
         or is_manual(connection)
-        or getattr(type(connection), "close_if_unusable_or_obsolete", None) is not stock_rule
+        or getattr(rule, "__func__", None) is not stock_rule
     )
 
 

@@ -7,42 +7,26 @@ The ends of calls do not reach threads that servicers start, as `asyncio.to_thre
 hold is looked after there too, when the next call comes to use one.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
+from django.db.utils import load_backend
 
-from django_grpc.hygiene.atomic_blocks import AtomicBlocks, LostBlocks
-from django_grpc.hygiene.connection_state import is_proxy
+from django_grpc.hygiene.atomic_blocks import AtomicBlocks
+from django_grpc.hygiene.connection_record import real, record_for
 from django_grpc.hygiene.held_connections import (
     HeldConnections,
     close_old_connections,
     end_transaction,
     thread,
-    watchers,
 )
-from django_grpc.hygiene.hooks import hook
+from django_grpc.hygiene.hooks import hook, watch_class
 from django_grpc.hygiene.loop_calls import LoopCall, current_call
 from django_grpc.hygiene.sync_thread import tidy_soon
-
-
-def watch(connection: BaseDatabaseWrapper) -> None:
-    """Have a connection say who uses it, unless it is on a thread that calls run on."""
-    if thread.is_calls or is_proxy(connection):
-        return
-    held = thread.held
-    lost = held.lost_on(connection)
-    for name, function in _HOOKS.items():
-        hook(connection, name, function, lost)
-    if not isinstance(connection.atomic_blocks, AtomicBlocks):
-        connection.atomic_blocks = AtomicBlocks(lost, connection.atomic_blocks)
-    if connection.connection is None:  # Django has just made it, and nobody uses it yet
-        return
-    call = note_use()
-    if call is not None and not held.is_of_sync_to_async:
-        _take_over(held, call)
-    held.note_owner(connection, call)
 
 
 def note_use() -> LoopCall | None:
@@ -60,13 +44,16 @@ def note_use() -> LoopCall | None:
     return call
 
 
-def _ensure_connection(
-    connection: BaseDatabaseWrapper, proceed: Callable[[], Any], lost: LostBlocks
-) -> Any:
+def _ensure_connection(connection: BaseDatabaseWrapper, proceed: Callable[[], Any]) -> Any:
     """Note who uses a connection, look after it, and do what its backend does."""
     held, call = thread.held, note_use()
-    lost.ends_whole = False  # where neither a commit nor a rollback came after a block
-    lost.refuse(call)
+    record = record_for(connection, held.home)
+    if record is None:
+        return proceed()
+    if not isinstance(connection.atomic_blocks, AtomicBlocks):
+        connection.atomic_blocks = AtomicBlocks(record.lost, connection.atomic_blocks)
+    record.lost.ends_whole = False  # where neither a commit nor a rollback came after a block
+    record.lost.refuse(call)
     is_another = not held.is_of_sync_to_async and call is not held.last_call
     if is_another or (held.home.is_tended and held.is_left_to(connection, call)):
         is_used = held.are_in_use()
@@ -79,27 +66,39 @@ def _ensure_connection(
         if is_another and not connection.in_atomic_block:
             close_old_connections(is_used=is_used)
             connection.close_if_health_check_failed()
-    held.note_owner(connection, call)
-    return proceed()
+    held.note_owner(record, call)
+    is_opening = connection.connection is None
+    returned = proceed()
+    if is_opening:
+        held.note_owner(record, call)  # Django calls what is closed not committed
+        if not isinstance(connection.atomic_blocks, AtomicBlocks):
+            connection.atomic_blocks = AtomicBlocks(record.lost)
+    return returned
 
 
-def _commit(_: BaseDatabaseWrapper, proceed: Callable[[], Any], lost: LostBlocks) -> Any:
+def _commit(connection: BaseDatabaseWrapper, proceed: Callable[[], Any]) -> Any:
     """Do what a backend does, unless what is to be committed is there no more.
 
     It is left by the rollback that follows, which `transaction.atomic` sees to.
     """
-    if not lost.ends_whole:
-        lost.refuse(current_call.get(), is_commit=True)
+    record = record_for(connection, thread.held.home)
+    if record is None:
+        return proceed()
+    if not record.lost.ends_whole:
+        record.lost.refuse(current_call.get(), is_commit=True)
     returned = proceed()  # should it fail, its rollback follows
-    lost.ends_whole = False
+    record.lost.ends_whole = False
     return returned
 
 
-def _rollback(_: BaseDatabaseWrapper, proceed: Callable[[], Any], lost: LostBlocks) -> Any:
+def _rollback(connection: BaseDatabaseWrapper, proceed: Callable[[], Any]) -> Any:
     """Do what a backend does, unless that was done, and what is open is others'."""
-    if not lost.ends_whole and lost.leave(current_call.get()):
+    record = record_for(connection, thread.held.home)
+    if record is None:
+        return proceed()
+    if not record.lost.ends_whole and record.lost.leave(current_call.get()):
         return None
-    lost.ends_whole = False
+    record.lost.ends_whole = False
     return proceed()
 
 
@@ -118,15 +117,28 @@ def _take_over(held: HeldConnections, call: LoopCall | None) -> list[BaseDatabas
             # From now on the thread looks after its connections, as calls come to use them.
             held.home.is_tended = True
             held.calls.add(call)
-    left = [it for it in held.connections if held.is_left_to(it, call)]
+    left = [real(it) for it in held.own if held.is_left_to(it, call)]
     for connection in left:
         end_transaction(connection)
     return left
 
 
-_HOOKS = {"ensure_connection": _ensure_connection, "commit": _commit, "rollback": _rollback}
+def _watch_backends() -> None:
+    """Watch the classes of the databases in the settings, before their first connections open."""
+    for alias in connections:
+        with contextlib.suppress(Exception):  # one that can't be imported, which nobody may use
+            watch_class(load_backend(connections.settings[alias]["ENGINE"]).DatabaseWrapper)
+    for connection in thread.held.own:  # of the thread that imports this
+        watch_class(type(real(connection)))
+        if connection.connection is not None:
+            record_for(real(connection), thread.held.home)
 
-watchers.append(watch)
-for _opened in thread.held.connections:
-    if _opened.connection is not None:  # of the thread that imports this
-        watch(_opened)
+
+def _is_of_no_calls() -> bool:
+    return not thread.is_calls
+
+
+hook("ensure_connection", _ensure_connection, applies=_is_of_no_calls)
+hook("commit", _commit, applies=_is_of_no_calls)
+hook("rollback", _rollback, applies=_is_of_no_calls)
+_watch_backends()

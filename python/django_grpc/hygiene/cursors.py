@@ -20,7 +20,6 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_grpc.hygiene.connection_state import has_transaction
-from django_grpc.hygiene.hooks import hook
 
 
 class Home:
@@ -44,26 +43,27 @@ class Home:
         """Open a cursor, which is closed on this thread. Called on the thread itself."""
         self.close_left()  # lest they become many in a call that is long
         opening = cursor()
-        if not connection.allow_thread_sharing:
+        opened = _OpenCursor(
             # Of the driver's: with Django's around it this would be a cycle.
-            opened = _OpenCursor(
-                opening.cursor,
-                connection,
-                connection.connection,
-                is_bound=has_transaction(connection),
-            )
+            getattr(opening, "cursor", None),
+            connection,
+            connection.connection,
+            is_bound=has_transaction(connection),
+        )
+        with contextlib.suppress(AttributeError, TypeError):  # a driver's own has no place for it
+            opening.close = functools.partial(self._close, weakref.ref(opening), opened)
             self._opened.add(weakref.ref(opened, self._opened.discard))
-            opening.close = functools.partial(self._close, opened)
         return opening
 
-    def _close(self, opened: "_OpenCursor") -> None:
+    def _close(self, opening: weakref.ref[Any], opened: "_OpenCursor") -> None:
         is_here = threading.get_ident() == self.thread
         self._opened.discard(weakref.ref(opened))
+        opened.around = opening()  # the garbage collector has cleared it if it comes from there
         is_safe = is_here and _collecting_thread != self.thread
         if self.is_tended and not is_safe and not _is_within_process(opened.connection):
             self.left.append(opened)
         elif is_here:
-            opened.cursor.close()
+            opened.close_cursor()
         else:
             opened.close()
 
@@ -93,7 +93,7 @@ class Home:
         return [opened for it in list(self._opened) if (opened := it()) is not None]
 
 
-@dataclasses.dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+@dataclasses.dataclass(eq=False, slots=True, weakref_slot=True)
 class _OpenCursor:
     """A cursor that may have been closed, but not yet as far as its user is concerned."""
 
@@ -104,6 +104,8 @@ class _OpenCursor:
     its_connection: Any
     # Whether the database ends it with the transaction that it was opened in.
     is_bound: bool
+    # Django's or a backend's around the driver's, while it is to be closed.
+    around: Any = None
 
     def may_be_gone(self) -> bool:
         """Whether to close it now might be an error that ends a transaction of somebody else's."""
@@ -121,7 +123,19 @@ class _OpenCursor:
         """
         if self.connection.connection is self.its_connection:
             with contextlib.suppress(Exception):  # the connection may have died
-                self.cursor.close()
+                self.close_cursor()
+
+    def close_cursor(self) -> None:
+        """Close it as its class does, with whatever a backend has to do then."""
+        around, self.around = self.around, None
+        if around is not None:
+            getattr(type(around), "close", _close_inner)(around)
+        elif self.cursor is not None:
+            self.cursor.close()
+
+
+def _close_inner(around: Any) -> None:
+    around.cursor.close()
 
 
 def _is_within_process(connection: BaseDatabaseWrapper) -> bool:
@@ -130,15 +144,6 @@ def _is_within_process(connection: BaseDatabaseWrapper) -> bool:
     As SQLite, for which rows that were read in part are a lock that keeps all others from writing.
     """
     return connection.vendor == "sqlite"
-
-
-def close_at_home(connection: BaseDatabaseWrapper, home: Home) -> None:
-    """Have cursors which a thread opens of its connection be closed on that thread only."""
-    hook(connection, "chunked_cursor", _chunked_cursor, home)
-
-
-def _chunked_cursor(connection: BaseDatabaseWrapper, proceed: Callable[[], Any], home: Home) -> Any:
-    return home.open(connection, proceed)
 
 
 # The thread that collects garbage now. At home too it may do so amid a statement of the connection.

@@ -6,27 +6,26 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
-from django.db.utils import ConnectionHandler
 
 from django_grpc.hygiene import cursors
-from django_grpc.hygiene.atomic_blocks import AtomicBlocks, LostBlocks
+from django_grpc.hygiene.atomic_blocks import AtomicBlocks
+from django_grpc.hygiene.connection_record import ConnectionRecord, real, record_for, record_of
 from django_grpc.hygiene.connection_state import (
     has_transaction,
     is_dead,
     is_manual,
     is_obsolete,
-    is_proxy,
     is_suspect,
     stock_rule,
 )
-from django_grpc.hygiene.hooks import hook
+from django_grpc.hygiene.hooks import hook, watch_class
 from django_grpc.hygiene.loop_calls import LoopCall, Owner, is_of, owner_of, users
+from django_grpc.hygiene.stored_connections import StoredConnections
 from django_grpc.logs import GuardedLogger
 
 logger = GuardedLogger("django_grpc")
@@ -43,19 +42,17 @@ _numbers = itertools.count(1)
 #: whichever thread is next.
 orphans: deque[tuple[BaseDatabaseWrapper, cursors.Home]] = deque()
 
-#: What is called with a connection that a thread comes to hold, on that thread.
-watchers: list[Callable[[BaseDatabaseWrapper], None]] = []
-
 
 class HeldConnections:
     """The connections that one thread holds, for others to look at too."""
-
-    connections: tuple[BaseDatabaseWrapper, ...] = ()
 
     #: Whether the thread is the one that `sync_to_async` runs thread-sensitive code on.
     is_of_sync_to_async = False
 
     def __init__(self) -> None:
+        """Be those of the thread that this is called on."""
+        #: Where Django keeps them.
+        self.stored = StoredConnections()
         #: The last death when the connections were looked at last, and the last one to a database
         #: when that to it has opened or was doubted.
         self.deaths = _deaths
@@ -65,17 +62,36 @@ class HeldConnections:
         #: On a thread that a servicer has started: the calls that have used them, and the last.
         self.calls: weakref.WeakSet[LoopCall] = weakref.WeakSet()
         self.last_call: LoopCall | None = None
-        #: The calls that used them last outside of a transaction: whose is one that is open now.
-        self.owners = weakref.WeakKeyDictionary[BaseDatabaseWrapper, Owner]()
         #: The databases that one has opened to, which did not die since.
         self.opened: set[str] = set()
-        #: The transactions that were ended from under who was in them.
-        self.lost = weakref.WeakKeyDictionary[BaseDatabaseWrapper, LostBlocks]()
         #: On such a thread: whether code uses them too that belongs to no call, or goes on once its
         #: call has ended. Nobody tells of its end: what it uses is closed for no age.
         self.has_strangers = False
         #: For cursors of the connections that other threads come to close.
         self.home = cursors.Home()
+
+    @property
+    def connections(self) -> Collection[Any]:
+        """What Django keeps as the thread's connections, with what stands in the place of one."""
+        return self.stored.all()
+
+    @property
+    def own(self) -> list[BaseDatabaseWrapper]:
+        """Those that are this thread's to look after."""
+        return [it for it in self.connections if self.is_own(it)]
+
+    def is_own(self, connection: Any) -> bool:
+        """Whether a connection is this thread's to look after.
+
+        One that another thread has lent (`inc_thread_sharing`) is that one's: it may carry the
+        transaction of a test. What has nothing of the kind is none, but stands in the place of one.
+        """
+        if not hasattr(connection, "connection"):
+            return False
+        if not getattr(connection, "allow_thread_sharing", True):
+            return True
+        record = record_of(connection)
+        return record is not None and record.home is self.home and not connection.in_atomic_block
 
     def is_doubtful(self) -> bool:
         """Whether another connection has died since these were looked at."""
@@ -87,7 +103,7 @@ class HeldConnections:
         As Django does with ``CONN_HEALTH_CHECKS``.
         """
         self.deaths = _deaths
-        for connection in self.connections:
+        for connection in self.own:
             alias = connection.alias
             deaths = _deaths_by_alias.get(alias, 0)
             if deaths == self.deaths_by_alias.get(alias, 0):
@@ -99,7 +115,7 @@ class HeldConnections:
 
     def believe(self) -> None:
         """Have those that were asked not asked again."""
-        for connection in self.connections:
+        for connection in self.own:
             if connection.alias in self.doubted and connection.health_check_done:  # type: ignore[attr-defined]
                 _set_health_check(
                     connection, is_enabled=connection.settings_dict["CONN_HEALTH_CHECKS"]
@@ -120,12 +136,13 @@ class HeldConnections:
             return bool(users)
         return self.has_strangers or any(it.uses_database for it in self.calls)
 
-    def note_owner(self, connection: BaseDatabaseWrapper, call: LoopCall | None) -> None:
+    def note_owner(self, record: ConnectionRecord, call: LoopCall | None) -> None:
         """Note who is about to use a connection, and may begin a transaction."""
         if (call is None or call.has_ended) and not self.is_of_sync_to_async:
             self.has_strangers = True
-        if not has_transaction(connection):
-            self.owners[connection] = owner_of(call)
+        connection = record.connection()
+        if connection is not None and not has_transaction(connection):
+            record.owner = owner_of(call)
 
     def is_in_hands(self, connection: BaseDatabaseWrapper) -> bool:
         """Whether an open transaction is somebody's that may go on with it.
@@ -135,7 +152,7 @@ class HeldConnections:
         """
         if thread.is_calls or not self.home.is_tended:
             return False
-        return any(_goes_on(it, connection) for it in self.owners_of(connection))
+        return any(_goes_on(it, connection) for it in _owners_of(connection))
 
     def is_left_to(self, connection: BaseDatabaseWrapper, call: LoopCall | None) -> bool:
         """Whether a call is inside of a block that others have begun who are gone.
@@ -144,22 +161,10 @@ class HeldConnections:
         """
         if not connection.in_atomic_block:
             return False
-        others = [it for it in self.owners_of(connection) if not is_of(it, call)]
+        others = [it for it in _owners_of(connection) if not is_of(it, call)]
         return not (
             self.home.is_tended and (not others or any(_goes_on(it, connection) for it in others))
         )
-
-    def lost_on(self, connection: BaseDatabaseWrapper) -> LostBlocks:
-        """Return the transactions that were lost on a connection."""
-        return self.lost.setdefault(connection, LostBlocks(connection))
-
-    def owners_of(self, connection: BaseDatabaseWrapper) -> list[Owner]:
-        """Return who has begun the open transaction, or is inside of it by a block of its own."""
-        blocks = connection.atomic_blocks
-        owners = [*blocks.owners] if isinstance(blocks, AtomicBlocks) else []
-        if not owners or not connection.commit_on_exit:  # or set_autocommit was before
-            owners.append(self.owners.get(connection))
-        return owners
 
     def close(self) -> None:
         """Close them, if the thread looks after them, as it ends.
@@ -170,11 +175,11 @@ class HeldConnections:
         """
         if not self.home.is_tended or threading.get_ident() != self.home.thread:
             return
-        for connection in self.connections:
+        for connection in self.own:
             if connection.connection is None or connection.allow_thread_sharing:
                 continue
             self.home.close_left()
-            if self.home.has_open(connection):
+            if self.home.has_open(real(connection)):
                 orphans.append((connection, self.home))
             else:
                 with contextlib.suppress(Exception):  # it may have died
@@ -188,17 +193,22 @@ def _goes_on(owner: Owner, connection: BaseDatabaseWrapper) -> bool:
     return call is not None and (call.uses_database or call.goes_on())
 
 
+def _owners_of(connection: BaseDatabaseWrapper) -> list[Owner]:
+    """Return who has begun the open transaction, or is inside of it by a block of its own."""
+    blocks = connection.atomic_blocks
+    owners = [*blocks.owners] if isinstance(blocks, AtomicBlocks) else []
+    if not owners or not connection.commit_on_exit:  # or set_autocommit was before
+        record = record_of(connection)
+        owners.append(None if record is None else record.owner)
+    return owners
+
+
 class _Life:
     """Goes with its thread."""
 
 
 class _Thread(threading.local):
-    """The database connections that the stock receivers would visit on this thread.
-
-    A connection that is not open is nothing to those receivers, and one that opens says so by
-    ``connection_created`` on the thread that opened it: the tuple is taken then, and when a thread
-    asks for the first time.
-    """
+    """The database connections that the stock receivers would visit on this thread."""
 
     #: Whether calls run on the thread from their first line to their last, so that their ends are
     #: the times to look after its connections. Nobody but the call that asks uses them then.
@@ -212,77 +222,20 @@ class _Thread(threading.local):
         self.held = HeldConnections()
         self.life = _Life()
         weakref.finalize(self.life, self.held.close).atexit = False
-        for connection in connections.all(initialized_only=True):
-            cursors.close_at_home(connection, self.held.home)
-        self.refresh()
-        for connection in self.held.connections:
+        for connection in self.held.own:
             if connection.connection is not None:  # it has opened before anybody listened
                 self.held.note_opening(connection.alias)
-                for watch in watchers:
-                    watch(connection)
-
-    def refresh(self) -> None:
-        held = self.held
-        # A connection that is shared between threads (inc_thread_sharing, which only tests call)
-        # is its owner's to close: it carries the transaction of the test. What has nothing of the
-        # kind is none, but stands in the place of one.
-        held.connections = tuple(
-            connection
-            for connection in connections.all(initialized_only=True)
-            if not getattr(connection, "allow_thread_sharing", True)
-            and hasattr(connection, "connection")
-        )
 
 
 thread = _Thread()
 
 
-_create_connection = connections.create_connection
-
-
-def create_connection(alias: str) -> BaseDatabaseWrapper:
-    """Make what Django makes when a thread comes to use a database.
-
-    Its first query may be for rows. Once the connection has opened, the cursor is on its way, and
-    would not be of those that are closed on this thread alone.
-    """
-    connection = _create_connection(alias)
-    held = thread.held
-    others = (it for it in held.connections if it.alias != alias)
-    held.connections = (*others, connection)  # whatever becomes of its `connect`
-    _watch(connection)
-    return connection
-
-
-class _WatchedConnections(ConnectionHandler):
-    """What `django.db.connections` is: a thread holds what is put there, and not what is taken."""
-
-    def __setitem__(self, alias: str, connection: Any) -> None:
-        super().__setitem__(alias, connection)
-        thread.refresh()
-
-    def __delitem__(self, alias: str) -> None:
-        super().__delitem__(alias)
-        thread.refresh()
-
-
-connections.create_connection = create_connection  # type: ignore[method-assign]
-connections.__class__ = _WatchedConnections
-
-
-def remember_connections(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
-    """Take a connection that has opened among those of this thread."""
-    thread.refresh()
-    if any(it is connection or is_proxy(it) for it in thread.held.connections):  # and no copy
+def remember_opening(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+    """Note a connection that has opened on this thread; one of a kind that is new is watched."""
+    watch_class(type(connection))
+    thread.held.stored.check()
+    if any(real(it) is connection for it in thread.held.connections):  # and no copy
         thread.held.note_opening(connection.alias)
-    _watch(connection)
-
-
-def _watch(connection: BaseDatabaseWrapper) -> None:
-    hook(connection, "connect", _connect)
-    cursors.close_at_home(connection, thread.held.home)
-    for watch in watchers:
-        watch(connection)
 
 
 def _connect(connection: BaseDatabaseWrapper, proceed: Callable[[], Any]) -> Any:
@@ -290,14 +243,23 @@ def _connect(connection: BaseDatabaseWrapper, proceed: Callable[[], Any]) -> Any
 
     Where a rollback fails, `atomic` closes it and connects again at once.
     """
+    record_for(connection, thread.held.home)
     if connection.errors_occurred:
         _note_death(connection)
     return proceed()
 
 
-connection_created.connect(
-    remember_connections, dispatch_uid="django_grpc.hygiene.held_connections"
-)
+def _chunked_cursor(connection: BaseDatabaseWrapper, proceed: Callable[[], Any]) -> Any:
+    """Have cursors that a thread opens of its connection closed on that thread only."""
+    record = record_for(connection, thread.held.home)
+    if record is None or connection.allow_thread_sharing:
+        return proceed()
+    return record.home.open(connection, proceed)
+
+
+hook("connect", _connect)
+hook("chunked_cursor", _chunked_cursor)
+connection_created.connect(remember_opening, dispatch_uid="django_grpc.hygiene.held_connections")
 
 
 def reset_queries() -> None:
@@ -305,8 +267,10 @@ def reset_queries() -> None:
     held = thread.held
     if held.home.is_tended and held.are_in_use():
         return
-    for connection in held.connections:
-        connection.queries_log.clear()
+    for connection in held.stored.here():
+        log = getattr(connection, "queries_log", None)
+        if log and held.is_own(connection):
+            log.clear()
 
 
 def close_old_connections(*, is_used: bool | None = None) -> None:
@@ -326,7 +290,8 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
     held = thread.held
     if held.home.left:
         held.home.close_left()
-    if not held.connections:
+    connections = held.stored.here()
+    if not connections:
         return
     if is_used is None:
         is_used = held.home.is_tended and held.are_in_use()
@@ -334,24 +299,35 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
         held.believe()
     if held.is_doubtful():
         held.doubt()
-    for connection in held.connections:
-        if connection.connection is None and not connection.in_atomic_block:
-            if connection.errors_occurred:
-                _note_death(connection)
-            continue
-        # The conditions of close_if_unusable_or_obsolete(), asked beforehand because the method
-        # costs three times as much; those of `is_suspect` and `is_obsolete`, in line because each
-        # call has this done to it twice.
-        if (
-            not connection.errors_occurred
-            and connection.autocommit == connection.settings_dict["AUTOCOMMIT"]
-            and not connection.in_atomic_block
-            and (connection.close_at is None or is_used or time.monotonic() < connection.close_at)
-            and getattr(type(connection), "close_if_unusable_or_obsolete", None) is stock_rule
-        ):
-            connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
+    try:
+        for connection in connections:
+            # The conditions of close_if_unusable_or_obsolete(), asked beforehand because the method
+            # costs three times as much; those of `is_suspect` and `is_obsolete`, in line because
+            # each call has this done to it twice.
+            if (
+                connection.errors_occurred
+                or connection.in_atomic_block
+                or (
+                    connection.connection is not None
+                    and (
+                        connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
+                        or (
+                            connection.close_at is not None
+                            and not is_used
+                            and time.monotonic() >= connection.close_at
+                        )
+                        or connection.close_if_unusable_or_obsolete.__func__ is not stock_rule
+                    )
+                )
+            ):
+                break
+            connection.health_check_done = False
         else:
-            _apply_rule(connection, is_used=is_used)
+            return
+    except AttributeError:  # of one of another make, or of what is no connection at all
+        pass
+    for connection in held.connections:  # what is done to one may change which they are
+        _apply_rule(connection, is_used=is_used)
 
 
 def _close_orphans() -> None:
@@ -373,13 +349,24 @@ def _close_orphans() -> None:
 def _apply_rule(connection: BaseDatabaseWrapper, *, is_used: bool) -> None:
     """Have Django's rule decide about a connection, unless only its age would end it."""
     held = thread.held
+    if not isinstance(real(connection), BaseDatabaseWrapper):  # which has a rule of its own, if any
+        rule = getattr(connection, "close_if_unusable_or_obsolete", None)
+        if callable(rule):
+            rule()
+        return
+    if not held.is_own(connection):
+        return
+    if connection.connection is None and not connection.in_atomic_block:
+        if connection.errors_occurred:
+            _note_death(connection)
+        return
     if has_transaction(connection):
         if held.is_in_hands(connection):
             return
         if held.home.is_tended:
             end_transaction(connection)
             return
-    if held.is_of_sync_to_async and held.home.has_open(connection):
+    if held.is_of_sync_to_async and held.home.has_open(real(connection)):
         is_used = True  # rows may be read on by a task that outlives its call, or whoever has them
     had_errors = connection.errors_occurred
     if not is_suspect(connection) and (is_used or not is_obsolete(connection)):
@@ -389,7 +376,7 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_used: bool) -> None:
     if is_used:
         connection.close_at = None  # for Django's rule, which asks for both
     if is_manual(connection) or is_obsolete(connection):
-        held.home.close_all(connection)
+        held.home.close_all(real(connection))
     connection.close_if_unusable_or_obsolete()
     connection.close_at = age_ends_at  # of one that has been closed nobody asks
     if connection.connection is None:
@@ -426,20 +413,23 @@ def end_transaction(connection: BaseDatabaseWrapper) -> None:
             connection.alias,
         )
     held = thread.held
-    held.lost_on(connection).add(held.owners_of(connection))
+    record = record_of(connection)
+    if record is not None:
+        record.lost.add(_owners_of(connection))
     is_closed = connection.closed_in_transaction
     connection.in_atomic_block = connection.closed_in_transaction = False
     # As `connect` does, but `atomic(durable=True)` looks before it connects.
     connection.savepoint_ids = []
-    is_watched = isinstance(connection.atomic_blocks, AtomicBlocks)
-    connection.atomic_blocks = AtomicBlocks(held.lost_on(connection)) if is_watched else []
+    is_watched = record is not None and isinstance(connection.atomic_blocks, AtomicBlocks)
+    connection.atomic_blocks = AtomicBlocks(record.lost) if record and is_watched else []
     connection.needs_rollback = False
     if is_closed:
         connection.connection = None  # as Django does it when the block is left
     else:
-        held.home.close_all(connection)
+        held.home.close_all(real(connection))
         connection.close()
         if connection.connection is not None:  # in memory, which Django leaves open
-            held.lost_on(connection).ends_whole = True
+            if record is not None:
+                record.lost.ends_whole = True
             connection.rollback()
             connection.set_autocommit(connection.settings_dict["AUTOCOMMIT"])

@@ -1,113 +1,109 @@
-"""Functions of ours in the place of methods of Django's connections.
+"""Functions of ours around methods of Django's connections.
 
-They are among a connection's attributes. To derive a class for it would be simpler, but its class
-is what receivers of ``connection_created`` ask for as its sender, and what backends keep things in.
+They are put into the classes of backends, and looked up as Python looks up methods. So what a tool
+has put into a class before it counts, also afterwards; what somebody puts onto a connection in a
+method's place is called instead; and copies of a connection are as any other.
 """
 
-import copyreg
 import functools
 import threading
-import weakref
 from collections.abc import Callable
-from types import FunctionType
-from typing import Any
+from types import MethodType
+from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_grpc.hygiene.connection_state import is_proxy
+#: What is called with the connection, and a function that does what the method would.
+Hook = Callable[[BaseDatabaseWrapper, Callable[[], Any]], Any]
 
 
-class _Hook:
-    """Calls a function in the place of a method.
-
-    With a weak reference, lest a connection that is dropped waits for the garbage collector.
-    """
-
-    def __init__(
-        self,
-        connection: BaseDatabaseWrapper,
-        name: str,
-        function: Callable[..., Any],
-        arguments: tuple[object, ...],
-    ) -> None:
-        self._connection = weakref.ref(connection)
-        self._name = self.__name__ = name
-        self._function = function
-        self._arguments = arguments
-        self._was_in_class = _in_class(connection, name)
-        #: The threads that do what the class says now: tests share connections.
-        self._proceeding: set[int] = set()
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        connection = self._connection()
-        if connection is None:
-            raise ReferenceError("the database connection is gone")
-        proceed = functools.partial(self._proceed, connection, *arguments, **keywords)
-        return self._function(connection, proceed, *self._arguments)
-
-    def _proceed(self, connection: BaseDatabaseWrapper, /, *arguments: Any, **keywords: Any) -> Any:
-        """Do what the class says, whatever a test has put there by now.
-
-        That may call what was the connection's before, and means what was in the class then.
-        """
-        thread, method = threading.get_ident(), _in_class(connection, self._name)
-        is_again = thread in self._proceeding
-        if is_again and isinstance(self._was_in_class, FunctionType):
-            method = self._was_in_class
-        self._proceeding.add(thread)
-        try:
-            # Bound as Python binds it: it need not be a function.
-            if (bind := getattr(method, "__get__", None)) is not None:
-                method = bind(connection, type(connection))
-            return method(*arguments, **keywords)
-        finally:
-            if not is_again:
-                self._proceeding.discard(thread)
+class _Around(NamedTuple):
+    function: Hook
+    applies: Callable[[], bool] | None
 
 
-def hook(
-    connection: BaseDatabaseWrapper, name: str, function: Callable[..., Any], *arguments: object
-) -> None:
-    """Put a function in the place of a method.
+_hooks: dict[str, _Around] = {}
+
+# The classes that have hooks, and by the class of a connection, which of those before it is to call
+# them: a method may call that of a class before its own.
+_watched: set[type] = set()
+_outermost: dict[type, type | None] = {}
+_lock = threading.Lock()
+
+
+def hook(name: str, function: Hook, *, applies: Callable[[], bool] | None = None) -> None:
+    """Put a function around a method of all backends that `watch_class` is told of later.
 
     Args:
-        connection: Whose method it is. A copy of it has its own. A proxy that somebody has put in
-            its place is left alone.
-        name: The method's. What somebody has put in its place stays, as tests put there what
-            refuses queries, and look for it again; so does what is no method.
-        function: Called with the connection, a function that does what the method would, and the
-            arguments.
-        *arguments: As they are.
+        name: The method's.
+        function: The hook.
+        applies: Asked on the thread that uses the method. Default: it always does.
     """
-    if is_proxy(connection):
+    _hooks[name] = _Around(function, applies)
+
+
+def watch_class(backend: type) -> None:
+    """Put the hooks around the methods of a backend's connections, once."""
+    if backend in _watched or not issubclass(backend, BaseDatabaseWrapper):
         return
-    in_class, standing = _in_class(connection, name), vars(connection).get(name)
-    is_method = callable(in_class) or isinstance(in_class, staticmethod | classmethod)
-    is_own = standing is None or type(standing) is _Hook  # which a mock may claim to be
-    if is_method and (is_own or getattr(standing, "__func__", None) is in_class):
-        setattr(connection, name, _Hook(connection, name, function, arguments))
-        copyreg.dispatch_table.setdefault(type(connection), _reduce_without_hooks)
+    with _lock:
+        for name, around in _hooks.items():
+            if callable(getattr(backend, name, None)):
+                setattr(backend, name, _HookedMethod(backend, name, around))
+        _watched.add(backend)
+        _outermost.clear()
 
 
-def _in_class(connection: BaseDatabaseWrapper, name: str) -> Any:
-    return next(vars(it)[name] for it in type(connection).__mro__ if name in vars(it))
+class _HookedMethod:
+    """A method with a hook around it, among the attributes of a class."""
+
+    def __init__(self, owner: type, name: str, around: _Around) -> None:
+        self._owner = owner
+        self._name = name
+        self._own = vars(owner).get(name)  # else it is inherited
+        self._function, self._applies = around
+        self._last: tuple[Callable[..., Any] | None, Callable[..., Any]] = None, self._function
+
+    def __get__(self, connection: Any, kind: type | None = None) -> Any:
+        """Return the method, and as what Python would find now: it may be called later."""
+        owner = self._owner
+        if self._own is not None:
+            bind = getattr(self._own, "__get__", None)  # not each callable is a function
+            method = self._own if bind is None else bind(connection, kind)
+        elif connection is None:
+            method = getattr(super(owner, kind or owner), self._name)
+        else:
+            method = getattr(super(owner, connection), self._name)
+        if connection is None or (self._applies is not None and not self._applies()):
+            return method
+        if _outermost_of(type(connection)) is not owner:
+            return method
+        if isinstance(method, MethodType) and method.__self__ is connection:
+            return MethodType(self._around(method.__func__), connection)
+        function = self._function  # somebody has put there what is no method
+        return lambda *arguments, **keywords: function(
+            connection, functools.partial(method, *arguments, **keywords)
+        )
+
+    def _around(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the hook around what mostly is the same as the last time."""
+        last, hooked = self._last
+        if last is not method:
+            function = self._function
+
+            @functools.wraps(method)
+            def hooked(connection: BaseDatabaseWrapper, /, *arguments: Any, **keywords: Any) -> Any:
+                proceed = functools.partial(method, connection, *arguments, **keywords)
+                return function(connection, proceed)
+
+            self._last = method, hooked
+        return hooked
 
 
-def _reduce_without_hooks(connection: Any) -> Any:
-    """Reduce a connection for `copy`, so that the copy is without the hooks.
-
-    They would act on the connection that they were made for, and end its transaction even.
-    """
-    reduced = connection.__reduce_ex__(4)
-    if not isinstance(reduced, tuple) or len(reduced) < 3:
-        return reduced
-    made, arguments, state, *rest = reduced
-    if isinstance(state, tuple):  # of a class with slots
-        state = (*map(_without_hooks, state),)
-    return (made, arguments, _without_hooks(state), *rest)
-
-
-def _without_hooks(state: Any) -> Any:
-    if not isinstance(state, dict):
-        return state
-    return {name: it for name, it in state.items() if type(it) is not _Hook}
+def _outermost_of(kind: type) -> type | None:
+    try:
+        return _outermost[kind]
+    except KeyError:
+        outermost = next((it for it in kind.__mro__ if it in _watched), None)
+        _outermost[kind] = outermost
+        return outermost

@@ -39,15 +39,13 @@ _is_tidying = False
 
 def look_at_begin() -> None:
     """Have the thread looked after as a call begins that may come to use it, and do not wait."""
-    global _held
     if orphans:
         tidy_soon()
     if _held is None:
-        _held = HeldConnections()  # until `_tidy` says which they are
         tidy_soon()
     elif _held.connections:
         if not users:
-            for connection in _held.connections:
+            for connection in _held.own:
                 connection.queries_log.clear()
         _look(_held, at_begin=True)
 
@@ -69,7 +67,7 @@ def _look(held: HeldConnections, *, at_begin: bool) -> None:
         return None
     if held.is_doubtful() or held.home.left:
         return tidy_soon()
-    for connection in held.connections:
+    for connection in held.own:
         if connection.connection is None and not connection.in_atomic_block:
             if connection.errors_occurred and connection.alias in held.opened:
                 return tidy_soon()
