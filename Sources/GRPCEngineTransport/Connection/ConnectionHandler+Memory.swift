@@ -168,7 +168,9 @@ extension ConnectionHandler {
     self.eventLoop.assumeIsolated().scheduleTask(in: .seconds(1)) {
       self.isPaceLookScheduled = false
       guard self.context != nil, self.memory.nextWaiting != nil else { return }
-      self.abandon(self.openStreams.filter { $0.lookAtPace() }.map(\.id))
+      for stream in self.openStreams { stream.lookAtPace() }
+      let shares = self.openStreams.lazy.map(\.share)
+      self.abandon(self.memory.endStarvation(shares, isPoolFull: self.isPoolFull))
       self.reviewMemory()
       self.flush()
       if self.memory.nextWaiting != nil { self.lookAtPacesLater() }

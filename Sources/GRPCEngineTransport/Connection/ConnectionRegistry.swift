@@ -40,6 +40,7 @@ package final class ConnectionRegistry: Sendable {
   private let state = Locked(State())
   /// Calls that were ended give back what they held after a moment.
   private static let reliefPause = TimeAmount.milliseconds(5)
+  private static let fruitlessPause: TimeAmount = .milliseconds(100)
 
   /// - Parameter memory: bytes that all connections may hold together.
   package init(
@@ -177,12 +178,14 @@ package final class ConnectionRegistry: Sendable {
         return self.ask(rest, in: round)
       }
       let hasGiven = round.hasGiven
-      next.eventLoop.assumeIsolated().scheduleTask(in: Self.reliefPause) {
+      // Where nobody could give, and none has, somebody may later.
+      let pause = hasGiven || self.memory.hasRoom ? Self.reliefPause : Self.fruitlessPause
+      next.eventLoop.assumeIsolated().scheduleTask(in: pause) {
         let now = next.eventLoop.now
         if hasGiven, !self.memory.hasRoom { return self.beginRound(now: now) }
         self.memory.endRelief()
-        // Those who asked meanwhile were not heard.
-        if hasGiven, self.memory.isFull { self.relieve(now: now) }
+        // Those who asked meanwhile were not heard, and wait for each other by now.
+        if self.memory.isFull { self.relieve(now: now) }
       }
     }
   }

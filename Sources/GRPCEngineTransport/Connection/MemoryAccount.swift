@@ -11,17 +11,19 @@ internal import NIOCore
 ///
 /// - The *connection's window* opens again only while there is room for all of it. So what comes is
 ///   bounded, whatever a peer does with its streams.
-/// - A message larger than a stream's window needs more window than streams begin with. One stream at a
-///   time *leads*: its window is as large as the connection's until its message has come, and it is not
-///   counted. So some message always comes to its end, whatever its size and whatever others hold.
-/// - The others get twice what has come of their message, up to a quarter of the limit together, and
-///   while there is room for what all streams may send: so those that stand still hold little, and
-///   many that begin later fit. When there is no room they wait, in the order in which they asked, for
-///   room or for the lead.
-/// - A leader that is slow is counted like others as soon as it fits, and the next one leads. Who stands
-///   with more than other streams may send, for half a minute while others wait, is *ended*.
+/// - A message larger than a stream's window needs more window than streams begin with. It gets as much
+///   as twice what came of it *on trial*, while an eighth of the limit suffices for all such: so those
+///   that stand still hold little, and are in nobody's way.
+/// - Otherwise, and when it is alone, it is *admitted*, in the order in which streams ask: its window is
+///   as large as the connection's, while there is room for all of it within a quarter of the limit, which leaves room for streams that begin later. When there is none,
+///   one is admitted all the same, as the *exception*, and is not counted: a single message can always
+///   come, whatever its size and whatever others hold.
+/// - One that is slow is admitted no longer, and the next one has its turn. The exception is counted
+///   then, if there is room for what it holds.
+/// - Where nobody has been admitted for half a minute though some wait, memory has run out. Those that
+///   were slow all that time are *ended*; if it was none, the newest stream whose messages nobody takes.
 /// - When all that is left would be halves that wait for one another, the newest are *ended* until
-///   there is room. Requests that are whole are waited for instead: somebody will take them.
+///   there is room.
 ///
 /// A value without I/O: the connection says what happens, and does what is returned.
 package struct MemoryAccount {
@@ -33,6 +35,8 @@ package struct MemoryAccount {
     package var whole = 0
     /// Bytes that came of the next message.
     package var partial = 0
+    /// Bytes that are still to come of it, as far as is known.
+    package var missing = 0
     /// Bytes that the peer may send.
     package var mayCome = 0
     /// Bytes of memory for what goes out and has not left, or that is reserved for what may come.
@@ -46,6 +50,8 @@ package struct MemoryAccount {
     package var came: Int { self.headers + self.whole + self.partial }
     /// Those, and what may come.
     package var expected: Int { self.came + self.mayCome }
+    /// Bytes that wait for this server, and not for the peer.
+    fileprivate var waiting: Int { self.isComplete ? self.came : self.whole }
     /// Bytes in memory.
     package var cost: Int { self.came + self.besides }
   }
@@ -55,10 +61,12 @@ package struct MemoryAccount {
     package let stream: Int
     package fileprivate(set) var holding = Holding()
     package fileprivate(set) var isWaiting = false
+    /// Whether its message may come as a whole.
+    fileprivate var isAdmitted = false
     /// Bytes that came since somebody looked at its pace.
     fileprivate var moved = 0
-    /// How often in a row somebody has looked and next to nothing had come of what was let come.
-    fileprivate var standing = 0
+    /// How often in a row somebody has looked and it was slow.
+    fileprivate var slowFor = 0
     /// What is counted for it.
     fileprivate var claim = Claim()
 
@@ -73,29 +81,33 @@ package struct MemoryAccount {
     var expected = 0
     /// What may be held of a message that comes, beyond the window that every stream has.
     var large = 0
-    /// What came of requests that are whole.
-    var complete = 0
+    /// That, if it is not admitted.
+    var onTrial = 0
+    /// What came and waits for this server.
+    var waiting = 0
 
     static func += (total: inout Self, claim: Self) {
       total.came += claim.came
       total.expected += claim.expected
       total.large += claim.large
-      total.complete += claim.complete
+      total.onTrial += claim.onTrial
+      total.waiting += claim.waiting
     }
 
     static func -= (total: inout Self, claim: Self) {
       total.came -= claim.came
       total.expected -= claim.expected
       total.large -= claim.large
-      total.complete -= claim.complete
+      total.onTrial -= claim.onTrial
+      total.waiting -= claim.waiting
     }
   }
 
-  /// The stream whose message comes although there may be no room for it.
-  private struct Leader {
+  /// The stream whose message comes although there is no room for it.
+  private struct Exception {
     let stream: Int
     var claim: Claim
-    /// Whether its message has come, or takes its time: another is to lead.
+    /// Whether its message has come, or takes its time: it is to be counted.
     var isDone = false
   }
 
@@ -109,9 +121,13 @@ package struct MemoryAccount {
   private var total = Claim()
   /// Bytes in memory.
   private var cost = 0
-  private var leader: Leader?
-  /// Streams that need more window, in the order in which they asked; the leader before them.
+  private var exception: Exception?
+  /// Streams that need more window, in the order in which they asked; the exception before them.
   private var waiting = CircularBuffer<Int>()
+  /// Whether a message has been admitted since somebody looked.
+  private var hasAdmitted = false
+  /// How often in a row somebody has looked, and none had been though some wait.
+  private var starvingFor = 0
   /// Whether the connection's window is due to open again and does not.
   package private(set) var isWindowShut = false
 
@@ -130,10 +146,10 @@ package struct MemoryAccount {
   /// Bytes that came and have not been taken.
   package var came: Int { self.total.came }
 
-  /// What is counted but for the leader.
+  /// What is counted but for the exception.
   private var counted: Claim {
     var counted = self.total
-    if let leader = self.leader { counted -= leader.claim }
+    if let exception = self.exception { counted -= exception.claim }
     return counted
   }
   /// How much may have come for the connection's window to open.
@@ -149,80 +165,100 @@ package struct MemoryAccount {
     self.cost += change
     share.moved += max(0, holding.came - share.holding.came)
     share.holding = holding
-    self.total -= share.claim
-    share.claim = self.claim(of: holding)
-    self.total += share.claim
-    if self.leader?.stream == share.stream {
-      self.leader?.claim = share.claim
-      // Its message has been taken, or it is gone.
-      if holding.whole == 0, holding.partial == 0 { self.leader = nil }
+    self.recount(&share)
+    // Its message has been taken, or it is gone.
+    if self.exception?.stream == share.stream, holding.whole == 0, holding.partial == 0 {
+      self.exception = nil
     }
     return change
   }
 
   @inline(__always)
-  private func claim(of holding: Holding) -> Claim {
-    Claim(
+  private mutating func recount(_ share: inout Share) {
+    self.total -= share.claim
+    share.claim = self.claim(of: share.holding, isAdmitted: share.isAdmitted)
+    self.total += share.claim
+    if self.exception?.stream == share.stream { self.exception?.claim = share.claim }
+  }
+
+  @inline(__always)
+  private func claim(of holding: Holding, isAdmitted: Bool) -> Claim {
+    let toCome = isAdmitted ? max(holding.mayCome, holding.missing) : holding.mayCome
+    let large = holding.isComplete ? 0 : max(0, holding.partial + toCome - self.streamWindow)
+    return Claim(
       came: holding.came,
-      expected: holding.expected,
-      large: holding.isComplete ? 0 : max(0, holding.partial + holding.mayCome - self.streamWindow),
-      complete: holding.isComplete ? holding.came : 0
+      expected: holding.came + toCome,
+      large: large,
+      onTrial: isAdmitted ? 0 : large,
+      waiting: holding.waiting
     )
   }
 
-  /// A message of a stream has come as a whole.
+  /// A message of a stream has come as a whole; to be called before it is charged.
   @inline(__always)
-  package mutating func completed(_ share: Share) {
-    if self.leader?.stream == share.stream { self.leader?.isDone = true }
+  package mutating func completed(_ share: inout Share) {
+    guard share.isAdmitted else { return }
+    share.isAdmitted = false
+    if self.exception?.stream == share.stream { self.exception?.isDone = true }
   }
 
   /// Looks how much of a stream came since the last time. To be called once a second for all streams
-  /// while one waits.
-  ///
-  /// - Returns: whether it has stood still for so long that it is to end.
-  package mutating func look(_ share: inout Share) -> Bool {
-    // Whom this server lets send nothing is not slow, and gets a second from then on.
+  /// while one waits, and `endStarvation` then.
+  package mutating func look(_ share: inout Share) {
     let mayCome = share.holding.mayCome
-    let mayMove = share.claim.large > 0 && mayCome > 0 && !share.isWaiting && !self.isWindowShut
-    if mayMove, share.moved < mayCome / Self.secondsToLead, self.leader?.stream == share.stream {
-      self.leader?.isDone = true
-    }
-    let isStanding = mayMove && share.moved <= mayCome / Self.secondsToMove
-    share.standing = isStanding ? share.standing + 1 : 0
+    // Whom this server lets send nothing is not slow, and gets a second from then on.
+    let mayMove =
+      share.holding.partial > 0 && mayCome > 0 && !share.isWaiting && !self.isWindowShut
+    let isSlow = mayMove && share.moved < max(1, mayCome / Self.secondsForWindow)
+    share.slowFor = isSlow ? share.slowFor + 1 : 0
     share.moved = self.isWindowShut ? mayCome : 0
-    return share.standing >= Self.secondsToStand
+    guard isSlow, share.isAdmitted else { return }
+    share.isAdmitted = false
+    if self.exception?.stream == share.stream { self.exception?.isDone = true }
+    self.recount(&share)
   }
 
-  /// In how many seconds a leader must send what it may.
-  private static var secondsToLead: Int { 64 }
-  /// Who would need longer than this for what it may send stands still.
-  private static var secondsToMove: Int { 4096 }
-  private static var secondsToStand: Int { 30 }
+  /// Whom to end as others have waited for too long.
+  ///
+  /// - Parameters:
+  ///   - shares: those of all streams.
+  ///   - isPoolFull: whether all connections together hold too much, which is what they wait for.
+  package mutating func endStarvation(_ shares: some Sequence<Share>, isPoolFull: Bool) -> [Int] {
+    let isStarving = !self.waiting.isEmpty && !self.hasAdmitted && !isPoolFull
+    self.hasAdmitted = false
+    self.starvingFor = isStarving ? self.starvingFor + 1 : 0
+    guard self.starvingFor >= Self.secondsToStarve else { return [] }
+    self.starvingFor = 0
+    let slow = shares.filter { $0.slowFor >= Self.secondsToStarve }.map(\.stream)
+    if !slow.isEmpty { return slow }
+    let untaken = shares.filter { !$0.holding.isComplete && $0.holding.whole > 0 }.map(\.stream)
+    return untaken.max().map { [$0] } ?? []
+  }
+
+  /// In how many seconds a stream must send what it may.
+  private static var secondsForWindow: Int { 8 }
+  private static var secondsToStarve: Int { 30 }
 
   /// Whether a call with headers of `size` bytes may begin.
   package func mayBegin(_ size: Int) -> Bool { self.counted.came <= self.limit - size }
 
-  /// How far the window of a stream may open for a message of which `partial` bytes have come, if there
-  /// is room.
+  /// How far the window of a stream is to open for its message, of which `partial` bytes have come.
   package func openness(_ share: Share, partial: Int) -> Int {
-    if self.leader.map({ $0.stream == share.stream }) ?? true { return self.window }
-    return min(2 * partial, self.window)
+    share.isAdmitted ? self.window : min(2 * partial, self.window)
   }
 
-  /// Whether the window of a stream may open for `growth` bytes more; otherwise it has its turn later,
-  /// as `nextWaiting`.
+  /// Whether the window of a stream may open for `growth` bytes more, or as far as `openness` says by
+  /// then; otherwise it has its turn later, as `nextWaiting`. To be called once its holding is charged.
   ///
   /// - Parameter isPoolFull: whether all connections together hold too much.
   package mutating func mayGrow(_ share: inout Share, by growth: Int, isPoolFull: Bool) -> Bool {
-    if !isPoolFull, self.admit(share, growth) {
+    if !isPoolFull, self.mayTry(share, growth) || self.admit(&share) {
       self.leave(&share)
-      // It had no time yet.
-      share.moved = share.holding.mayCome + growth
       return true
     }
     guard !share.isWaiting else { return false }
     share.isWaiting = true
-    if self.leader?.stream == share.stream {
+    if self.exception?.stream == share.stream {
       self.waiting.prepend(share.stream)
     } else {
       self.waiting.append(share.stream)
@@ -230,24 +266,47 @@ package struct MemoryAccount {
     return false
   }
 
-  private mutating func admit(_ share: Share, _ growth: Int) -> Bool {
-    self.passLead()
-    if self.leader?.stream == share.stream { return true }
-    guard self.waiting.first ?? share.stream == share.stream else { return false }
-    guard self.leader != nil else {
-      self.leader = Leader(stream: share.stream, claim: share.claim)
-      return true
+  private func mayTry(_ share: Share, _ growth: Int) -> Bool {
+    guard !share.isAdmitted, !share.isWaiting, self.total.large > share.claim.large else {
+      return false
     }
     let counted = self.counted
-    return growth <= self.limit / 4 - counted.large && growth <= self.most - counted.expected
+    return growth <= self.limit / 8 - counted.onTrial && growth <= self.most - counted.expected
   }
 
-  /// Counts a leader that is done like others, if there is room for it.
-  private mutating func passLead() {
-    guard self.leader?.isDone == true, self.total.came <= self.most,
-      self.total.large <= self.limit / 2
+  private mutating func admit(_ share: inout Share) -> Bool {
+    if share.isAdmitted { return true }
+    self.countException()
+    if self.exception?.stream != share.stream {
+      guard self.waiting.first ?? share.stream == share.stream else { return false }
+      if !self.hasRoom(for: share) {
+        guard self.exception == nil else { return false }
+        self.exception = Exception(stream: share.stream, claim: share.claim)
+      }
+      self.hasAdmitted = true
+    } else {
+      self.exception?.isDone = false
+    }
+    share.isAdmitted = true
+    // It had no time yet.
+    share.moved = share.holding.mayCome + share.holding.missing
+    self.recount(&share)
+    return true
+  }
+
+  private func hasRoom(for share: Share) -> Bool {
+    let claim = self.claim(of: share.holding, isAdmitted: true)
+    let counted = self.counted
+    return claim.large - share.claim.large <= self.limit / 4 - counted.large
+      && claim.expected - share.claim.expected <= self.most - counted.expected
+  }
+
+  /// Counts an exception that is done like others, if there is room for what it holds.
+  private mutating func countException() {
+    guard let exception = self.exception, exception.isDone,
+      self.counted.came <= self.most - exception.claim.expected
     else { return }
-    self.leader = nil
+    self.exception = nil
   }
 
   /// The stream that is to ask again; it stays so until it has.
@@ -275,14 +334,15 @@ package struct MemoryAccount {
   /// What waits for its peer, and not for this server.
   private var unfinished: Int {
     let counted = self.counted
-    return counted.came - counted.complete
+    return counted.came - counted.waiting
   }
 
-  /// Whether what waits will wait for ever: no request that is whole will make room for it.
+  /// Whether what waits will wait for ever: nothing that is whole will make room for it.
   package var isStuck: Bool { self.isTight && self.unfinished > self.most }
 
-  /// Whom to end so that others can go on, those that stand and then the newest first; none unless the
-  /// account is stuck. One stays always, the oldest that moves, if any; it leads if it is too large.
+  /// Whom to end so that others can go on, those that are slow and then the newest first; none unless
+  /// the account is stuck. One stays always, the oldest that moves, if any; it is the exception if it is
+  /// too large.
   ///
   /// - Parameter shares: those of all streams.
   package mutating func streamsInTheWay(_ shares: some Sequence<Share>) -> [Int] {
@@ -291,24 +351,24 @@ package struct MemoryAccount {
     let target = self.most / 4 * 3
     var left = self.unfinished
     var streams: [Int] = []
-    let leader = self.leader?.stream
+    let exception = self.exception?.stream
     let unfinished = shares.filter {
-      $0.holding.came > 0 && !$0.holding.isComplete && $0.stream != leader
+      $0.holding.came > $0.holding.waiting && $0.stream != exception
     }
-    .sorted { ($0.standing > 0 ? 1 : 0, $0.stream) > ($1.standing > 0 ? 1 : 0, $1.stream) }
+    .sorted { ($0.slowFor > 0 ? 1 : 0, $0.stream) > ($1.slowFor > 0 ? 1 : 0, $1.stream) }
     for share in unfinished.dropLast() where left > target {
-      left -= share.holding.came
+      left -= share.holding.came - share.holding.waiting
       streams.append(share.stream)
     }
     guard left > self.most, let last = unfinished.last else { return streams }
-    // It does not fit by itself. A leader that is whole is waited for.
-    if let leader {
-      guard shares.contains(where: { $0.stream == leader && !$0.holding.isComplete }) else {
+    // It does not fit by itself. An exception that is whole is waited for.
+    if let exception {
+      guard shares.contains(where: { $0.stream == exception && !$0.holding.isComplete }) else {
         return streams
       }
-      streams.append(leader)
+      streams.append(exception)
     }
-    self.leader = Leader(stream: last.stream, claim: last.claim)
+    self.exception = Exception(stream: last.stream, claim: last.claim)
     if last.isWaiting {
       self.removeWaiting(last.stream)
       self.waiting.prepend(last.stream)

@@ -24,12 +24,15 @@ package struct ReceiveWindow {
   package mutating func consumed(_ length: Int) { self.held -= length }
 
   /// By how much the window is due to open as the application took messages; 0 until that is half of
-  /// what the stream may hold.
+  /// what the stream may hold, or a message needs it.
   ///
-  /// - Parameter partial: bytes held of a message that is not complete.
-  package func increment(partial: Int) -> Int {
+  /// - Parameters:
+  ///   - partial: bytes held of a message that is not complete.
+  ///   - missing: bytes still to come of it, as far as is known.
+  package func increment(partial: Int, missing: Int) -> Int {
     let increment = self.target - self.held - partial - self.remaining
-    return increment >= self.target / 2 ? increment : 0
+    let isDue = increment >= self.target / 2 || self.held == 0 && missing > self.remaining
+    return isDue ? max(0, increment) : 0
   }
 
   /// By how much the window is due to open for the rest of a message; 0 while half of it is open, or

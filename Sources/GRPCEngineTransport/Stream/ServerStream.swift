@@ -67,7 +67,7 @@ package final class ServerStream {
     do {
       while let message = try self.decoder.next() {
         self.window.delivered(message.payload.readableBytes + MessageFramer.prefixLength)
-        self.connection.memory.completed(self.share)
+        self.connection.memory.completed(&self.share)
         receiver.received(message)
       }
     } catch {
@@ -86,10 +86,9 @@ package final class ServerStream {
       } else {
         receiver.receivedEnd()
       }
-    } else {
-      self.grantWindow()
     }
     self.charge()
+    self.grantWindow()
   }
 
   /// Trailers of the peer; gRPC gives them no meaning beyond the end of the stream.
@@ -129,28 +128,30 @@ package final class ServerStream {
   /// The application took messages of `length` bytes, prefixes included: lets the peer send more.
   package func consumed(_ length: Int) {
     self.window.consumed(length)
-    self.grantWindow()
     self.charge()
+    self.grantWindow()
   }
 
   private func grantWindow() {
     guard self.state.inbound == .open else { return }
-    var increment = self.window.increment(partial: self.decoder.bufferedBytes)
-    let growth = self.growth
+    let (partial, missing) = (self.decoder.bufferedBytes, self.decoder.missingBytes ?? 0)
+    var increment = self.window.increment(partial: partial, missing: missing)
+    self.window.open(by: increment)
+    var growth = self.growth
     if growth > 0, self.connection.mayGrow(&self.share, by: growth) {
-      increment = max(increment, growth)
+      growth = self.growth
+      self.window.open(by: growth)
+      increment += growth
     }
     guard increment > 0 else { return }
-    self.window.open(by: increment)
     self.connection.openWindow(of: self, by: increment)
+    self.charge()
   }
 
   /// By how much the window is due to open for the rest of a message.
   private var growth: Int {
-    guard let missing = self.decoder.missingBytes else { return 0 }
-    let partial = self.decoder.bufferedBytes
-    let openness = self.connection.memory.openness(self.share, partial: partial)
-    return self.window.growth(missing: missing, openness: openness)
+    let openness = self.connection.memory.openness(self.share, partial: self.decoder.bufferedBytes)
+    return self.window.growth(missing: self.decoder.missingBytes ?? 0, openness: openness)
   }
 
   // MARK: Memory
@@ -162,6 +163,7 @@ package final class ServerStream {
     holding.headers = self.headSize
     holding.whole = self.window.held
     holding.partial = self.decoder.bufferedBytes
+    holding.missing = self.decoder.missingBytes ?? 0
     holding.mayCome = self.state.inbound == .open ? max(0, self.window.remaining) : 0
     // What is reserved costs memory, as it was mostly in use before; half of it is taken for that.
     let reserved = max(0, self.decoder.reservedBytes / 2 - holding.partial)
@@ -175,15 +177,13 @@ package final class ServerStream {
   /// - Returns: whether others may ask.
   func askAgain() -> Bool {
     self.grantWindow()
-    self.charge()
     guard self.share.isWaiting else { return true }
     guard self.state.inbound != .open || self.growth == 0 else { return false }
     self.connection.leaveWaiting(&self.share)
     return true
   }
 
-  /// - Returns: whether it has stood still for so long that it is to end.
-  func lookAtPace() -> Bool { self.connection.memory.look(&self.share) }
+  func lookAtPace() { self.connection.memory.look(&self.share) }
 
   private func forgetPartialMessage() {
     self.decoder = MessageDecoder(maximumLength: 0)

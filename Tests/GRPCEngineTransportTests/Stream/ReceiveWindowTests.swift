@@ -11,10 +11,11 @@ struct ReceiveWindowTests {
     missing: Int,
     openness: Int = .max
   ) -> Int {
-    let growth = window.growth(missing: missing, openness: openness)
-    let increment = max(window.increment(partial: partial), growth)
+    let increment = window.increment(partial: partial, missing: missing)
     window.open(by: increment)
-    return increment
+    let growth = window.growth(missing: missing, openness: openness)
+    window.open(by: growth)
+    return increment + growth
   }
 
   @Test("A window opens again by half its size at the least")
