@@ -79,6 +79,24 @@ def test_server_comes_back_with_the_changed_code(start_reloading, module):
     assert process.wait() == 0
 
 
+ONE_LOOK = """
+import logging
+from django.utils import autoreload
+
+autoreload.StatReloader.SLEEP_TIME = 3600
+autoreload.logger = logging.getLogger("reloader")  # which LOGGING leaves alone
+autoreload.logger.addHandler(logging.StreamHandler())
+autoreload.logger.setLevel(logging.DEBUG)
+"""
+
+
+def test_the_reloaders_first_look_is_at_the_servicers_too(start_reloading, module, tmp_path):
+    """Else what is changed before the second one is never noticed."""
+    (tmp_path / "sitecustomize.py").write_text(ONE_LOOK)
+    process = start_reloading()
+    process.wait_for(r"reloaded_servicer\.py first seen")
+
+
 @pytest.mark.parametrize(
     ("fault", "complaint"),
     [

@@ -40,6 +40,10 @@ HOPELESS_STATUS: Final = 75
 # Seconds between two looks at the files, as Django has it.
 _PERIOD: Final = 1.0
 
+# Seconds for which the first look waits for the server: a file that is not imported yet would count
+# as unchanged at the second. A start that hangs is not to keep it from looking.
+_START_TIME: Final = 10.0
+
 
 def is_child() -> bool:
     """Whether this process is the one that serves."""
@@ -59,9 +63,12 @@ def run_child(serve: Callable[[ShutdownRequest], None], *, is_process: bool) -> 
         StoppedAtStart: A signal came before anything was served.
         CommandError: The system has no thread left to serve on.
     """
-    shutdown = ShutdownRequest(is_starting=True, is_last=is_process)
+    shutdown = _Request(is_starting=True, is_last=is_process)
     has_ended = threading.Event()
     broken = _BrokenFiles()
+
+    def wait_for_start(**kwargs: object) -> None:
+        shutdown.has_begun.wait(_START_TIME)
 
     def run() -> None:
         try:
@@ -74,8 +81,10 @@ def run_child(serve: Callable[[ShutdownRequest], None], *, is_process: bool) -> 
             raise
         finally:
             has_ended.set()
+            shutdown.has_begun.set()
 
     autoreload.autoreload_started.connect(broken.watch)
+    autoreload.autoreload_started.connect(wait_for_start)
     reason = signal.SIGTERM.name
     try:
         with threads.explaining_refusal(returncode=HOPELESS_STATUS):
@@ -89,6 +98,17 @@ def run_child(serve: Callable[[ShutdownRequest], None], *, is_process: bool) -> 
         sys.exit(RELOAD_STATUS)
     if never_serves and not has_ended.is_set():
         raise StoppedAtStart(reason)
+
+
+class _Request(ShutdownRequest):
+    def __init__(self, *, is_starting: bool, is_last: bool) -> None:
+        super().__init__(is_starting=is_starting, is_last=is_last)
+        #: Whether the server's code has been imported, or can't be.
+        self.has_begun = threading.Event()
+
+    def begin_serving(self) -> None:
+        self.has_begun.set()
+        super().begin_serving()
 
 
 def _reload(run: Callable[[], None]) -> str:
