@@ -96,9 +96,13 @@ final class SyncServicerContext: ServicerContext {
       // The serializer is not the project's: what it raises leads to no line of theirs.
       let type = Python.typeName(response)
       let hint =
-        type == "coroutine"
-        ? " Is an 'await' or 'async def' missing? An ordinary interceptor that calls methods itself "
-          + "can't serve async ones." : ""
+        switch type {
+        case "coroutine":
+          " Is an 'await' or 'async def' missing? An ordinary interceptor that calls methods itself "
+            + "can't serve async ones."
+        case "NoneType": " Is a 'return' missing?"
+        default: ""
+        }
       let line =
         "\(message) Servicer method [\(self.call.head.path)] gave an object of type '\(type)'.\(hint)"
       if let error {

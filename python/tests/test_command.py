@@ -690,6 +690,10 @@ class WithoutSelf(grpc.ServerInterceptor):
             "'/helloworld.Greeter/SayHello'?",
         ),
         (
+            {"methods": {"/helloworld.Greter/*": {"concurrency": 1}}},
+            "no servicer has '/helloworld.Greter/*'. Did you mean '/helloworld.Greeter/*'?",
+        ),
+        (
             {"servicers": ["importing.hook"]},
             "No module named 'not_there'. Mend the import in ",
         ),

@@ -42,7 +42,8 @@ def check_methods(server: Any, config: conf.ServerConfig) -> None:
     services = {path.rpartition("/")[0] + "/*" for path in paths}
     for pattern in config.methods:
         if pattern != "*" and pattern not in paths and pattern not in services:
-            close = difflib.get_close_matches(pattern, paths, n=1)
+            like = services if pattern.endswith("/*") else paths
+            close = difflib.get_close_matches(pattern, like, n=1)
             problem = f"{conf.SETTING}['methods']: no servicer has '{pattern}'." + (
                 f" Did you mean '{close[0]}'?" if close else ""
             )

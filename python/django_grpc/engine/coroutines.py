@@ -77,7 +77,12 @@ async def run_unary(context: AsyncServicerContext, behavior: Callable[..., Any])
         request = context._request()
         if request is PENDING:
             request = await _first_request(context)
-        context._answer(await behavior(request, context))
+        response = await behavior(request, context)
+        try:
+            context._answer(response)
+        except TypeError as error:
+            error.add_note(_what_it_gave(response))
+            raise
     except BaseException as error:
         _failed(context, error, loop)
     finally:
@@ -117,7 +122,12 @@ async def run_generator(context: AsyncServicerContext, behavior: Callable[..., A
         responses = behavior(request, context)
         try:
             async for response in responses:
-                if not context._send(response):
+                try:
+                    has_room = context._send(response)
+                except TypeError as error:
+                    error.add_note(_what_it_gave(response))
+                    raise
+                if not has_room:
                     await _room(context)
         finally:
             # Here, and not whenever the garbage collector comes by: its `finally` blocks belong to
@@ -130,6 +140,11 @@ async def run_generator(context: AsyncServicerContext, behavior: Callable[..., A
         _failed(context, error, loop)
     finally:
         _done(context)
+
+
+def _what_it_gave(response: object) -> str:
+    hint = " Is a 'return' missing?" if response is None else ""
+    return f"The servicer method gave an object of type {type(response).__name__!r}.{hint}"
 
 
 async def run_resolved(context: AsyncServicerContext) -> None:

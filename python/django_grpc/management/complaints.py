@@ -22,7 +22,10 @@ _REASONS = {
 
 def about_address(address: str, error: OSError | RuntimeError) -> str:
     """Say why calls can't be served on an address."""
-    return f"The server can't listen on {address}: {_reason(error, address)}."
+    return (
+        f"The server can't listen on {address}: {_reason(error, address)}. Change the address on "
+        f"the command line, or {conf.SETTING}['host'] and {conf.SETTING}['port']."
+    )
 
 
 def _why_no_socket(path: str) -> str | None:

@@ -323,7 +323,8 @@ def test_answer_of_the_wrong_type(serve, caplog):
         "Failed to serialize response!",
     )
     if OURS:
-        named = f"Servicer method [/{SERVICE}/Call] gave an object of type 'NoneType'."
+        named = f"Servicer method [/{SERVICE}/Call] gave an object of type 'NoneType'. Is a "
+        named += "'return' missing?"
         assert named in caplog.records[0].getMessage()
 
 

@@ -10,6 +10,7 @@ import threading
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf import wrappers_pb2
 
 from .support import KINDS, OURS, PATIENCE, SERVICE, handler, ours_only
 
@@ -403,6 +404,23 @@ def test_serializers_that_raise(serve, caplog):
     )
     for name in ("In", "Out"):
         assert served.failure("unary_unary", name).code() is grpc.StatusCode.UNKNOWN if OURS else 1
+
+
+@ours_only("grpc.aio says nothing of it")
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])
+def test_response_of_a_wrong_type_is_named(serve, kind, caplog):
+    async def forget(request, context):
+        pass
+
+    async def yield_nothing(request, context):
+        yield None
+
+    behavior = forget if kind == "unary_unary" else yield_nothing
+    serializer = wrappers_pb2.StringValue.SerializeToString
+    served = serve({"Call": handler(kind, behavior, response_serializer=serializer)})
+    assert served.failure(kind, "Call").code() is grpc.StatusCode.UNKNOWN
+    served.stop()
+    assert "gave an object of type 'NoneType'. Is a 'return' missing?" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "stream_stream"])
