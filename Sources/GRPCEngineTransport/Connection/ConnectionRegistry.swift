@@ -182,10 +182,13 @@ package final class ConnectionRegistry: Sendable {
       let pause = hasGiven || self.memory.hasRoom ? Self.reliefPause : Self.fruitlessPause
       next.eventLoop.assumeIsolated().scheduleTask(in: pause) {
         let now = next.eventLoop.now
-        if hasGiven, !self.memory.hasRoom { return self.beginRound(now: now) }
-        self.memory.endRelief()
-        // Those who asked meanwhile were not heard, and wait for each other by now.
-        if self.memory.isFull { self.relieve(now: now) }
+        switch self.memory.afterRound(hasGiven: hasGiven) {
+        case .anotherRound: self.beginRound(now: now)
+        case .anotherRelief:
+          self.memory.endRelief()
+          self.relieve(now: now)
+        case .nothing: self.memory.endRelief()
+        }
       }
     }
   }

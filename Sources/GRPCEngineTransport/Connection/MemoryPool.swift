@@ -64,6 +64,15 @@ package final class MemoryPool: Sendable {
   func beginRelief() -> Bool { !self.isRelieved.exchange(true, ordering: .acquiringAndReleasing) }
   func endRelief() { self.isRelieved.store(false, ordering: .releasing) }
 
+  package enum AfterRound { case anotherRound, anotherRelief, nothing }
+
+  /// What is to follow when connections were asked to give, and had time for it.
+  package func afterRound(hasGiven: Bool) -> AfterRound {
+    if hasGiven, !self.hasRoom { return .anotherRound }
+    // Those who asked meanwhile were not heard, and wait for each other by now.
+    return self.isFull ? .anotherRelief : .nothing
+  }
+
   /// Whether the others hold next to nothing.
   func isAlone(_ holding: Holding) -> Bool { self.held - holding.value <= self.limit / 8 }
 

@@ -561,6 +561,19 @@ struct MemoryAccountTests {
     #expect(costs == costs.sorted(by: >))
   }
 
+  @Test("A full pool is looked after until it is full no more", arguments: [true, false])
+  func relief(hasGiven: Bool) {
+    let pool = MemoryPool(limit: 800, gauge: StatisticsBoard().slot(0)[.heldBytes])
+    let holding = MemoryPool.Holding()
+    let flow = MemoryPool.Flow()
+    _ = pool.add(700, to: holding, flow, now: .now())
+    #expect(pool.afterRound(hasGiven: hasGiven) == .nothing)
+    _ = pool.add(50, to: holding, flow, now: .now())
+    #expect(pool.afterRound(hasGiven: hasGiven) == (hasGiven ? .anotherRound : .nothing))
+    _ = pool.add(51, to: holding, flow, now: .now())
+    #expect(pool.afterRound(hasGiven: hasGiven) == (hasGiven ? .anotherRound : .anotherRelief))
+  }
+
   @Test("Headers count at once, and up to the limit")
   func headers() {
     var account = MemoryAccount(limit: Self.mib, window: Self.mib, streamWindow: 65_535)
