@@ -489,6 +489,70 @@ def test_methods_of_a_connection_stay_methods(name):
     in_thread(work)
 
 
+@pytest.mark.parametrize("name", ["connect", "chunked_cursor", "ensure_connection", "commit"])
+def test_mocks_of_the_class_are_as_of_any(name):
+    def work():
+        ask()
+        method = getattr(DatabaseWrapper, name)
+        with mock.patch.object(DatabaseWrapper, name, autospec=True, side_effect=method) as mocked:
+            getattr(connections["default"], name)()
+        mocked.assert_called_once_with(connections["default"])
+        getattr(mock.create_autospec(DatabaseWrapper, instance=True), name)()
+        getattr(mock.create_autospec(DatabaseWrapper)({}, "x"), name)()
+        assert inspect.isfunction(inspect.getattr_static(DatabaseWrapper, name))
+
+    in_thread(work)
+
+
+@pytest.mark.parametrize("name", ["connect", "ensure_connection", "chunked_cursor"])
+def test_what_wraps_a_method_of_the_class_later_wraps_the_hook_too(name, monkeypatch):
+    """As tools do that watch queries."""
+    method = getattr(DatabaseWrapper, name)
+    asked = []
+
+    def wrapper(self, *arguments, **keywords):
+        asked.append(name)
+        return method(self, *arguments, **keywords)
+
+    def work():
+        monkeypatch.setattr(DatabaseWrapper, name, wrapper)
+        loop_calls.current_call.set(call := loop_calls.LoopCall())
+        with connection.chunked_cursor() as cursor:
+            cursor.execute("SELECT 1")
+            its_own = "close" in vars(cursor)
+        assert asked
+        assert its_own, "cursors are closed at home"
+        assert call.uses_database
+
+    in_thread(work)
+
+
+class Frozen(type):
+    """Of classes that nobody may change."""
+
+    def __setattr__(cls, name, value):
+        raise TypeError("a frozen class")
+
+
+class FrozenWrapper(DatabaseWrapper, metaclass=Frozen):
+    """A backend whose class can't be changed, and which knows its attributes."""
+
+    def __getattr__(self, name):
+        raise KeyError(name)
+
+
+def test_a_backend_whose_class_can_not_be_changed():
+    def work():
+        hygiene.CALL_HYGIENE.enter()
+        connections["default"] = FrozenWrapper(connection.settings_dict, "default")
+        ask()
+        connection.set_autocommit(False)
+        hygiene.CALL_HYGIENE.leave()
+        assert connection.get_autocommit()
+
+    in_thread(work)
+
+
 @pytest.mark.parametrize(
     "lend",
     [
@@ -501,12 +565,16 @@ def test_methods_of_a_connection_stay_methods(name):
     ],
     ids=["nothing", "made", "opened", "lent and taken back", "lent for good", "class exchanged"],
 )
-def test_a_threads_own_connection_is_looked_after_whatever_was_done_with_it(lend):
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_threads_own_connection_is_looked_after_whatever_was_done_with_it(lend, is_new):
     def work():
         hygiene.CALL_HYGIENE.enter()
-        ask()
         its_own = connections["default"]
-        lend(its_own)
+        if is_new:
+            lend(its_own)
+        ask()
+        if not is_new:
+            lend(its_own)
         its_own.set_autocommit(False)
         hygiene.CALL_HYGIENE.leave()
         hygiene.CALL_HYGIENE.enter()

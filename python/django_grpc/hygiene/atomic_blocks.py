@@ -91,6 +91,10 @@ class AtomicBlocks(list[Any]):
         self.lost = lost
         self.owners: list[Owner] = [None] * len(blocks)
 
+    def __reduce__(self) -> Any:
+        """Be the list of blocks in what is pickled."""
+        return list, ([*self],)
+
     def append(self, block: Any, /) -> None:
         """Note a block that begins."""
         super().append(block)

@@ -34,7 +34,10 @@ class ConnectionRecord:
 
 def record_of(connection: Any) -> ConnectionRecord | None:
     """Return what is known of a connection, also of one behind a proxy."""
-    record = getattr(connection, _NAME, None)
+    try:
+        record = getattr(connection, _NAME, None)
+    except Exception:  # a backend's own, which knows no such name
+        return None
     return record if isinstance(record, ConnectionRecord) else None
 
 
@@ -46,16 +49,24 @@ def record_for(connection: BaseDatabaseWrapper, home: Home) -> ConnectionRecord 
         home: The thread's.
 
     Returns:
-        None for a connection that another thread may have lent, before anything was known of it.
+        None for a connection that another thread has lent before anything was known of it.
     """
     record = record_of(connection)
     if record is not None and record.connection() is connection:  # else it is a copy
         return record
-    if connection.allow_thread_sharing:
+    if thread_of(connection) != home.thread:
         return None
     record = ConnectionRecord(connection, home)
     setattr(connection, _NAME, record)
     return record
+
+
+def thread_of(connection: Any) -> int | None:
+    """Return which thread has made a connection.
+
+    Django says it nowhere else, and compares it with the thread that uses one.
+    """
+    return getattr(connection, "_thread_ident", None)
 
 
 def real(connection: Any) -> Any:

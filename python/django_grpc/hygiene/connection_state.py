@@ -3,9 +3,16 @@
 import time
 from typing import Any
 
+from django.db.backends.base import base
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-stock_rule = BaseDatabaseWrapper.close_if_unusable_or_obsolete
+#: Django's own rule; None if somebody has put another in its place.
+stock_rule: Any = BaseDatabaseWrapper.close_if_unusable_or_obsolete
+if (
+    getattr(stock_rule, "__code__", None) is None
+    or stock_rule.__code__.co_filename != base.__file__
+):
+    stock_rule = None
 
 
 def is_suspect(connection: BaseDatabaseWrapper) -> bool:
@@ -17,6 +24,7 @@ def is_suspect(connection: BaseDatabaseWrapper) -> bool:
     return (
         connection.errors_occurred
         or is_manual(connection)
+        or stock_rule is None
         or getattr(rule, "__func__", None) is not stock_rule
     )
 

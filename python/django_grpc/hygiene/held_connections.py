@@ -14,7 +14,13 @@ from django.db.backends.signals import connection_created
 
 from django_grpc.hygiene import cursors
 from django_grpc.hygiene.atomic_blocks import AtomicBlocks
-from django_grpc.hygiene.connection_record import ConnectionRecord, real, record_for, record_of
+from django_grpc.hygiene.connection_record import (
+    ConnectionRecord,
+    real,
+    record_for,
+    record_of,
+    thread_of,
+)
 from django_grpc.hygiene.connection_state import (
     has_transaction,
     is_dead,
@@ -90,8 +96,7 @@ class HeldConnections:
             return False
         if not getattr(connection, "allow_thread_sharing", True):
             return True
-        record = record_of(connection)
-        return record is not None and record.home is self.home and not connection.in_atomic_block
+        return thread_of(connection) == self.home.thread and not connection.in_atomic_block
 
     def is_doubtful(self) -> bool:
         """Whether another connection has died since these were looked at."""

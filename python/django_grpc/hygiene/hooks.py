@@ -5,10 +5,11 @@ has put into a class before it counts, also afterwards; what somebody puts onto 
 method's place is called instead; and copies of a connection are as any other.
 """
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -48,14 +49,21 @@ def watch_class(backend: type) -> None:
         return
     with _lock:
         for name, around in _hooks.items():
-            if callable(getattr(backend, name, None)):
-                setattr(backend, name, _HookedMethod(backend, name, around))
+            # A class may refuse to be changed: its connections are looked after as far as possible.
+            with contextlib.suppress(Exception):
+                if callable(getattr(backend, name)):
+                    setattr(backend, name, _HookedMethod(backend, name, around))
         _watched.add(backend)
         _outermost.clear()
 
 
 class _HookedMethod:
-    """A method with a hook around it, among the attributes of a class."""
+    """A method with a hook around it, among the attributes of a class.
+
+    Mocks look there for a function, and make one of its signature.
+    """
+
+    __class__ = property(lambda self: FunctionType)
 
     def __init__(self, owner: type, name: str, around: _Around) -> None:
         self._owner = owner
@@ -63,6 +71,13 @@ class _HookedMethod:
         self._own = vars(owner).get(name)  # else it is inherited
         self._function, self._applies = around
         self._last: tuple[Callable[..., Any] | None, Callable[..., Any]] = None, self._function
+        functools.update_wrapper(self, getattr(owner, name), updated=())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self).get("__wrapped__"), name)
+
+    def __call__(self, connection: BaseDatabaseWrapper, *arguments: Any, **keywords: Any) -> Any:
+        return self.__get__(connection, type(connection))(*arguments, **keywords)
 
     def __get__(self, connection: Any, kind: type | None = None) -> Any:
         """Return the method, and as what Python would find now: it may be called later."""
@@ -70,13 +85,11 @@ class _HookedMethod:
         if self._own is not None:
             bind = getattr(self._own, "__get__", None)  # not each callable is a function
             method = self._own if bind is None else bind(connection, kind)
-        elif connection is None:
-            method = getattr(super(owner, kind or owner), self._name)
         else:
-            method = getattr(super(owner, connection), self._name)
-        if connection is None or (self._applies is not None and not self._applies()):
-            return method
-        if _outermost_of(type(connection)) is not owner:
+            method = getattr(super(owner, kind if connection is None else connection), self._name)
+        if connection is None:
+            return self._around(method)
+        if not self._counts_for(connection):
             return method
         if isinstance(method, MethodType) and method.__self__ is connection:
             return MethodType(self._around(method.__func__), connection)
@@ -85,14 +98,21 @@ class _HookedMethod:
             connection, functools.partial(method, *arguments, **keywords)
         )
 
+    def _counts_for(self, connection: Any) -> bool:
+        if self._applies is not None and not self._applies():
+            return False
+        return _outermost_of(type(connection)) is self._owner
+
     def _around(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """Return the hook around what mostly is the same as the last time."""
         last, hooked = self._last
         if last is not method:
-            function = self._function
+            function, counts_for = self._function, self._counts_for
 
             @functools.wraps(method)
             def hooked(connection: BaseDatabaseWrapper, /, *arguments: Any, **keywords: Any) -> Any:
+                if not counts_for(connection):  # got from the class, for another one's connection
+                    return method(connection, *arguments, **keywords)
                 proceed = functools.partial(method, connection, *arguments, **keywords)
                 return function(connection, proceed)
 
