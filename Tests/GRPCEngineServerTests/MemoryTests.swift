@@ -256,6 +256,27 @@ struct MemoryTests {
     }
   }
 
+  @Test("Half a message at the end of a stream is let go, whatever of the answer is unread")
+  func truncatedMessage() throws {
+    try RunningServer.run(
+      ["/t/countdown": TestHandler.countdown()],
+      configuration: Self.configuration()
+    ) { running in
+      let client = try running.connect()
+      client.grantsWindows = false
+      let stream = client.open("/t/countdown")
+      try client.data(FrameWriter.message(countdown(1, of: 1 << 20)), on: stream)
+      try client.wait("a full window") { client.answers[stream]?.receivedBytes == 65_535 }
+      try poll("the answer's account") { self.held(running) > 1 << 19 }
+      let before = self.held(running)
+      var half = FrameWriter.message([UInt8](repeating: 0, count: 100_000))
+      try client.data(half.readSlice(length: 50_000) ?? ByteBuffer(), on: stream, isEnd: true)
+      try client.barrier()
+      try poll("its return") { self.held(running) < before + 10_000 }
+      client.connection.close()
+    }
+  }
+
   @Test("A message larger than everything allowed comes when nothing else is held")
   func oneLargeMessage() throws {
     try RunningServer.run(

@@ -527,6 +527,40 @@ def test_what_wraps_a_method_of_the_class_later_wraps_the_hook_too(name, monkeyp
     in_thread(work)
 
 
+@pytest.mark.parametrize("name", ["connect", "chunked_cursor"])
+def test_what_stands_for_a_method_is_called(name, monkeypatch):
+    """As what wrapt puts there, which looks like the method and does more."""
+    asked = []
+
+    class Wrapper:
+        def __init__(self, method):
+            self.method = method
+
+        def __get__(self, connection, kind=None):
+            bound = self.method.__get__(connection, kind)
+            return Bound(bound)
+
+    class Bound:
+        __class__ = property(lambda self: MethodType)
+
+        def __init__(self, bound):
+            self.bound = bound
+            self.__self__, self.__func__ = bound.__self__, bound.__func__
+
+        def __call__(self, *arguments):
+            asked.append(name)
+            return self.bound(*arguments)
+
+    method = vars(BaseDatabaseWrapper)[name]
+
+    def work():
+        monkeypatch.setattr(BaseDatabaseWrapper, name, Wrapper(method))
+        connection.chunked_cursor().close()
+        return asked
+
+    assert in_thread(work) == [name]
+
+
 class Frozen(type):
     """Of classes that nobody may change."""
 
@@ -539,6 +573,11 @@ class FrozenWrapper(DatabaseWrapper, metaclass=Frozen):
 
     def __getattr__(self, name):
         raise KeyError(name)
+
+    def __setattr__(self, name, value):
+        if name.startswith("_django_grpc"):
+            raise AttributeError(name)
+        super().__setattr__(name, value)
 
 
 def test_a_backend_whose_class_can_not_be_changed():

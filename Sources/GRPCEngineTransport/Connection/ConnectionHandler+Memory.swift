@@ -113,13 +113,15 @@ extension ConnectionHandler {
     if isTooMuch { self.registry.relieve(now: now) }
   }
 
-  func mayGrow(_ share: inout MemoryAccount.Share, by growth: Int) -> Bool {
+  func mayGrow(_ share: inout MemoryAccount.Share, by growth: Int, mayWait: Bool) -> Bool {
     let isPoolFull = self.isPoolFull
-    let mayGrow = self.memory.mayGrow(&share, by: growth, isPoolFull: isPoolFull)
-    if !mayGrow {
-      self.waitForMemory(isPoolFull: isPoolFull)
-      self.lookAtPacesLater()
-    }
+    let mayGrow = self.memory.mayGrow(
+      &share,
+      by: growth,
+      mayWait: mayWait,
+      isPoolFull: isPoolFull
+    )
+    if !mayGrow, share.isWaiting { self.waitForMemory(isPoolFull: isPoolFull) }
     return mayGrow
   }
 
@@ -130,6 +132,7 @@ extension ConnectionHandler {
   /// - Parameter isPoolFull: what it has to wait for; by now others may have released enough.
   func waitForMemory(isPoolFull: Bool) {
     if self.memory.isStuck || isPoolFull { self.reviewMemorySoon() }
+    self.lookAtPacesLater()
   }
 
   /// At the end of this turn: here streams may be in the middle of something.
@@ -161,19 +164,19 @@ extension ConnectionHandler {
     }
   }
 
-  /// While streams wait, sees every second whether it is for some that do not move.
+  /// While something waits, sees every second whether it is for streams that do not move.
   private func lookAtPacesLater() {
     guard !self.isPaceLookScheduled else { return }
     self.isPaceLookScheduled = true
     self.eventLoop.assumeIsolated().scheduleTask(in: .seconds(1)) {
       self.isPaceLookScheduled = false
-      guard self.context != nil, self.memory.nextWaiting != nil else { return }
+      guard self.context != nil, self.memory.isTight else { return }
       for stream in self.openStreams { stream.lookAtPace() }
       let shares = self.openStreams.lazy.map(\.share)
       self.abandon(self.memory.endStarvation(shares, isPoolFull: self.isPoolFull))
       self.reviewMemory()
       self.flush()
-      if self.memory.nextWaiting != nil { self.lookAtPacesLater() }
+      if self.memory.isTight { self.lookAtPacesLater() }
     }
   }
 

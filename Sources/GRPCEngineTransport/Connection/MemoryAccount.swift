@@ -15,13 +15,15 @@ internal import NIOCore
 ///   as twice what came of it *on trial*, while an eighth of the limit suffices for all such: so those
 ///   that stand still hold little, and are in nobody's way.
 /// - Otherwise, and when it is alone, it is *admitted*, in the order in which streams ask: its window is
-///   as large as the connection's, while there is room for all of it within a quarter of the limit, which leaves room for streams that begin later. When there is none,
+///   four times what came, while there is room for all of it within a quarter of the limit, which leaves room for streams that begin later. When there is none,
 ///   one is admitted all the same, as the *exception*, and is not counted: a single message can always
 ///   come, whatever its size and whatever others hold.
 /// - One that is slow is admitted no longer, and the next one has its turn. The exception is counted
 ///   then, if there is room for what it holds.
-/// - Where nobody has been admitted for half a minute though some wait, memory has run out. Those that
-///   were slow all that time are *ended*; if it was none, the newest stream whose messages nobody takes.
+/// - Where nobody has been admitted for half a minute though some wait, memory has run out. Those
+///   that stood for so long are *ended*; else of those that were slow the ones that hold the most, or the
+///   newest halves as far as they keep the connection's window shut, or a stream whose messages nobody
+///   takes.
 /// - When all that is left would be halves that wait for one another, the newest are *ended* until
 ///   there is room.
 ///
@@ -65,8 +67,14 @@ package struct MemoryAccount {
     fileprivate var isAdmitted = false
     /// Bytes that came since somebody looked at its pace.
     fileprivate var moved = 0
-    /// How often in a row somebody has looked and it was slow.
+    /// How often somebody has looked and it was slow, and some less for each time that it was not.
     fileprivate var slowFor = 0
+    /// How often in a row somebody has looked and nothing had come.
+    fileprivate var standingFor = 0
+    /// How often in a row somebody has looked and nothing had been taken of what was there.
+    fileprivate var untakenFor = 0
+    /// Bytes of whole messages when somebody looked last.
+    fileprivate var seenWhole = 0
     /// What is counted for it.
     fileprivate var claim = Claim()
 
@@ -197,21 +205,28 @@ package struct MemoryAccount {
   /// A message of a stream has come as a whole; to be called before it is charged.
   @inline(__always)
   package mutating func completed(_ share: inout Share) {
+    share.slowFor = 0
     guard share.isAdmitted else { return }
     share.isAdmitted = false
     if self.exception?.stream == share.stream { self.exception?.isDone = true }
   }
 
   /// Looks how much of a stream came since the last time. To be called once a second for all streams
-  /// while one waits, and `endStarvation` then.
+  /// while the account is tight, and `endStarvation` then.
   package mutating func look(_ share: inout Share) {
     let mayCome = share.holding.mayCome
-    // Whom this server lets send nothing is not slow, and gets a second from then on.
-    let mayMove =
-      share.holding.partial > 0 && mayCome > 0 && !share.isWaiting && !self.isWindowShut
-    let isSlow = mayMove && share.moved < max(1, mayCome / Self.secondsForWindow)
-    share.slowFor = isSlow ? share.slowFor + 1 : 0
-    share.moved = self.isWindowShut ? mayCome : 0
+    let isUntaken = share.holding.whole > 0 && share.holding.whole >= share.seenWhole
+    share.untakenFor = isUntaken ? share.untakenFor + 1 : 0
+    share.seenWhole = share.holding.whole
+    // Whom this server lets send nothing is neither slow nor quick, and gets a second from then on.
+    guard share.holding.partial > 0, mayCome > 0, !share.isWaiting, !self.isWindowShut else {
+      share.moved = self.isWindowShut ? mayCome : 0
+      return
+    }
+    let isSlow = share.moved < max(1, mayCome / Self.secondsForWindow)
+    share.slowFor = max(0, share.slowFor + (isSlow ? 1 : -Self.secondsForWindow))
+    share.standingFor = share.moved == 0 ? share.standingFor + 1 : 0
+    share.moved = 0
     guard isSlow, share.isAdmitted else { return }
     share.isAdmitted = false
     if self.exception?.stream == share.stream { self.exception?.isDone = true }
@@ -224,15 +239,36 @@ package struct MemoryAccount {
   ///   - shares: those of all streams.
   ///   - isPoolFull: whether all connections together hold too much, which is what they wait for.
   package mutating func endStarvation(_ shares: some Sequence<Share>, isPoolFull: Bool) -> [Int] {
-    let isStarving = !self.waiting.isEmpty && !self.hasAdmitted && !isPoolFull
+    let isStarving = self.isTight && !self.hasAdmitted && !isPoolFull
     self.hasAdmitted = false
     self.starvingFor = isStarving ? self.starvingFor + 1 : 0
     guard self.starvingFor >= Self.secondsToStarve else { return [] }
     self.starvingFor = 0
-    let slow = shares.filter { $0.slowFor >= Self.secondsToStarve }.map(\.stream)
-    if !slow.isEmpty { return slow }
-    let untaken = shares.filter { !$0.holding.isComplete && $0.holding.whole > 0 }.map(\.stream)
-    return untaken.max().map { [$0] } ?? []
+    let standing = shares.filter { $0.standingFor >= Self.secondsToStarve }.map(\.stream)
+    if !standing.isEmpty { return standing }
+    // Those that hold the most, and no more than a message needs.
+    var left = self.limit / 8
+    var streams: [Int] = []
+    let slow = shares.filter { $0.slowFor >= Self.secondsToStarve }
+      .sorted { ($0.holding.came, $0.stream) > ($1.holding.came, $1.stream) }
+    for share in slow where left > 0 {
+      left -= share.holding.came
+      streams.append(share.stream)
+    }
+    if !streams.isEmpty { return streams }
+    // No window is open for anybody.
+    left = self.counted.came - self.most
+    let halves = shares.filter { $0.holding.partial > 0 }.sorted { $0.stream > $1.stream }
+    for share in halves where left > 0 {
+      left -= share.holding.came
+      streams.append(share.stream)
+    }
+    if !streams.isEmpty { return streams }
+    let untaken = shares.filter {
+      !$0.holding.isComplete && $0.untakenFor >= Self.secondsToStarve
+    }
+    let most = untaken.max { ($0.holding.whole, $0.stream) < ($1.holding.whole, $1.stream) }
+    return most.map { [$0.stream] } ?? []
   }
 
   /// In how many seconds a stream must send what it may.
@@ -244,19 +280,27 @@ package struct MemoryAccount {
 
   /// How far the window of a stream is to open for its message, of which `partial` bytes have come.
   package func openness(_ share: Share, partial: Int) -> Int {
-    share.isAdmitted ? self.window : min(2 * partial, self.window)
+    // Who is slow needs no more than every stream has.
+    share.slowFor > 0 ? 0 : min((share.isAdmitted ? 4 : 2) * partial, self.window)
   }
 
   /// Whether the window of a stream may open for `growth` bytes more, or as far as `openness` says by
   /// then; otherwise it has its turn later, as `nextWaiting`. To be called once its holding is charged.
   ///
-  /// - Parameter isPoolFull: whether all connections together hold too much.
-  package mutating func mayGrow(_ share: inout Share, by growth: Int, isPoolFull: Bool) -> Bool {
+  /// - Parameters:
+  ///   - mayWait: whether it has nearly used its window. Others wait for nobody who may go on.
+  ///   - isPoolFull: whether all connections together hold too much.
+  package mutating func mayGrow(
+    _ share: inout Share,
+    by growth: Int,
+    mayWait: Bool,
+    isPoolFull: Bool
+  ) -> Bool {
     if !isPoolFull, self.mayTry(share, growth) || self.admit(&share) {
       self.leave(&share)
       return true
     }
-    guard !share.isWaiting else { return false }
+    guard mayWait, !share.isWaiting else { return false }
     share.isWaiting = true
     if self.exception?.stream == share.stream {
       self.waiting.prepend(share.stream)

@@ -35,6 +35,9 @@ package struct ReceiveWindow {
     return isDue ? max(0, increment) : 0
   }
 
+  /// Whether the peer may send so little that it may have stopped.
+  package var isNearlyUsed: Bool { self.remaining <= self.target / 4 }
+
   /// By how much the window is due to open for the rest of a message; 0 while half of it is open, or
   /// while messages before that one are held.
   ///

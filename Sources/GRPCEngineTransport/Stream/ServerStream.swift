@@ -80,6 +80,7 @@ package final class ServerStream {
     if endStream {
       self.state.receivedEnd()
       if self.decoder.hasPartialMessage {
+        self.forgetPartialMessage()
         receiver.receivedInvalidMessage(
           Status(code: .internalError, details: "Incomplete message at the end of the stream")
         )
@@ -138,7 +139,9 @@ package final class ServerStream {
     var increment = self.window.increment(partial: partial, missing: missing)
     self.window.open(by: increment)
     var growth = self.growth
-    if growth > 0, self.connection.mayGrow(&self.share, by: growth) {
+    if growth > 0,
+      self.connection.mayGrow(&self.share, by: growth, mayWait: self.window.isNearlyUsed)
+    {
       growth = self.growth
       self.window.open(by: growth)
       increment += growth

@@ -121,7 +121,12 @@ struct MemoryAccountTests {
         stream.window.open(by: stream.window.increment(partial: stream.partial, missing: missing))
         let growth = self.growth(stream)
         if growth > 0,
-          self.account.mayGrow(&stream.share, by: growth, isPoolFull: self.poolFull)
+          self.account.mayGrow(
+            &stream.share,
+            by: growth,
+            mayWait: stream.window.isNearlyUsed,
+            isPoolFull: self.poolFull
+          )
         {
           stream.window.open(by: self.growth(stream))
         }
@@ -144,7 +149,7 @@ struct MemoryAccountTests {
 
     /// A second passes.
     mutating func look() {
-      guard self.account.nextWaiting != nil else { return }
+      guard self.account.isTight else { return }
       for id in self.streams.keys {
         guard var stream = self.streams[id] else { continue }
         self.account.look(&stream.share)
@@ -296,7 +301,7 @@ struct MemoryAccountTests {
   @Test(
     "Who stands still holds others up for a second, and ends only where memory runs out",
     arguments: [
-      (1, 33 * kib, 0, false), (40, 33 * kib, 0, false), (40, 64 * kib, 8, false),
+      (1, 33 * kib, 0, false), (200, 33 * kib, 2, false), (40, 64 * kib, 8, false),
       (3, mib, 2, false), (9, mib, 20, false), (5, 3900 * kib, 10, false),
       (40, 3 * mib, 300, true),
     ]
@@ -392,6 +397,52 @@ struct MemoryAccountTests {
     #expect(model.ended.isEmpty)
     model.finish()
     #expect(model.streams.isEmpty)
+  }
+
+  @Test("Who moves for a second in every thirty ends where memory runs out")
+  func seldom() {
+    var model = Model(limit: 32 * Self.mib)
+    let good = 2 * 10 + 1
+    for _ in 0..<10 { model.open(message: 4 * Self.mib) }
+    func send(upTo most: Int) {
+      for id in model.streams.keys.sorted() where id < good {
+        while let came = model.streams[id]?.partial, came < most,
+          model.receive(id, atMost: min(most - came, 16 * Self.kib)) > 0
+        {}
+      }
+    }
+    send(upTo: 4 * Self.mib - 100 * Self.kib)
+    for _ in 0..<3 { model.open(message: 4 * Self.mib) }
+    for second in 0..<120 {
+      if second % 27 == 0 { send(upTo: 4 * Self.mib - 100 * Self.kib + second * 300) }
+      model.look()
+      model.finish(from: good)
+    }
+    #expect(model.streams.keys.allSatisfy { $0 < good }, "all others have come")
+    #expect(model.ended.allSatisfy { $0 < good })
+  }
+
+  @Test("Halves that keep the window shut beside what is untaken end after half a minute")
+  func shutWindow() {
+    var model = Model(limit: 32 * Self.mib)
+    for _ in 0..<30 {
+      model.open(message: 60 * Self.kib)
+      let id = model.nextStream - 2
+      while model.receive(id) > 0 {}
+      model.goOn(id, message: 0)
+    }
+    for _ in 0..<520 {
+      model.open(message: 63 * Self.kib)
+      let id = model.nextStream - 2
+      while let missing = model.streams[id]?.missing, missing > Self.kib,
+        model.receive(id, atMost: min(missing - Self.kib, 16 * Self.kib)) > 0
+      {}
+    }
+    #expect(model.account.isWindowShut)
+    #expect(model.ended.isEmpty)
+    for _ in 0..<40 { model.look() }
+    #expect(!model.ended.isEmpty)
+    #expect(!model.account.isWindowShut)
   }
 
   @Test("A pause costs nobody's call while others go on", arguments: [12])
@@ -535,7 +586,7 @@ struct MemoryAccountTests {
     var account = MemoryAccount(limit: Self.mib, window: Self.mib, streamWindow: 65_535)
     var shares = (0..<4).map { MemoryAccount.Share(stream: $0) }
     for index in shares.indices {
-      #expect(!account.mayGrow(&shares[index], by: 1, isPoolFull: true))
+      #expect(!account.mayGrow(&shares[index], by: 1, mayWait: true, isPoolFull: true))
     }
     for (index, next) in [(2, 0), (0, 1), (3, 1)] {
       account.leave(&shares[index])

@@ -57,7 +57,7 @@ def record_for(connection: BaseDatabaseWrapper, home: Home) -> ConnectionRecord 
     if thread_of(connection) != home.thread:
         return None
     record = ConnectionRecord(connection, home)
-    setattr(connection, _NAME, record)
+    vars(connection)[_NAME] = record  # a backend may refuse names that it does not know
     return record
 
 

@@ -96,7 +96,7 @@ class HeldConnections:
             return False
         if not getattr(connection, "allow_thread_sharing", True):
             return True
-        return thread_of(connection) == self.home.thread and not connection.in_atomic_block
+        return thread_of(connection) == self.home.thread
 
     def is_doubtful(self) -> bool:
         """Whether another connection has died since these were looked at."""

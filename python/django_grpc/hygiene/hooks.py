@@ -8,6 +8,7 @@ method's place is called instead; and copies of a connection are as any other.
 import contextlib
 import functools
 import threading
+import weakref
 from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
@@ -27,8 +28,8 @@ _hooks: dict[str, _Around] = {}
 
 # The classes that have hooks, and by the class of a connection, which of those before it is to call
 # them: a method may call that of a class before its own.
-_watched: set[type] = set()
-_outermost: dict[type, type | None] = {}
+_watched: weakref.WeakSet[type] = weakref.WeakSet()
+_outermost: weakref.WeakKeyDictionary[type, weakref.ref[type]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -48,12 +49,12 @@ def watch_class(backend: type) -> None:
     if backend in _watched or not issubclass(backend, BaseDatabaseWrapper):
         return
     with _lock:
+        _watched.add(backend)
         for name, around in _hooks.items():
             # A class may refuse to be changed: its connections are looked after as far as possible.
             with contextlib.suppress(Exception):
                 if callable(getattr(backend, name)):
                     setattr(backend, name, _HookedMethod(backend, name, around))
-        _watched.add(backend)
         _outermost.clear()
 
 
@@ -91,7 +92,7 @@ class _HookedMethod:
             return self._around(method)
         if not self._counts_for(connection):
             return method
-        if isinstance(method, MethodType) and method.__self__ is connection:
+        if type(method) is MethodType and method.__self__ is connection:  # and no tool's
             return MethodType(self._around(method.__func__), connection)
         function = self._function  # somebody has put there what is no method
         return lambda *arguments, **keywords: function(
@@ -121,9 +122,9 @@ class _HookedMethod:
 
 
 def _outermost_of(kind: type) -> type | None:
-    try:
-        return _outermost[kind]
-    except KeyError:
-        outermost = next((it for it in kind.__mro__ if it in _watched), None)
-        _outermost[kind] = outermost
-        return outermost
+    found = _outermost.get(kind)
+    if found is None:
+        found = _outermost[kind] = weakref.ref(
+            next((it for it in kind.__mro__ if it in _watched), kind)
+        )
+    return found()
