@@ -61,6 +61,19 @@ def states_of_threads(pid: int) -> list[str]:
     ]
 
 
+class Forwarding:
+    """What a tool puts in a connection's place: a proxy that does not say what it stands for."""
+
+    def __init__(self, its_connection: Any) -> None:
+        self.__dict__["its_connection"] = its_connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.its_connection, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.its_connection, name, value)
+
+
 def leave_half_read() -> Any:
     """Leave a cursor to the garbage collector, as a generator around it in a cycle does.
 

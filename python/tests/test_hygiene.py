@@ -29,7 +29,7 @@ from django.db.backends.utils import CursorWrapper
 from django.db.utils import ConnectionHandler
 from django.test import override_settings
 from django.utils.functional import SimpleLazyObject
-from harness import leave_half_read
+from harness import Forwarding, leave_half_read
 from sampleapp.caches import ClosableCache
 
 from django_grpc import hygiene
@@ -922,19 +922,6 @@ def test_a_block_that_is_left_to_a_database_in_memory_is_rolled_back():
         assert type(connection.atomic_blocks) is blocks
 
     in_thread(work)
-
-
-class Forwarding:
-    """A proxy that does not even say what it stands for."""
-
-    def __init__(self, connection):
-        self.__dict__["its_connection"] = connection
-
-    def __getattr__(self, name):
-        return getattr(self.its_connection, name)
-
-    def __setattr__(self, name, value):
-        setattr(self.its_connection, name, value)
 
 
 def lazy(connection):

@@ -15,7 +15,7 @@ import pytest
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import DatabaseError, connection, connections, transaction
 from django.db.backends.sqlite3.base import DatabaseWrapper
-from harness import leave_half_read
+from harness import Forwarding, leave_half_read
 
 from django_grpc import hygiene
 from django_grpc.hygiene import (
@@ -118,23 +118,10 @@ BEGINNINGS = [
 ]
 
 
-class Proxy:
-    """What a tool that watches queries puts in a connection's place."""
-
-    def __init__(self, its_connection):
-        self.__dict__["its_connection"] = its_connection
-
-    def __getattr__(self, name):
-        return getattr(self.its_connection, name)
-
-    def __setattr__(self, name, value):
-        setattr(self.its_connection, name, value)
-
-
 @pytest.mark.parametrize("begin", BEGINNINGS)
 def test_a_transaction_of_a_connection_behind_a_proxy_ends_with_its_call(shared_thread, begin):
     def put_proxy():
-        connections["default"] = Proxy(connections["default"])
+        connections["default"] = Forwarding(connections["default"])
 
     shared_thread(put_proxy)
     call = Call()

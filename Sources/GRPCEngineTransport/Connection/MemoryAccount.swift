@@ -15,9 +15,10 @@ internal import NIOCore
 ///   as twice what came of it *on trial*, while an eighth of the limit suffices for all such: so those
 ///   that stand still hold little, and are in nobody's way.
 /// - Otherwise, and when it is alone, it is *admitted*, in the order in which streams ask: its window is
-///   four times what came, while there is room for all of it within a quarter of the limit, which leaves room for streams that begin later. When there is none,
-///   one is admitted all the same, as the *exception*, and is not counted: a single message can always
-///   come, whatever its size and whatever others hold.
+///   four times what came, while there is room for all of it within a quarter of the limit, which leaves
+///   room for streams that begin later. When there is none, one is admitted all the same, as the
+///   *exception*, and is not counted: a single message can always come, whatever its size and whatever
+///   others hold.
 /// - One that is slow is admitted no longer, and the next one has its turn. The exception is counted
 ///   then, if there is room for what it holds.
 /// - Where nobody has been admitted for half a minute though some wait, memory has run out. Those
@@ -206,7 +207,10 @@ package struct MemoryAccount {
   @inline(__always)
   package mutating func completed(_ share: inout Share) {
     share.slowFor = 0
-    guard share.isAdmitted else { return }
+    if share.isAdmitted { self.withdraw(&share) }
+  }
+
+  private mutating func withdraw(_ share: inout Share) {
     share.isAdmitted = false
     if self.exception?.stream == share.stream { self.exception?.isDone = true }
   }
@@ -218,6 +222,7 @@ package struct MemoryAccount {
     let isUntaken = share.holding.whole > 0 && share.holding.whole >= share.seenWhole
     share.untakenFor = isUntaken ? share.untakenFor + 1 : 0
     share.seenWhole = share.holding.whole
+    if share.moved > 0 { share.standingFor = 0 }
     // Whom this server lets send nothing is neither slow nor quick, and gets a second from then on.
     guard share.holding.partial > 0, mayCome > 0, !share.isWaiting, !self.isWindowShut else {
       share.moved = self.isWindowShut ? mayCome : 0
@@ -225,11 +230,10 @@ package struct MemoryAccount {
     }
     let isSlow = share.moved < max(1, mayCome / Self.secondsForWindow)
     share.slowFor = max(0, share.slowFor + (isSlow ? 1 : -Self.secondsForWindow))
-    share.standingFor = share.moved == 0 ? share.standingFor + 1 : 0
+    if share.moved == 0 { share.standingFor += 1 }
     share.moved = 0
     guard isSlow, share.isAdmitted else { return }
-    share.isAdmitted = false
-    if self.exception?.stream == share.stream { self.exception?.isDone = true }
+    self.withdraw(&share)
     self.recount(&share)
   }
 
@@ -246,29 +250,27 @@ package struct MemoryAccount {
     self.starvingFor = 0
     let standing = shares.filter { $0.standingFor >= Self.secondsToStarve }.map(\.stream)
     if !standing.isEmpty { return standing }
-    // Those that hold the most, and no more than a message needs.
-    var left = self.limit / 8
-    var streams: [Int] = []
     let slow = shares.filter { $0.slowFor >= Self.secondsToStarve }
       .sorted { ($0.holding.came, $0.stream) > ($1.holding.came, $1.stream) }
-    for share in slow where left > 0 {
-      left -= share.holding.came
-      streams.append(share.stream)
-    }
-    if !streams.isEmpty { return streams }
-    // No window is open for anybody.
-    left = self.counted.came - self.most
+    // No more than a message needs.
+    if !slow.isEmpty { return Self.first(of: slow, with: self.limit / 8) }
+    let excess = self.counted.came - self.most
     let halves = shares.filter { $0.holding.partial > 0 }.sorted { $0.stream > $1.stream }
-    for share in halves where left > 0 {
-      left -= share.holding.came
-      streams.append(share.stream)
-    }
-    if !streams.isEmpty { return streams }
+    if excess > 0, !halves.isEmpty { return Self.first(of: halves, with: excess) }
     let untaken = shares.filter {
       !$0.holding.isComplete && $0.untakenFor >= Self.secondsToStarve
     }
     let most = untaken.max { ($0.holding.whole, $0.stream) < ($1.holding.whole, $1.stream) }
     return most.map { [$0.stream] } ?? []
+  }
+
+  private static func first(of shares: [Share], with bytes: Int) -> [Int] {
+    var left = bytes
+    return shares.prefix { share in
+      defer { left -= share.holding.came }
+      return left > 0
+    }
+    .map(\.stream)
   }
 
   /// In how many seconds a stream must send what it may.

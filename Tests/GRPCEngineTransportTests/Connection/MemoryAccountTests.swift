@@ -82,6 +82,15 @@ struct MemoryAccountTests {
       return length
     }
 
+    /// Streams before one send, as far as they may, until so much has come of their messages.
+    mutating func send(upTo most: Int, before end: Int) {
+      for id in self.streams.keys.sorted() where id < end {
+        while let came = self.streams[id]?.partial, came < most,
+          self.receive(id, atMost: min(most - came, 16 * kib)) > 0
+        {}
+      }
+    }
+
     /// The servicer takes a message.
     mutating func consume(_ id: Int) {
       guard let held = self.streams[id]?.window.held, held > 0 else { return }
@@ -310,20 +319,13 @@ struct MemoryAccountTests {
     var model = Model(limit: 32 * Self.mib)
     for _ in 0..<count { model.open(message: 4 * Self.mib) }
     // Some of them wait at their windows, and stand as soon as they may go on.
-    func send() {
-      for id in model.streams.keys.sorted() where id < 2 * count {
-        while let partial = model.streams[id]?.partial, partial < sent,
-          model.receive(id, atMost: min(sent - partial, 16 * Self.kib)) > 0
-        {}
-      }
-    }
-    send()
     let good = model.nextStream
+    model.send(upTo: sent, before: good)
     for _ in 0..<20 { model.open(message: Self.mib) }
     model.finish(from: good)
     for _ in 0..<seconds {
       model.look()
-      send()
+      model.send(upTo: sent, before: good)
       model.finish(from: good)
     }
     #expect(model.streams.keys.allSatisfy { $0 < good }, "all others have come")
@@ -376,20 +378,13 @@ struct MemoryAccountTests {
       model.consume(id)
     }
     let good = model.nextStream
-    func send(to most: Int) {
-      for id in model.streams.keys.sorted() where id < good {
-        while let came = model.streams[id]?.partial, came < most,
-          model.receive(id, atMost: min(most - came, 16 * Self.kib)) > 0
-        {}
-      }
-    }
     for second in 0..<3 * count {
-      send(to: sent)
+      model.send(upTo: sent, before: good)
       model.look()
       if second == count { for _ in 0..<6 { model.open(message: 4 * Self.mib - Self.kib) } }
     }
     for second in 1..<10 {
-      send(to: sent + second * pace)
+      model.send(upTo: sent + second * pace, before: good)
       model.finish(from: good)
       model.look()
     }
@@ -404,22 +399,38 @@ struct MemoryAccountTests {
     var model = Model(limit: 32 * Self.mib)
     let good = 2 * 10 + 1
     for _ in 0..<10 { model.open(message: 4 * Self.mib) }
-    func send(upTo most: Int) {
-      for id in model.streams.keys.sorted() where id < good {
-        while let came = model.streams[id]?.partial, came < most,
-          model.receive(id, atMost: min(most - came, 16 * Self.kib)) > 0
-        {}
-      }
-    }
-    send(upTo: 4 * Self.mib - 100 * Self.kib)
+    model.send(upTo: 4 * Self.mib - 100 * Self.kib, before: good)
     for _ in 0..<3 { model.open(message: 4 * Self.mib) }
     for second in 0..<120 {
-      if second % 27 == 0 { send(upTo: 4 * Self.mib - 100 * Self.kib + second * 300) }
+      if second % 27 == 0 {
+        model.send(upTo: 4 * Self.mib - 100 * Self.kib + second * 300, before: good)
+      }
       model.look()
       model.finish(from: good)
     }
     #expect(model.streams.keys.allSatisfy { $0 < good }, "all others have come")
     #expect(model.ended.allSatisfy { $0 < good })
+  }
+
+  @Test("Who has stood still and goes on is no longer in the way")
+  func goesOn() {
+    var account = MemoryAccount(limit: Self.mib, window: Self.mib, streamWindow: 65_535)
+    var share = MemoryAccount.Share(stream: 1)
+    var holding = MemoryAccount.Holding()
+    (holding.partial, holding.missing, holding.mayCome) = (1000, 1000, 1000)
+    _ = account.charge(&share, holding)
+    for _ in 0..<40 { account.look(&share) }
+    // The rest of its message comes and is taken, and then it is idle.
+    holding.partial = 2000
+    _ = account.charge(&share, holding)
+    account.completed(&share)
+    _ = account.charge(&share, MemoryAccount.Holding())
+    var other = MemoryAccount.Share(stream: 3)
+    #expect(!account.mayGrow(&other, by: 1, mayWait: true, isPoolFull: true))
+    for _ in 0..<100 {
+      account.look(&share)
+      #expect(account.endStarvation([share, other], isPoolFull: false).isEmpty)
+    }
   }
 
   @Test("Halves that keep the window shut beside what is untaken end after half a minute")
