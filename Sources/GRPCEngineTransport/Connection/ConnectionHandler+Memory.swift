@@ -144,8 +144,10 @@ extension ConnectionHandler {
   func reviewMemory() {
     self.isMemoryReviewDue = false
     self.abandon(self.memory.streamsInTheWay(self.openStreams.lazy.map(\.share)))
-    while let id = self.memory.nextWaiting, let stream = self.stream(numbered: id) {
-      guard stream.askAgain() else { break }
+    for pace in MemoryAccount.Pace.allCases {
+      while let id = self.memory.nextWaiting(pace), let stream = self.stream(numbered: id) {
+        guard stream.askAgain() else { break }
+      }
     }
     if self.memory.isWindowShut { self.keepConnectionWindowOpen() }
     // Nobody tells when others have released what this connection waits for.
@@ -170,13 +172,15 @@ extension ConnectionHandler {
     self.isPaceLookScheduled = true
     self.eventLoop.assumeIsolated().scheduleTask(in: .seconds(1)) {
       self.isPaceLookScheduled = false
-      guard self.context != nil, self.memory.isTight else { return }
+      guard self.context != nil else { return }
+      let isTight = self.memory.isTight
       for stream in self.openStreams { stream.lookAtPace() }
       let shares = self.openStreams.lazy.map(\.share)
       self.abandon(self.memory.endStarvation(shares, isPoolFull: self.isPoolFull))
       self.reviewMemory()
       self.flush()
-      if self.memory.isTight { self.lookAtPacesLater() }
+      // Once more when it no longer is, which is seen then.
+      if isTight { self.lookAtPacesLater() }
     }
   }
 

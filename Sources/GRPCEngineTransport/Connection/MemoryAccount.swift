@@ -7,7 +7,7 @@ internal import NIOCore
 /// that wait for their servicer. Counted apart is what costs memory and is not for windows of ours to
 /// stop: what goes out and has not left, and room that is reserved for the rest of a message.
 ///
-/// This keeps what came within `limit` and one message more, and messages coming:
+/// This keeps what came within `limit` and two messages more, and messages coming:
 ///
 /// - The *connection's window* opens again only while there is room for all of it. So what comes is
 ///   bounded, whatever a peer does with its streams.
@@ -19,9 +19,11 @@ internal import NIOCore
 ///   room for streams that begin later. When there is none, one is admitted all the same, as the
 ///   *exception*, and is not counted: a single message can always come, whatever its size and whatever
 ///   others hold.
-/// - One that is slow is admitted no longer, and the next one has its turn. The exception is counted
-///   then, if there is room for what it holds.
-/// - Where nobody has been admitted for half a minute though some wait, memory has run out. Those
+/// - Messages that come slowly have a *lane* of their own: another quarter of the limit, an order and an
+///   exception. Nobody who is quick waits for them.
+/// - One that is too slow for its lane is admitted no longer, and the next one has its turn. The exception
+///   is counted then, if there is room for what it holds.
+/// - Where nobody of a lane has come on for half a minute though some wait, memory has run out. Those
 ///   that stood for so long are *ended*; else of those that were slow the ones that hold the most, or the
 ///   newest halves as far as they keep the connection's window shut, or a stream whose messages nobody
 ///   takes.
@@ -59,17 +61,27 @@ package struct MemoryAccount {
     package var cost: Int { self.came + self.besides }
   }
 
+  /// How fast messages come. A stream waits for those of its pace alone.
+  package enum Pace: CaseIterable { case quick, slow }
+
   /// The account's note of one stream. The stream keeps it, and the account changes it.
   package struct Share {
     package let stream: Int
     package fileprivate(set) var holding = Holding()
     package fileprivate(set) var isWaiting = false
+    package fileprivate(set) var pace = Pace.quick
     /// Whether its message may come as a whole.
     fileprivate var isAdmitted = false
     /// Bytes that came since somebody looked at its pace.
     fileprivate var moved = 0
+    /// Bytes that came between the last two looks, if the peer could send.
+    fileprivate var rate = 0
+    /// Whether its peer could send of a message ever since.
+    fileprivate var couldSend = false
     /// How often somebody has looked and it was slow, and some less for each time that it was not.
     fileprivate var slowFor = 0
+    /// The same for too slow even for those that are slow.
+    fileprivate var tricklingFor = 0
     /// How often in a row somebody has looked and nothing had come.
     fileprivate var standingFor = 0
     /// How often in a row somebody has looked and nothing had been taken of what was there.
@@ -95,6 +107,9 @@ package struct MemoryAccount {
     /// What came and waits for this server.
     var waiting = 0
 
+    /// What may be held of it, if it is admitted.
+    var admitted: Int { self.large - self.onTrial }
+
     static func += (total: inout Self, claim: Self) {
       total.came += claim.came
       total.expected += claim.expected
@@ -115,9 +130,47 @@ package struct MemoryAccount {
   /// The stream whose message comes although there is no room for it.
   private struct Exception {
     let stream: Int
+    var pace: Pace
     var claim: Claim
     /// Whether its message has come, or takes its time: it is to be counted.
     var isDone = false
+
+    init(_ share: Share) {
+      self.stream = share.stream
+      self.pace = share.pace
+      self.claim = share.claim
+    }
+  }
+
+  /// Streams of one pace.
+  private struct Lane {
+    /// What may be held of messages that are admitted, beyond the window that every stream has.
+    var admitted = 0
+    /// Mostly one of them; it may be of another pace by now, and without room there.
+    var exception: Exception?
+    /// Those that need more window, in the order in which they asked; the exception before them.
+    var waiting = CircularBuffer<Int>()
+    /// Whether a message has been admitted, or has come on, since somebody looked.
+    var isServed = false
+    /// How often somebody has looked and none had though some wait, and some less for each time that
+    /// one had.
+    var starvingFor = 0
+  }
+
+  private struct Lanes {
+    private var quick = Lane()
+    private var slow = Lane()
+
+    subscript(pace: Pace) -> Lane {
+      get { pace == .quick ? self.quick : self.slow }
+      _modify {
+        if pace == .quick { yield &self.quick } else { yield &self.slow }
+      }
+    }
+
+    func isException(_ stream: Int, in pace: Pace) -> Bool {
+      self[pace].exception?.stream == stream
+    }
   }
 
   private let limit: Int
@@ -130,13 +183,9 @@ package struct MemoryAccount {
   private var total = Claim()
   /// Bytes in memory.
   private var cost = 0
-  private var exception: Exception?
-  /// Streams that need more window, in the order in which they asked; the exception before them.
-  private var waiting = CircularBuffer<Int>()
-  /// Whether a message has been admitted since somebody looked.
-  private var hasAdmitted = false
-  /// How often in a row somebody has looked, and none had been though some wait.
-  private var starvingFor = 0
+  private var lanes = Lanes()
+  /// Whether the connection's window has been shut since somebody looked.
+  private var wasWindowShut = false
   /// Whether the connection's window is due to open again and does not.
   package private(set) var isWindowShut = false
 
@@ -150,15 +199,19 @@ package struct MemoryAccount {
   }
 
   /// Whether something waits for others to be released.
-  package var isTight: Bool { self.isWindowShut || !self.waiting.isEmpty }
+  package var isTight: Bool {
+    self.isWindowShut || Pace.allCases.contains { !self.lanes[$0].waiting.isEmpty }
+  }
 
   /// Bytes that came and have not been taken.
   package var came: Int { self.total.came }
 
-  /// What is counted but for the exception.
+  /// What is counted but for exceptions.
   private var counted: Claim {
     var counted = self.total
-    if let exception = self.exception { counted -= exception.claim }
+    for pace in Pace.allCases {
+      if let exception = self.lanes[pace].exception { counted -= exception.claim }
+    }
     return counted
   }
   /// How much may have come for the connection's window to open.
@@ -176,18 +229,32 @@ package struct MemoryAccount {
     share.holding = holding
     self.recount(&share)
     // Its message has been taken, or it is gone.
-    if self.exception?.stream == share.stream, holding.whole == 0, holding.partial == 0 {
-      self.exception = nil
+    if holding.whole == 0, holding.partial == 0 {
+      for pace in Pace.allCases where self.lanes.isException(share.stream, in: pace) {
+        self.lanes[pace].exception = nil
+      }
     }
     return change
   }
 
   @inline(__always)
   private mutating func recount(_ share: inout Share) {
+    let claim = self.claim(of: share.holding, isAdmitted: share.isAdmitted)
     self.total -= share.claim
-    share.claim = self.claim(of: share.holding, isAdmitted: share.isAdmitted)
-    self.total += share.claim
-    if self.exception?.stream == share.stream { self.exception?.claim = share.claim }
+    self.total += claim
+    if claim.admitted != share.claim.admitted {
+      self.lanes[share.pace].admitted += claim.admitted - share.claim.admitted
+    }
+    share.claim = claim
+    self.updateExceptions(share)
+  }
+
+  @inline(__always)
+  private mutating func updateExceptions(_ share: Share) {
+    for pace in Pace.allCases where self.lanes.isException(share.stream, in: pace) {
+      self.lanes[pace].exception?.claim = share.claim
+      self.lanes[pace].exception?.pace = share.pace
+    }
   }
 
   @inline(__always)
@@ -206,35 +273,60 @@ package struct MemoryAccount {
   /// A message of a stream has come as a whole; to be called before it is charged.
   @inline(__always)
   package mutating func completed(_ share: inout Share) {
-    share.slowFor = 0
+    (share.slowFor, share.tricklingFor, share.couldSend) = (0, 0, false)
     if share.isAdmitted { self.withdraw(&share) }
+    if share.pace != .quick { self.change(&share, to: .quick) }
   }
 
   private mutating func withdraw(_ share: inout Share) {
     share.isAdmitted = false
-    if self.exception?.stream == share.stream { self.exception?.isDone = true }
+    for pace in Pace.allCases where self.lanes.isException(share.stream, in: pace) {
+      self.lanes[pace].exception?.isDone = true
+    }
+  }
+
+  private mutating func change(_ share: inout Share, to pace: Pace) {
+    self.leave(&share)
+    self.lanes[share.pace].admitted -= share.claim.admitted
+    share.pace = pace
+    self.lanes[pace].admitted += share.claim.admitted
+    self.updateExceptions(share)
   }
 
   /// Looks how much of a stream came since the last time. To be called once a second for all streams
   /// while the account is tight, and `endStarvation` then.
   package mutating func look(_ share: inout Share) {
-    let mayCome = share.holding.mayCome
-    let isUntaken = share.holding.whole > 0 && share.holding.whole >= share.seenWhole
+    let holding = share.holding
+    let isUntaken = holding.whole > 0 && holding.whole >= share.seenWhole
     share.untakenFor = isUntaken ? share.untakenFor + 1 : 0
-    share.seenWhole = share.holding.whole
-    if share.moved > 0 { share.standingFor = 0 }
-    // Whom this server lets send nothing is neither slow nor quick, and gets a second from then on.
-    guard share.holding.partial > 0, mayCome > 0, !share.isWaiting, !self.isWindowShut else {
-      share.moved = self.isWindowShut ? mayCome : 0
-      return
-    }
-    let isSlow = share.moved < max(1, mayCome / Self.secondsForWindow)
-    share.slowFor = max(0, share.slowFor + (isSlow ? 1 : -Self.secondsForWindow))
-    if share.moved == 0 { share.standingFor += 1 }
+    share.seenWhole = holding.whole
+    let moved = share.moved
     share.moved = 0
-    guard isSlow, share.isAdmitted else { return }
-    self.withdraw(&share)
-    self.recount(&share)
+    if moved > 0 { share.standingFor = 0 }
+    // Whom this server lets send nothing is neither slow nor quick.
+    let canSend =
+      holding.partial > 0 && holding.mayCome > 0 && !share.isWaiting && !self.isWindowShut
+    defer { share.couldSend = canSend }
+    guard canSend, share.couldSend, !self.wasWindowShut else { return }
+    share.rate = moved
+    if moved == 0 { share.standingFor += 1 }
+    let most = min(holding.missing, self.window)
+    let isSlow = moved < max(1, most / Self.secondsForWindow)
+    let isTrickling = moved < max(1, most / Self.secondsForSlowWindow)
+    share.slowFor = Self.often(share.slowFor, isSlow)
+    share.tricklingFor = Self.often(share.tricklingFor, isTrickling)
+    let pace = share.slowFor > 0 ? Pace.slow : .quick
+    if isTrickling || share.pace != pace {
+      self.withdraw(&share)
+      self.change(&share, to: pace)
+      self.recount(&share)
+    } else if share.isAdmitted {
+      self.lanes[pace].isServed = true
+    }
+  }
+
+  private static func often(_ count: Int, _ isSo: Bool) -> Int {
+    max(0, count + (isSo ? 1 : -8))
   }
 
   /// Whom to end as others have waited for too long.
@@ -243,15 +335,24 @@ package struct MemoryAccount {
   ///   - shares: those of all streams.
   ///   - isPoolFull: whether all connections together hold too much, which is what they wait for.
   package mutating func endStarvation(_ shares: some Sequence<Share>, isPoolFull: Bool) -> [Int] {
-    let isStarving = self.isTight && !self.hasAdmitted && !isPoolFull
-    self.hasAdmitted = false
-    self.starvingFor = isStarving ? self.starvingFor + 1 : 0
-    guard self.starvingFor >= Self.secondsToStarve else { return [] }
-    self.starvingFor = 0
+    self.wasWindowShut = self.isWindowShut
+    for pace in Pace.allCases {
+      let isWaiting = self.isWindowShut || !self.lanes[pace].waiting.isEmpty
+      let isStarving = !self.lanes[pace].isServed && !isPoolFull
+      self.lanes[pace].isServed = false
+      self.lanes[pace].starvingFor =
+        isWaiting ? Self.often(self.lanes[pace].starvingFor, isStarving) : 0
+    }
+    guard Pace.allCases.contains(where: { self.lanes[$0].starvingFor >= Self.secondsToStarve })
+    else { return [] }
+    return self.victims(shares)
+  }
+
+  private func victims(_ shares: some Sequence<Share>) -> [Int] {
     let standing = shares.filter { $0.standingFor >= Self.secondsToStarve }.map(\.stream)
     if !standing.isEmpty { return standing }
     let slow = shares.filter { $0.slowFor >= Self.secondsToStarve }
-      .sorted { ($0.holding.came, $0.stream) > ($1.holding.came, $1.stream) }
+      .sorted { Self.isMoreInTheWay($0, $1) }
     // No more than a message needs.
     if !slow.isEmpty { return Self.first(of: slow, with: self.limit / 8) }
     let excess = self.counted.came - self.most
@@ -264,6 +365,13 @@ package struct MemoryAccount {
     return most.map { [$0.stream] } ?? []
   }
 
+  private static func isMoreInTheWay(_ share: Share, _ other: Share) -> Bool {
+    func key(_ share: Share) -> (Int, Int, Int) {
+      (share.tricklingFor >= Self.secondsToStarve ? 1 : 0, share.holding.came, share.stream)
+    }
+    return key(share) > key(other)
+  }
+
   private static func first(of shares: [Share], with bytes: Int) -> [Int] {
     var left = bytes
     return shares.prefix { share in
@@ -273,8 +381,9 @@ package struct MemoryAccount {
     .map(\.stream)
   }
 
-  /// In how many seconds a stream must send what it may.
+  /// In how many seconds a stream must send as much as the connection's window, or the rest of its message.
   private static var secondsForWindow: Int { 8 }
+  private static var secondsForSlowWindow: Int { 128 }
   private static var secondsToStarve: Int { 30 }
 
   /// Whether a call with headers of `size` bytes may begin.
@@ -282,8 +391,9 @@ package struct MemoryAccount {
 
   /// How far the window of a stream is to open for its message, of which `partial` bytes have come.
   package func openness(_ share: Share, partial: Int) -> Int {
-    // Who is slow needs no more than every stream has.
-    share.slowFor > 0 ? 0 : min((share.isAdmitted ? 4 : 2) * partial, self.window)
+    // Who is slow needs little more than what came in the last second.
+    let most = share.pace == .slow ? min(4 * share.rate, self.window) : self.window
+    return min((share.isAdmitted ? 4 : 2) * partial, most)
   }
 
   /// Whether the window of a stream may open for `growth` bytes more, or as far as `openness` says by
@@ -304,10 +414,11 @@ package struct MemoryAccount {
     }
     guard mayWait, !share.isWaiting else { return false }
     share.isWaiting = true
-    if self.exception?.stream == share.stream {
-      self.waiting.prepend(share.stream)
+    share.couldSend = false
+    if Pace.allCases.contains(where: { self.lanes.isException(share.stream, in: $0) }) {
+      self.lanes[share.pace].waiting.prepend(share.stream)
     } else {
-      self.waiting.append(share.stream)
+      self.lanes[share.pace].waiting.append(share.stream)
     }
     return false
   }
@@ -322,56 +433,87 @@ package struct MemoryAccount {
 
   private mutating func admit(_ share: inout Share) -> Bool {
     if share.isAdmitted { return true }
-    self.countException()
-    if self.exception?.stream != share.stream {
-      guard self.waiting.first ?? share.stream == share.stream else { return false }
-      if !self.hasRoom(for: share) {
-        guard self.exception == nil else { return false }
-        self.exception = Exception(stream: share.stream, claim: share.claim)
+    self.countExceptions()
+    if !self.isExceptionAgain(share) {
+      guard self.lanes[share.pace].waiting.first ?? share.stream == share.stream else {
+        return false
       }
-      self.hasAdmitted = true
-    } else {
-      self.exception?.isDone = false
+      if !self.hasRoom(for: share) {
+        guard self.lanes[share.pace].exception == nil else { return false }
+        self.lanes[share.pace].exception = Exception(share)
+      }
     }
+    self.lanes[share.pace].isServed = true
     share.isAdmitted = true
     // It had no time yet.
-    share.moved = share.holding.mayCome + share.holding.missing
+    share.couldSend = false
     self.recount(&share)
     return true
+  }
+
+  /// Whether a message of a stream came as an exception, is not counted yet, and may go on.
+  private mutating func isExceptionAgain(_ share: Share) -> Bool {
+    let pace = share.pace
+    if self.lanes.isException(share.stream, in: pace) {
+      self.lanes[pace].exception?.isDone = false
+      return true
+    }
+    return false
   }
 
   private func hasRoom(for share: Share) -> Bool {
     let claim = self.claim(of: share.holding, isAdmitted: true)
     let counted = self.counted
-    return claim.large - share.claim.large <= self.limit / 4 - counted.large
-      && claim.expected - share.claim.expected <= self.most - counted.expected
+    // Those that are slow leave to others what those may have.
+    let most = share.pace == .slow ? self.most - self.limit / 4 : self.most
+    return claim.large <= self.limit / 4 - self.admitted(of: share.pace)
+      && claim.expected - share.claim.expected <= most - counted.expected
   }
 
-  /// Counts an exception that is done like others, if there is room for what it holds.
-  private mutating func countException() {
-    guard let exception = self.exception, exception.isDone,
-      self.counted.came <= self.most - exception.claim.expected
-    else { return }
-    self.exception = nil
+  /// What is counted of the messages of one pace that are admitted.
+  private func admitted(of pace: Pace) -> Int {
+    Pace.allCases.reduce(self.lanes[pace].admitted) { admitted, lane in
+      guard let exception = self.lanes[lane].exception, exception.pace == pace else {
+        return admitted
+      }
+      return admitted - exception.claim.admitted
+    }
   }
 
-  /// The stream that is to ask again; it stays so until it has.
-  package var nextWaiting: Int? { self.waiting.first }
+  /// Counts exceptions that are done like others, if there is room for what they hold. Else one that has
+  /// changed its pace is none for those whom it has left, as soon as it can be one for the others.
+  private mutating func countExceptions() {
+    for pace in Pace.allCases {
+      guard let exception = self.lanes[pace].exception, exception.isDone else { continue }
+      if self.counted.came <= self.most - exception.claim.expected {
+        self.lanes[pace].exception = nil
+      } else if exception.pace != pace, self.lanes[exception.pace].exception == nil {
+        self.lanes[pace].exception = nil
+        self.lanes[exception.pace].exception = exception
+      }
+    }
+  }
+
+  /// The stream of a pace that is to ask again; it stays so until it has.
+  package func nextWaiting(_ pace: Pace) -> Int? { self.lanes[pace].waiting.first }
 
   /// A stream asks no more.
   package mutating func leave(_ share: inout Share) {
     guard share.isWaiting else { return }
     share.isWaiting = false
-    self.removeWaiting(share.stream)
+    self.removeWaiting(share.stream, share.pace)
   }
 
-  private mutating func removeWaiting(_ stream: Int) {
-    if let place = self.waiting.firstIndex(of: stream) { self.waiting.remove(at: place) }
+  private mutating func removeWaiting(_ stream: Int, _ pace: Pace) {
+    if let place = self.lanes[pace].waiting.firstIndex(of: stream) {
+      self.lanes[pace].waiting.remove(at: place)
+    }
   }
 
   /// Whether the connection's window, which is due, may open again.
   package mutating func mayOpenWindow(isPoolFull: Bool) -> Bool {
     self.isWindowShut = isPoolFull || self.counted.came > self.most
+    if self.isWindowShut { self.wasWindowShut = true }
     return !self.isWindowShut
   }
 
@@ -397,27 +539,27 @@ package struct MemoryAccount {
     let target = self.most / 4 * 3
     var left = self.unfinished
     var streams: [Int] = []
-    let exception = self.exception?.stream
+    let exceptions = Pace.allCases.compactMap { self.lanes[$0].exception?.stream }
     let unfinished = shares.filter {
-      $0.holding.came > $0.holding.waiting && $0.stream != exception
+      $0.holding.came > $0.holding.waiting && !exceptions.contains($0.stream)
     }
-    .sorted { ($0.slowFor > 0 ? 1 : 0, $0.stream) > ($1.slowFor > 0 ? 1 : 0, $1.stream) }
+    .sorted { ($0.pace == .slow ? 1 : 0, $0.stream) > ($1.pace == .slow ? 1 : 0, $1.stream) }
     for share in unfinished.dropLast() where left > target {
       left -= share.holding.came - share.holding.waiting
       streams.append(share.stream)
     }
     guard left > self.most, let last = unfinished.last else { return streams }
     // It does not fit by itself. An exception that is whole is waited for.
-    if let exception {
+    if let exception = self.lanes[last.pace].exception?.stream {
       guard shares.contains(where: { $0.stream == exception && !$0.holding.isComplete }) else {
         return streams
       }
       streams.append(exception)
     }
-    self.exception = Exception(stream: last.stream, claim: last.claim)
+    self.lanes[last.pace].exception = Exception(last)
     if last.isWaiting {
-      self.removeWaiting(last.stream)
-      self.waiting.prepend(last.stream)
+      self.removeWaiting(last.stream, last.pace)
+      self.lanes[last.pace].waiting.prepend(last.stream)
     }
     return streams
   }
