@@ -19,6 +19,7 @@ from unittest import mock
 
 import pytest
 from django.core.cache import caches
+from django.core.cache.backends.base import BaseCache
 from django.db import DatabaseError, connection, connections, transaction
 from django.db import close_old_connections as stock_close_old_connections
 from django.db import reset_queries as stock_reset_queries
@@ -33,7 +34,7 @@ from harness import Forwarding, leave_half_read
 from sampleapp.caches import ClosableCache
 
 from django_grpc import hygiene
-from django_grpc.hygiene import held_connections, loop_calls
+from django_grpc.hygiene import held_connections, hooks, loop_calls
 from django_grpc.signals import grpc_request_finished, grpc_request_started
 
 # The databases are in memory, one for each thread, and no test needs a table.
@@ -348,6 +349,16 @@ def test_used_caches_are_closed_at_the_end_of_a_call(backend, closed):
         assert ClosableCache.closed == closed
 
 
+def test_caches_are_closed_where_a_tool_has_a_function_around_that(monkeypatch):
+    closed, close = [], BaseCache.close
+    monkeypatch.setattr(BaseCache, "close", lambda self: (closed.append(True), close(self)))
+    backend = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+    with override_settings(CACHES={"default": backend}):
+        caches["default"].get("key")
+        grpc_request_finished.send(None, request=None, context=None)
+        assert closed == [True]
+
+
 def test_cache_that_nobody_uses_need_not_be_there():
     """As with Django's own `close_caches`."""
     backends = {
@@ -561,6 +572,124 @@ def test_what_stands_for_a_method_is_called(name, monkeypatch):
     assert in_thread(work) == [name]
 
 
+def test_a_rule_that_a_tool_has_something_around_is_asked(monkeypatch):
+    """As wrapt puts it there, which tells of the function that is in it."""
+    asked = []
+
+    class Bound:
+        __class__ = property(lambda self: MethodType)
+
+        def __init__(self, bound):
+            self.bound = bound
+
+        def __getattr__(self, name):
+            return getattr(self.bound, name)
+
+        def __call__(self):
+            asked.append(True)
+            return self.bound()
+
+    class Wrapper:
+        def __init__(self, method):
+            self.method = method
+
+        def __get__(self, connection, kind=None):
+            return Bound(self.method.__get__(connection, kind))
+
+    name = "close_if_unusable_or_obsolete"
+
+    def work():
+        monkeypatch.setattr(DatabaseWrapper, name, Wrapper(vars(BaseDatabaseWrapper)[name]))
+        ask()
+        connection.close_at = None
+        hygiene.close_old_connections()
+        return asked
+
+    assert in_thread(work) == [True]
+
+
+class ClassProxy:
+    """What a tool puts in a class' place to see its instances made."""
+
+    def __init__(self, kind):
+        vars(self)["kind"] = kind
+
+    def __getattr__(self, name):
+        return getattr(self.kind, name)
+
+    def __setattr__(self, name, value):
+        setattr(self.kind, name, value)
+
+    def __call__(self, *arguments):
+        return self.kind(*arguments)
+
+
+def test_a_backend_whose_class_is_behind_a_proxy():
+    class Traced(DatabaseWrapper):
+        pass
+
+    proxy = ClassProxy(Traced)
+    hooks.watch_class(proxy)
+
+    def work():
+        loop_calls.current_call.set(call := loop_calls.LoopCall())
+        connections["default"] = proxy(connection.settings_dict, "default")
+        ask()
+        return call.uses_database
+
+    assert in_thread(work)
+
+
+def test_a_method_that_is_replaced_in_a_class_has_the_hook_again(monkeypatch):
+    """As a project does that connects as often as need be."""
+
+    class Retrying(DatabaseWrapper):
+        pass
+
+    hooks.watch_class(Retrying)
+
+    def ensure_connection(self):
+        if self.connection is None:
+            self.connect()
+
+    Retrying.ensure_connection = ensure_connection
+
+    def work():
+        connections["default"] = Retrying(connection.settings_dict, "default")
+        ask()  # opens it
+        loop_calls.current_call.set(call := loop_calls.LoopCall())
+        ask()
+        return call.uses_database
+
+    assert in_thread(work)
+
+
+def test_hooks_are_put_there_once(monkeypatch):
+    """Also as many threads open their first connections."""
+
+    class Slow(type):
+        def __setattr__(cls, name, value):
+            time.sleep(0.001)
+            super().__setattr__(name, value)
+
+    class Backend(DatabaseWrapper, metaclass=Slow):
+        pass
+
+    made = []
+    hooked = hooks._HookedMethod
+
+    class Counted(hooked):
+        def __init__(self, owner, name, around):
+            made.append(name)
+            super().__init__(owner, name, around)
+
+    monkeypatch.setattr(hooks, "_HookedMethod", Counted)
+    with ThreadPoolExecutor(4) as pool:
+        for watched in [pool.submit(hooks.watch_class, Backend) for _ in range(4)]:
+            watched.result()
+    assert len(made) == len(set(made)) > 1
+
+
 class Frozen(type):
     """Of classes that nobody may change."""
 
@@ -588,6 +717,58 @@ def test_a_backend_whose_class_can_not_be_changed():
         connection.set_autocommit(False)
         hygiene.CALL_HYGIENE.leave()
         assert connection.get_autocommit()
+
+    in_thread(work)
+
+
+def test_hooks_of_a_class_count_for_one_before_it_that_can_not_be_changed():
+    def work():
+        hooks.watch_class(DatabaseWrapper)
+        loop_calls.current_call.set(call := loop_calls.LoopCall())
+        connections["default"] = FrozenWrapper(connection.settings_dict, "default")
+        ask()
+        ask()
+        return call.uses_database
+
+    assert in_thread(work)
+
+
+class Showing(Forwarding):
+    """A proxy that keeps what is set to itself."""
+
+    def __setattr__(self, name, value):
+        self.__dict__[name] = value
+
+
+def test_a_connection_behind_a_proxy_is_asked_for_its_health_by_each_call():
+    def work():
+        its_own = connections["default"]
+        ask()
+        its_own.health_check_enabled, its_own.close_at = True, None
+        connections["default"] = Showing(its_own)
+        for _ in range(3):
+            hygiene.CALL_HYGIENE.enter()
+            ask()
+            checked = its_own.health_check_done
+            hygiene.CALL_HYGIENE.leave()
+            assert (checked, its_own.health_check_done) == (True, False)
+
+    in_thread(work)
+
+
+def test_a_transaction_behind_a_proxy_that_keeps_what_is_set_ends_with_its_call():
+    def work():
+        its_own = connections["default"]
+        connections["default"] = Showing(its_own)
+        hygiene.CALL_HYGIENE.enter()
+        ask()
+        transaction.atomic().__enter__()
+        hygiene.CALL_HYGIENE.leave()
+        assert not its_own.in_atomic_block
+        assert not its_own.closed_in_transaction
+        hygiene.CALL_HYGIENE.enter()
+        ask()
+        hygiene.CALL_HYGIENE.leave()
 
     in_thread(work)
 

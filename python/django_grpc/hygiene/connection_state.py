@@ -1,17 +1,17 @@
 """What there is to know of a connection before Django's rule is asked whether to close it."""
 
 import time
+from types import MethodType
 from typing import Any
 
 from django.db.backends.base import base
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_grpc.hygiene.stock import is_stock
+
 #: Django's own rule; None if somebody has put another in its place.
 stock_rule: Any = BaseDatabaseWrapper.close_if_unusable_or_obsolete
-if (
-    getattr(stock_rule, "__code__", None) is None
-    or stock_rule.__code__.co_filename != base.__file__
-):
+if not is_stock(stock_rule, base):
     stock_rule = None
 
 
@@ -25,7 +25,8 @@ def is_suspect(connection: BaseDatabaseWrapper) -> bool:
         connection.errors_occurred
         or is_manual(connection)
         or stock_rule is None
-        or getattr(rule, "__func__", None) is not stock_rule
+        or type(rule) is not MethodType  # what a tool has put around it tells of its function, too
+        or rule.__func__ is not stock_rule
     )
 
 

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection
+from types import MethodType
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -295,7 +296,7 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
     held = thread.held
     if held.home.left:
         held.home.close_left()
-    connections = held.stored.here()
+    connections: Collection[Any] = held.stored.here()
     if not connections:
         return
     if is_used is None:
@@ -309,21 +310,21 @@ def close_old_connections(*, is_used: bool | None = None) -> None:
             # The conditions of close_if_unusable_or_obsolete(), asked beforehand because the method
             # costs three times as much; those of `is_suspect` and `is_obsolete`, in line because
             # each call has this done to it twice.
+            if connection.errors_occurred or connection.in_atomic_block:
+                break
+            if connection.connection is None:
+                continue
+            rule = connection.close_if_unusable_or_obsolete
             if (
-                connection.errors_occurred
-                or connection.in_atomic_block
+                connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
                 or (
-                    connection.connection is not None
-                    and (
-                        connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
-                        or (
-                            connection.close_at is not None
-                            and not is_used
-                            and time.monotonic() >= connection.close_at
-                        )
-                        or connection.close_if_unusable_or_obsolete.__func__ is not stock_rule
-                    )
+                    connection.close_at is not None
+                    and not is_used
+                    and time.monotonic() >= connection.close_at
                 )
+                or rule.__self__ is not connection  # a proxy: what is set there changes nothing
+                or type(rule) is not MethodType
+                or rule.__func__ is not stock_rule
             ):
                 break
             connection.health_check_done = False
@@ -369,21 +370,21 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_used: bool) -> None:
         if held.is_in_hands(connection):
             return
         if held.home.is_tended:
-            end_transaction(connection)
+            end_transaction(real(connection))
             return
     if held.is_of_sync_to_async and held.home.has_open(real(connection)):
         is_used = True  # rows may be read on by a task that outlives its call, or whoever has them
     had_errors = connection.errors_occurred
     if not is_suspect(connection) and (is_used or not is_obsolete(connection)):
-        connection.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
+        real(connection).health_check_done = False
         return
     age_ends_at = connection.close_at
     if is_used:
-        connection.close_at = None  # for Django's rule, which asks for both
+        real(connection).close_at = None  # for Django's rule, which asks for both
     if is_manual(connection) or is_obsolete(connection):
         held.home.close_all(real(connection))
     connection.close_if_unusable_or_obsolete()
-    connection.close_at = age_ends_at  # of one that has been closed nobody asks
+    real(connection).close_at = age_ends_at  # of one that has been closed nobody asks
     if connection.connection is None:
         if had_errors:
             _note_death(connection)  # or it was too old, too: then others are asked for nothing
@@ -402,12 +403,13 @@ def _note_death(connection: BaseDatabaseWrapper) -> None:
 
 
 def _set_health_check(connection: Any, *, is_enabled: bool) -> None:  # not in the stubs
+    connection = real(connection)
     connection.health_check_enabled = is_enabled
     connection.health_check_done = False
 
 
 def end_transaction(connection: BaseDatabaseWrapper) -> None:
-    """Roll back what a call that has ended left open, and close the connection.
+    """Roll back what a call that has ended left open, and close the connection, which is no proxy.
 
     Closed alone, it would refuse all that comes until the block is left, which nobody does.
     """
@@ -431,7 +433,7 @@ def end_transaction(connection: BaseDatabaseWrapper) -> None:
     if is_closed:
         connection.connection = None  # as Django does it when the block is left
     else:
-        held.home.close_all(real(connection))
+        held.home.close_all(connection)
         connection.close()
         if connection.connection is not None:  # in memory, which Django leaves open
             if record is not None:

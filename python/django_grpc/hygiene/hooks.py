@@ -8,7 +8,6 @@ method's place is called instead; and copies of a connection are as any other.
 import contextlib
 import functools
 import threading
-import weakref
 from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
@@ -24,17 +23,22 @@ class _Around(NamedTuple):
     applies: Callable[[], bool] | None
 
 
-_hooks: dict[str, _Around] = {}
+class _Running(threading.local):
+    """The hooks that run on this thread, by the method's name and the connection."""
 
-# The classes that have hooks, and by the class of a connection, which of those before it is to call
-# them: a method may call that of a class before its own.
-_watched: weakref.WeakSet[type] = weakref.WeakSet()
-_outermost: weakref.WeakKeyDictionary[type, weakref.ref[type]] = weakref.WeakKeyDictionary()
+    def __init__(self) -> None:
+        self.hooks: set[tuple[str, int]] = set()
+
+
+_hooks: dict[str, _Around] = {}
+_running = _Running()
 _lock = threading.Lock()
 
 
 def hook(name: str, function: Hook, *, applies: Callable[[], bool] | None = None) -> None:
     """Put a function around a method of all backends that `watch_class` is told of later.
+
+    A method may call that of a class before its own, or itself: the hook is around the first.
 
     Args:
         name: The method's.
@@ -45,17 +49,21 @@ def hook(name: str, function: Hook, *, applies: Callable[[], bool] | None = None
 
 
 def watch_class(backend: type) -> None:
-    """Put the hooks around the methods of a backend's connections, once."""
-    if backend in _watched or not issubclass(backend, BaseDatabaseWrapper):
+    """Put the hooks around the methods of a backend's connections, where they are not."""
+    if not issubclass(backend, BaseDatabaseWrapper):
+        return
+    backend = backend.__mro__[0]  # a tool may have put something around the class
+    own = vars(backend)
+    if all(type(own.get(name)) is _HookedMethod for name in _hooks):
         return
     with _lock:
-        _watched.add(backend)
         for name, around in _hooks.items():
+            if type(own.get(name)) is _HookedMethod:
+                continue
             # A class may refuse to be changed: its connections are looked after as far as possible.
             with contextlib.suppress(Exception):
                 if callable(getattr(backend, name)):
                     setattr(backend, name, _HookedMethod(backend, name, around))
-        _outermost.clear()
 
 
 class _HookedMethod:
@@ -90,41 +98,37 @@ class _HookedMethod:
             method = getattr(super(owner, kind if connection is None else connection), self._name)
         if connection is None:
             return self._around(method)
-        if not self._counts_for(connection):
+        if self._applies is not None and not self._applies():
             return method
         if type(method) is MethodType and method.__self__ is connection:  # and no tool's
             return MethodType(self._around(method.__func__), connection)
-        function = self._function  # somebody has put there what is no method
-        return lambda *arguments, **keywords: function(
+        # Somebody has put there what is no method.
+        return lambda *arguments, **keywords: self._run(
             connection, functools.partial(method, *arguments, **keywords)
         )
-
-    def _counts_for(self, connection: Any) -> bool:
-        if self._applies is not None and not self._applies():
-            return False
-        return _outermost_of(type(connection)) is self._owner
 
     def _around(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """Return the hook around what mostly is the same as the last time."""
         last, hooked = self._last
         if last is not method:
-            function, counts_for = self._function, self._counts_for
 
             @functools.wraps(method)
             def hooked(connection: BaseDatabaseWrapper, /, *arguments: Any, **keywords: Any) -> Any:
-                if not counts_for(connection):  # got from the class, for another one's connection
-                    return method(connection, *arguments, **keywords)
-                proceed = functools.partial(method, connection, *arguments, **keywords)
-                return function(connection, proceed)
+                return self._run(
+                    connection, functools.partial(method, connection, *arguments, **keywords)
+                )
 
             self._last = method, hooked
         return hooked
 
-
-def _outermost_of(kind: type) -> type | None:
-    found = _outermost.get(kind)
-    if found is None:
-        found = _outermost[kind] = weakref.ref(
-            next((it for it in kind.__mro__ if it in _watched), kind)
-        )
-    return found()
+    def _run(self, connection: BaseDatabaseWrapper, proceed: Callable[[], Any]) -> Any:
+        if self._applies is not None and not self._applies():
+            return proceed()
+        running, this = _running.hooks, (self._name, id(connection))
+        if this in running:
+            return proceed()
+        running.add(this)
+        try:
+            return self._function(connection, proceed)
+        finally:
+            running.discard(this)

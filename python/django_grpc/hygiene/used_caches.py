@@ -1,8 +1,11 @@
 """What `close_caches` does, where there is a cache that does something when it is closed."""
 
 from django.core.cache import caches, close_caches
+from django.core.cache.backends import base
 from django.core.cache.backends.base import BaseCache
 from django.utils.module_loading import import_string
+
+from django_grpc.hygiene.stock import is_stock
 
 # The CACHES setting that was looked at last, and whether a backend of it does something when it is
 # closed: most inherit BaseCache.close, which does nothing. One tuple, so that threads which change
@@ -41,6 +44,7 @@ def _closes(backend: str) -> bool:
     One that can't be imported may be one that nobody uses, as `close_caches` has it.
     """
     try:
-        return bool(import_string(backend).close is not BaseCache.close)
+        close = import_string(backend).close
+        return close is not BaseCache.close or not is_stock(close, base)
     except Exception:  # whatever importing it does
         return True
