@@ -168,8 +168,17 @@ package struct MemoryAccount {
       }
     }
 
-    func isException(_ stream: Int, in pace: Pace) -> Bool {
-      self[pace].exception?.stream == stream
+    var haveWaiting: Bool { !self.quick.waiting.isEmpty || !self.slow.waiting.isEmpty }
+
+    func isException(_ stream: Int) -> Bool {
+      self.quick.exception?.stream == stream || self.slow.exception?.stream == stream
+    }
+
+    /// Changes the exception that a stream is, if it is one.
+    @inline(__always)
+    mutating func changeException(_ stream: Int, _ change: (inout Exception?) -> Void) {
+      if self.quick.exception?.stream == stream { change(&self.quick.exception) }
+      if self.slow.exception?.stream == stream { change(&self.slow.exception) }
     }
   }
 
@@ -199,9 +208,7 @@ package struct MemoryAccount {
   }
 
   /// Whether something waits for others to be released.
-  package var isTight: Bool {
-    self.isWindowShut || Pace.allCases.contains { !self.lanes[$0].waiting.isEmpty }
-  }
+  package var isTight: Bool { self.isWindowShut || self.lanes.haveWaiting }
 
   /// Bytes that came and have not been taken.
   package var came: Int { self.total.came }
@@ -230,9 +237,7 @@ package struct MemoryAccount {
     self.recount(&share)
     // Its message has been taken, or it is gone.
     if holding.whole == 0, holding.partial == 0 {
-      for pace in Pace.allCases where self.lanes.isException(share.stream, in: pace) {
-        self.lanes[pace].exception = nil
-      }
+      self.lanes.changeException(share.stream) { $0 = nil }
     }
     return change
   }
@@ -246,15 +251,7 @@ package struct MemoryAccount {
       self.lanes[share.pace].admitted += claim.admitted - share.claim.admitted
     }
     share.claim = claim
-    self.updateExceptions(share)
-  }
-
-  @inline(__always)
-  private mutating func updateExceptions(_ share: Share) {
-    for pace in Pace.allCases where self.lanes.isException(share.stream, in: pace) {
-      self.lanes[pace].exception?.claim = share.claim
-      self.lanes[pace].exception?.pace = share.pace
-    }
+    self.lanes.changeException(share.stream) { $0?.claim = claim }
   }
 
   @inline(__always)
@@ -280,9 +277,7 @@ package struct MemoryAccount {
 
   private mutating func withdraw(_ share: inout Share) {
     share.isAdmitted = false
-    for pace in Pace.allCases where self.lanes.isException(share.stream, in: pace) {
-      self.lanes[pace].exception?.isDone = true
-    }
+    self.lanes.changeException(share.stream) { $0?.isDone = true }
   }
 
   private mutating func change(_ share: inout Share, to pace: Pace) {
@@ -290,7 +285,7 @@ package struct MemoryAccount {
     self.lanes[share.pace].admitted -= share.claim.admitted
     share.pace = pace
     self.lanes[pace].admitted += share.claim.admitted
-    self.updateExceptions(share)
+    self.lanes.changeException(share.stream) { $0?.pace = pace }
   }
 
   /// Looks how much of a stream came since the last time. To be called once a second for all streams
@@ -415,7 +410,7 @@ package struct MemoryAccount {
     guard mayWait, !share.isWaiting else { return false }
     share.isWaiting = true
     share.couldSend = false
-    if Pace.allCases.contains(where: { self.lanes.isException(share.stream, in: $0) }) {
+    if self.lanes.isException(share.stream) {
       self.lanes[share.pace].waiting.prepend(share.stream)
     } else {
       self.lanes[share.pace].waiting.append(share.stream)
@@ -453,12 +448,9 @@ package struct MemoryAccount {
 
   /// Whether a message of a stream came as an exception, is not counted yet, and may go on.
   private mutating func isExceptionAgain(_ share: Share) -> Bool {
-    let pace = share.pace
-    if self.lanes.isException(share.stream, in: pace) {
-      self.lanes[pace].exception?.isDone = false
-      return true
-    }
-    return false
+    guard self.lanes[share.pace].exception?.stream == share.stream else { return false }
+    self.lanes[share.pace].exception?.isDone = false
+    return true
   }
 
   private func hasRoom(for share: Share) -> Bool {
@@ -539,9 +531,8 @@ package struct MemoryAccount {
     let target = self.most / 4 * 3
     var left = self.unfinished
     var streams: [Int] = []
-    let exceptions = Pace.allCases.compactMap { self.lanes[$0].exception?.stream }
     let unfinished = shares.filter {
-      $0.holding.came > $0.holding.waiting && !exceptions.contains($0.stream)
+      $0.holding.came > $0.holding.waiting && !self.lanes.isException($0.stream)
     }
     .sorted { ($0.pace == .slow ? 1 : 0, $0.stream) > ($1.pace == .slow ? 1 : 0, $1.stream) }
     for share in unfinished.dropLast() where left > target {

@@ -354,8 +354,8 @@ def _close_orphans() -> None:
 
 def _apply_rule(connection: BaseDatabaseWrapper, *, is_used: bool) -> None:
     """Have Django's rule decide about a connection, unless only its age would end it."""
-    held = thread.held
-    if not isinstance(real(connection), BaseDatabaseWrapper):  # which has a rule of its own, if any
+    held, its_own = thread.held, real(connection)
+    if not isinstance(its_own, BaseDatabaseWrapper):  # which has a rule of its own, if any
         rule = getattr(connection, "close_if_unusable_or_obsolete", None)
         if callable(rule):
             rule()
@@ -370,21 +370,21 @@ def _apply_rule(connection: BaseDatabaseWrapper, *, is_used: bool) -> None:
         if held.is_in_hands(connection):
             return
         if held.home.is_tended:
-            end_transaction(real(connection))
+            end_transaction(its_own)
             return
-    if held.is_of_sync_to_async and held.home.has_open(real(connection)):
+    if held.is_of_sync_to_async and held.home.has_open(its_own):
         is_used = True  # rows may be read on by a task that outlives its call, or whoever has them
     had_errors = connection.errors_occurred
     if not is_suspect(connection) and (is_used or not is_obsolete(connection)):
-        real(connection).health_check_done = False
+        its_own.health_check_done = False  # type: ignore[attr-defined] # not in its stubs
         return
     age_ends_at = connection.close_at
     if is_used:
-        real(connection).close_at = None  # for Django's rule, which asks for both
+        its_own.close_at = None  # for Django's rule, which asks for both
     if is_manual(connection) or is_obsolete(connection):
-        held.home.close_all(real(connection))
+        held.home.close_all(its_own)
     connection.close_if_unusable_or_obsolete()
-    real(connection).close_at = age_ends_at  # of one that has been closed nobody asks
+    its_own.close_at = age_ends_at  # of one that has been closed nobody asks
     if connection.connection is None:
         if had_errors:
             _note_death(connection)  # or it was too old, too: then others are asked for nothing
