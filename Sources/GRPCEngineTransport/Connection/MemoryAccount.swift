@@ -195,6 +195,8 @@ package struct MemoryAccount {
   private var lanes = Lanes()
   /// Whether the connection's window has been shut since somebody looked.
   private var wasWindowShut = false
+  /// Whether something has been taken since then while it was shut: it is on its way to be open.
+  private var hasReleased = false
   /// Whether the connection's window is due to open again and does not.
   package private(set) var isWindowShut = false
 
@@ -231,6 +233,7 @@ package struct MemoryAccount {
   /// - Returns: by how many bytes more memory is used.
   package mutating func charge(_ share: inout Share, _ holding: Holding) -> Int {
     let change = holding.cost - share.holding.cost
+    if self.isWindowShut, holding.came < share.holding.came { self.hasReleased = true }
     self.cost += change
     share.moved += max(0, holding.came - share.holding.came)
     share.holding = holding
@@ -333,11 +336,12 @@ package struct MemoryAccount {
     self.wasWindowShut = self.isWindowShut
     for pace in Pace.allCases {
       let isWaiting = self.isWindowShut || !self.lanes[pace].waiting.isEmpty
-      let isStarving = !self.lanes[pace].isServed && !isPoolFull
+      let isStarving = !self.lanes[pace].isServed && !self.hasReleased && !isPoolFull
       self.lanes[pace].isServed = false
       self.lanes[pace].starvingFor =
         isWaiting ? Self.often(self.lanes[pace].starvingFor, isStarving) : 0
     }
+    self.hasReleased = false
     guard Pace.allCases.contains(where: { self.lanes[$0].starvingFor >= Self.secondsToStarve })
     else { return [] }
     return self.victims(shares)
@@ -473,15 +477,18 @@ package struct MemoryAccount {
   }
 
   /// Counts exceptions that are done like others, if there is room for what they hold. Else one that has
-  /// changed its pace is none for those whom it has left, as soon as it can be one for the others.
+  /// changed its pace is none for those whom it has left, as soon as it can be one for the others, or the
+  /// exception of those has changed places with it.
   private mutating func countExceptions() {
     for pace in Pace.allCases {
       guard let exception = self.lanes[pace].exception, exception.isDone else { continue }
       if self.counted.came <= self.most - exception.claim.expected {
         self.lanes[pace].exception = nil
-      } else if exception.pace != pace, self.lanes[exception.pace].exception == nil {
-        self.lanes[pace].exception = nil
+      } else if exception.pace != pace {
+        let other = self.lanes[exception.pace].exception
+        guard other.map({ $0.pace == pace }) ?? true else { continue }
         self.lanes[exception.pace].exception = exception
+        self.lanes[pace].exception = other
       }
     }
   }

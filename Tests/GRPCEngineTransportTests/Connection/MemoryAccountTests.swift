@@ -474,6 +474,101 @@ struct MemoryAccountTests {
     }
   }
 
+  /// Streams without windows of their own, for what an order of events does to the account.
+  private struct Bare {
+    var account: MemoryAccount
+    var shares: [MemoryAccount.Share]
+
+    init(limit: Int, count: Int) {
+      self.account = MemoryAccount(limit: limit, window: mib, streamWindow: 64 * kib)
+      self.shares = (0..<count).map { MemoryAccount.Share(stream: 2 * $0 + 1) }
+    }
+
+    mutating func charge(_ index: Int, whole: Int = 0, partial: Int = 0, missing: Int = 0) {
+      var holding = MemoryAccount.Holding()
+      (holding.whole, holding.partial) = (whole, partial)
+      (holding.missing, holding.mayCome) = (missing, missing > 0 ? 1000 : 0)
+      _ = self.account.charge(&self.shares[index], holding)
+    }
+
+    mutating func asks(_ index: Int) -> Bool {
+      self.account.mayGrow(&self.shares[index], by: 1000, mayWait: true, isPoolFull: false)
+    }
+
+    mutating func look() -> [Int] {
+      for index in self.shares.indices { self.account.look(&self.shares[index]) }
+      return self.account.endStarvation(self.shares, isPoolFull: false)
+    }
+  }
+
+  @Test("Exceptions that have changed their paces change places")
+  func crossedExceptions() {
+    var bare = Bare(limit: 4 * Self.mib, count: 4)
+    // Nobody else has room, and somebody waits.
+    bare.charge(0, whole: 3 * Self.mib)
+    bare.charge(3, partial: 60 * Self.kib, missing: Self.mib)
+    bare.charge(1, partial: 100 * Self.kib, missing: Self.mib)
+    bare.charge(2, partial: 100 * Self.kib, missing: Self.mib)
+    let mayFirstGo = bare.asks(1)
+    #expect(mayFirstGo)
+    let mayWaiterGo = bare.asks(3)
+    #expect(!mayWaiterGo)
+    for _ in 0..<2 {
+      bare.charge(1, partial: bare.shares[1].holding.partial + Self.mib / 4, missing: Self.mib)
+      _ = bare.look()
+    }
+    #expect(bare.shares[2].pace == .slow)
+    let maySecondGo = bare.asks(2)
+    #expect(maySecondGo)
+    #expect(bare.shares[1].pace == .quick)
+    // Now the first stands still, and the second goes on.
+    for _ in 0..<2 {
+      bare.charge(2, partial: bare.shares[2].holding.partial + Self.mib / 4, missing: Self.mib)
+      _ = bare.look()
+    }
+    #expect(bare.shares[1].pace == .slow)
+    #expect(bare.shares[2].pace == .quick)
+    let maySecondGoOn = bare.asks(2)
+    #expect(maySecondGoOn)
+    let mayFirstGoOn = bare.asks(1)
+    #expect(mayFirstGoOn)
+  }
+
+  @Test("Of those that are slow, who trickles is in the way first")
+  func trickles() {
+    var bare = Bare(limit: 4 * Self.mib, count: 3)
+    bare.charge(0, partial: 100 * Self.kib, missing: Self.mib)
+    bare.charge(1, partial: 200 * Self.kib, missing: Self.mib)
+    let mayOtherGo = bare.account.mayGrow(&bare.shares[2], by: 1, mayWait: true, isPoolFull: true)
+    #expect(!mayOtherGo)
+    var ended: [Int] = []
+    for second in 0..<60 where ended.isEmpty {
+      bare.charge(0, partial: 100 * Self.kib + second, missing: Self.mib)
+      bare.charge(1, partial: (200 + 20 * second) * Self.kib, missing: Self.mib)
+      ended = bare.look()
+    }
+    #expect(ended.first == bare.shares[0].stream)
+  }
+
+  @Test("Nobody ends for a window that is shut while messages are taken")
+  func steadyBackpressure() {
+    var bare = Bare(limit: 4 * Self.mib, count: 2)
+    bare.charge(1, partial: 40 * Self.kib, missing: 20 * Self.kib)
+    for second in 0..<100 {
+      bare.charge(0, whole: 4 * Self.mib - second * Self.kib)
+      let isOpen = bare.account.mayOpenWindow(isPoolFull: false)
+      #expect(!isOpen)
+      let ended = bare.look()
+      #expect(ended.isEmpty)
+    }
+    for _ in 0..<29 {
+      let ended = bare.look()
+      #expect(ended.isEmpty)
+    }
+    let ended = bare.look()
+    #expect(ended == [bare.shares[1].stream], "nothing is taken any more")
+  }
+
   @Test("Halves that keep the window shut beside what is untaken end after half a minute")
   func shutWindow() {
     var model = Model(limit: 32 * Self.mib)
