@@ -262,3 +262,42 @@ def test_url_configuration_that_ends_the_process_is_waited_for(start, module):
     process.wait_for("ended with status 4. It is started again when a file changes")
     process.send(signal.SIGTERM)
     assert process.wait() == 0
+
+
+UNHEARD = """
+import os, signal
+from django.utils import autoreload
+from sampleapp.servicer import grpc_hook
+
+look = autoreload.StatReloader.snapshot_files
+
+class Finalized:
+    def __del__(self):  # what it raises goes nowhere
+        signal.raise_signal(signal.{name})
+
+def look_and_finalize(self):
+    if os.path.exists("{told}"):
+        os.unlink("{told}")
+        Finalized()
+    return look(self)
+
+autoreload.StatReloader.snapshot_files = look_and_finalize
+"""
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_server_whomever_it_interrupts(name, is_async, start, tmp_path):
+    told = tmp_path / "told"
+    (tmp_path / "unheard.py").write_text(UNHEARD.format(name=name, told=told))
+    process = start(
+        "--port", "0", "--autoreload",
+        servicers=["unheard.grpc_hook"],
+        **{"async": is_async},
+    )  # fmt: skip
+    listening(process).close()
+    told.touch()
+    assert process.wait() == 0
+    assert "<function Finalized.__del__" in process.output
+    assert f"Received {name}. Starting graceful shutdown" in process.output
+    assert "Graceful shutdown completed\n" in process.output

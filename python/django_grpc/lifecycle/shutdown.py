@@ -106,14 +106,18 @@ class ShutdownRequest:
         elif self._requested_at is None:
             name = signal.Signals(number).name
             self.request(name)
-            if self._is_starting:
-                raise StoppedAtStart(name)
+            self.interrupt(name)
         elif time.monotonic() - self._requested_at < TOGETHER:
             pass
         elif self._has_left:
             go_on(self._previous[signal.Signals(number)], number, frame)
         else:
             end_at_once(number)
+
+    def interrupt(self, name: str) -> None:
+        """Interrupt the main thread, on which a first signal is handled, if that has to be."""
+        if self._is_starting:
+            raise StoppedAtStart(name)
 
     def request(self, reason: str) -> None:
         """End the wait. Callable from any thread, and more than once."""
@@ -136,12 +140,13 @@ class ShutdownRequest:
                 raise StoppedAtStart(self._reasons.get())
 
     def end_start(self, reason: str) -> bool:
-        """Request a stop, from another thread than that which serves.
+        """Request a stop if nobody has, from another thread than that which serves.
 
         Returns:
             Whether that does not serve yet, and never will: nobody else hears of the request.
         """
-        self.request(reason)
+        if self._requested_at is None:
+            self.request(reason)
         if not self._is_starting:
             return False
         try:

@@ -8,6 +8,7 @@ files itself when a child could not: only of `runserver` Django goes on when an 
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -27,6 +28,8 @@ from django.utils import autoreload
 
 from django_grpc.lifecycle import threads
 from django_grpc.lifecycle.shutdown import ShutdownRequest, StoppedAtStart
+
+logger = logging.getLogger("django.utils.autoreload")
 
 # What a request says when a file has changed: nobody wants to wait for a drain then.
 RELOAD: Final = "reload"
@@ -63,12 +66,13 @@ def run_child(serve: Callable[[ShutdownRequest], None], *, is_process: bool) -> 
         StoppedAtStart: A signal came before anything was served.
         CommandError: The system has no thread left to serve on.
     """
-    shutdown = _Request(is_starting=True, is_last=is_process)
+    reloader = autoreload.get_reloader()
+    shutdown = _Request(reloader, is_last=is_process)
     has_ended = threading.Event()
-    broken = _BrokenFiles()
+    broken = _BrokenFiles(reloader)
 
     def wait_for_start(**kwargs: object) -> None:
-        shutdown.has_begun.wait(_START_TIME)
+        shutdown.wait_for_start(_START_TIME)
 
     def run() -> None:
         try:
@@ -81,18 +85,20 @@ def run_child(serve: Callable[[ShutdownRequest], None], *, is_process: bool) -> 
             raise
         finally:
             has_ended.set()
-            shutdown.has_begun.set()
+            shutdown.start_is_over()
 
-    autoreload.autoreload_started.connect(broken.watch)
     autoreload.autoreload_started.connect(wait_for_start)
     reason = signal.SIGTERM.name
-    try:
-        with threads.explaining_refusal(returncode=HOPELESS_STATUS):
-            reason = _reload(run)
-    finally:
-        never_serves = shutdown.end_start(reason)
-        if not never_serves:
-            with shutdown:
+    with shutdown:
+        try:
+            with threads.explaining_refusal(returncode=HOPELESS_STATUS):
+                reason = shutdown.reload(run)
+        except StoppedAtStart as stopped:  # as it returned
+            reason = stopped.reason
+        finally:
+            never_serves = shutdown.end_start(reason)
+            if not never_serves:
+                shutdown.wake_for_signals()
                 has_ended.wait()
     if reason == RELOAD:
         sys.exit(RELOAD_STATUS)
@@ -101,37 +107,52 @@ def run_child(serve: Callable[[ShutdownRequest], None], *, is_process: bool) -> 
 
 
 class _Request(ShutdownRequest):
-    def __init__(self, *, is_starting: bool, is_last: bool) -> None:
-        super().__init__(is_starting=is_starting, is_last=is_last)
-        #: Whether the server's code has been imported, or can't be.
-        self.has_begun = threading.Event()
+    """Ends the reloader of the main thread, too."""
+
+    def __init__(self, reloader: autoreload.BaseReloader, *, is_last: bool) -> None:
+        super().__init__(is_starting=True, is_last=is_last)
+        self._reloader = reloader
+        self._is_reloading = False
+        # The signal that has come.
+        self._interruption: StoppedAtStart | None = None
+        # Has an item once the server's code has been imported, or can't be. What a signal
+        # interrupts may raise anywhere: that would break the lock of an Event.
+        self._starts: SimpleQueue[None] = SimpleQueue()
 
     def begin_serving(self) -> None:
-        self.has_begun.set()
+        self.start_is_over()
         super().begin_serving()
 
+    def start_is_over(self) -> None:
+        self._starts.put(None)
 
-def _reload(run: Callable[[], None]) -> str:
-    """Run on a thread until a signal comes or a file changes, and return which."""
-    signal.signal(signal.SIGINT, _interrupt_once)
-    try:
-        autoreload.run_with_reloader(run)
-    except SystemExit as leaving:
-        if leaving.code not in (0, RELOAD_STATUS):  # of a URLconf, which it imports
-            raise
-        return RELOAD if leaving.code == RELOAD_STATUS else signal.SIGTERM.name
-    return signal.SIGINT.name  # it swallows KeyboardInterrupt
+    def wait_for_start(self, seconds: float) -> None:
+        with contextlib.suppress(Empty):
+            self._starts.get(timeout=seconds)
 
+    def reload(self, run: Callable[[], None]) -> str:
+        """Run on a thread until a signal comes or a file changes, and return which."""
+        logger.info("Watching for file changes with %s", type(self._reloader).__name__)
+        try:
+            self._is_reloading = True
+            autoreload.start_django(self._reloader, run)
+        except KeyboardInterrupt:
+            pass
+        except SystemExit as leaving:
+            if leaving.code != RELOAD_STATUS:  # of a URLconf, which it imports
+                raise
+            return RELOAD
+        finally:
+            self._is_reloading = False
+        return signal.SIGINT.name if self._interruption is None else self._interruption.reason
 
-def _interrupt_once(number: int, frame: FrameType | None) -> None:
-    # A process group may deliver it twice, by itself and by the parent: the second would interrupt
-    # what the first has begun, until the handler of the shutdown is there.
-    signal.signal(number, _ignore)
-    raise KeyboardInterrupt
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    pass
+    def interrupt(self, name: str) -> None:
+        self._interruption = StoppedAtStart(name)
+        # Nobody hears of what is raised if it is a finalizer that is interrupted, or a callback of
+        # the garbage collector: then the reloader ends before its next look.
+        self._reloader.stop()
+        if self._is_reloading:
+            raise self._interruption
 
 
 class _BrokenFiles:
@@ -142,27 +163,17 @@ class _BrokenFiles:
     no name at all: then it may be any of the project's.
     """
 
-    def __init__(self) -> None:
-        self._files: frozenset[Path] = frozenset()
-        self._reloader: autoreload.BaseReloader | None = None
+    def __init__(self, reloader: autoreload.BaseReloader) -> None:
+        self._reloader = reloader
 
     def add(self, error: BaseException) -> None:
         """Have the files of an error watched; on any thread."""
         found = {it.filename for it in traceback.extract_tb(error.__traceback__)}
         if isinstance(error, SyntaxError):
             found.update([error.filename] if error.filename else map(str, _Files().paths()))
-        self._files = frozenset(Path(it) for it in found if os.path.isfile(it))
-        self._tell()
-
-    def watch(self, sender: autoreload.BaseReloader, **kwargs: object) -> None:
-        """Receive that the reloader begins."""
-        self._reloader = sender
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._reloader is not None:
-            # Not in place: the reloader may be iterating over them.
-            self._reloader.extra_files = self._reloader.extra_files | self._files
+        files = {Path(it) for it in found if os.path.isfile(it)}
+        # Not in place: the reloader may be iterating over them.
+        self._reloader.extra_files = self._reloader.extra_files | files
 
 
 def run_parent(output: OutputWrapper) -> None:
