@@ -16,15 +16,15 @@ extension ConnectionHandler {
   private static let unreportedMemory = 4096
 
   func charge(_ share: inout MemoryAccount.Share, _ holding: MemoryAccount.Holding) {
-    let before = share.holding
+    let (wasComplete, expected) = (share.holding.isComplete, share.expected)
     let change = self.memory.charge(&share, holding)
     self.count(change)
     // What is whole waits for this server, and not for its peer.
-    if holding.isComplete, !before.isComplete, !self.isTakingMemory {
+    if holding.isComplete, !wasComplete, !self.isTakingMemory {
       self.unreportedFlow.given += holding.came
     }
     if self.isReportDue { self.reportMemory() }
-    if change < 0 || holding.expected < before.expected, self.memory.isTight {
+    if change < 0 || share.expected < expected, self.memory.isTight {
       self.reviewMemorySoon()
     }
   }

@@ -67,9 +67,13 @@ package struct MemoryAccount {
   /// The account's note of one stream. The stream keeps it, and the account changes it.
   package struct Share {
     package let stream: Int
+    /// What is counted for it, with what may come.
+    package var expected: Int { self.claim.expected }
     package fileprivate(set) var holding = Holding()
     package fileprivate(set) var isWaiting = false
     package fileprivate(set) var pace = Pace.quick
+    /// Whether it waits and does not move.
+    fileprivate var isDormant = false
     /// Whether its message may come as a whole.
     fileprivate var isAdmitted = false
     /// Bytes that came since somebody looked at its pace.
@@ -149,12 +153,61 @@ package struct MemoryAccount {
     /// Mostly one of them; it may be of another pace by now, and without room there.
     var exception: Exception?
     /// Those that need more window, in the order in which they asked; the exception before them.
-    var waiting = CircularBuffer<Int>()
+    private(set) var waiting = CircularBuffer<Waiter>()
+    /// Those that need it too, but could send and did not.
+    private(set) var dormant = CircularBuffer<Waiter>()
     /// Whether a message has been admitted, or has come on, since somebody looked.
     var isServed = false
     /// How often somebody has looked and none had though some wait, and some less for each time that
     /// one had.
     var starvingFor = 0
+
+    var isWaiting: Bool { !self.waiting.isEmpty || !self.dormant.isEmpty }
+
+    /// Whose turn it is, of those for which there may be room.
+    var next: Int? { self.nextMoving ?? self.dormant.first(where: self.mayHaveRoom)?.stream }
+
+    /// Whose turn it is before somebody's who has not waited yet.
+    var nextMoving: Int? { self.waiting.first(where: self.mayHaveRoom)?.stream }
+
+    private func mayHaveRoom(_ waiter: Waiter) -> Bool {
+      guard waiter.isOversize, let exception = self.exception else { return true }
+      return exception.stream == waiter.stream
+    }
+
+    mutating func append(_ waiter: Waiter) { self.waiting.append(waiter) }
+
+    mutating func prepend(_ waiter: Waiter) { self.waiting.prepend(waiter) }
+
+    mutating func remove(_ stream: Int) {
+      if self.take(stream, from: \.waiting) == nil { _ = self.take(stream, from: \.dormant) }
+    }
+
+    /// A stream that waits does not move.
+    mutating func pass(_ stream: Int) {
+      if let waiter = self.take(stream, from: \.waiting) { self.dormant.append(waiter) }
+    }
+
+    /// It moves again: it has waited for longer than others.
+    mutating func heed(_ stream: Int) {
+      if let waiter = self.take(stream, from: \.dormant) { self.waiting.prepend(waiter) }
+    }
+
+    private mutating func take(
+      _ stream: Int,
+      from queue: WritableKeyPath<Self, CircularBuffer<Waiter>>
+    ) -> Waiter? {
+      guard let place = self[keyPath: queue].firstIndex(where: { $0.stream == stream }) else {
+        return nil
+      }
+      return self[keyPath: queue].remove(at: place)
+    }
+  }
+
+  private struct Waiter {
+    let stream: Int
+    /// Whether its message comes as an exception or not at all. Others pass it until it may.
+    let isOversize: Bool
   }
 
   private struct Lanes {
@@ -168,7 +221,7 @@ package struct MemoryAccount {
       }
     }
 
-    var haveWaiting: Bool { !self.quick.waiting.isEmpty || !self.slow.waiting.isEmpty }
+    var haveWaiting: Bool { self.quick.isWaiting || self.slow.isWaiting }
 
     func isException(_ stream: Int) -> Bool {
       self.quick.exception?.stream == stream || self.slow.exception?.stream == stream
@@ -301,13 +354,24 @@ package struct MemoryAccount {
     let moved = share.moved
     share.moved = 0
     if moved > 0 { share.standingFor = 0 }
+    if moved > 0, share.isDormant {
+      share.isDormant = false
+      self.lanes[share.pace].heed(share.stream)
+    }
     // Whom this server lets send nothing is neither slow nor quick.
-    let canSend =
-      holding.partial > 0 && holding.mayCome > 0 && !share.isWaiting && !self.isWindowShut
+    let canSend = holding.partial > 0 && holding.mayCome > 0 && !self.isWindowShut
     defer { share.couldSend = canSend }
     guard canSend, share.couldSend, !self.wasWindowShut else { return }
-    share.rate = moved
     if moved == 0 { share.standingFor += 1 }
+    if share.isWaiting {
+      // It may send too little to be slow or quick.
+      if moved == 0, !share.isDormant {
+        share.isDormant = true
+        self.lanes[share.pace].pass(share.stream)
+      }
+      return
+    }
+    share.rate = moved
     let most = min(holding.missing, self.window)
     let isSlow = moved < max(1, most / Self.secondsForWindow)
     let isTrickling = moved < max(1, most / Self.secondsForSlowWindow)
@@ -323,6 +387,14 @@ package struct MemoryAccount {
     }
   }
 
+  /// How many bytes more a stream that waits may send, for a look at whether it does; to be called after
+  /// one. Peers that have stopped wait as others do: those that move go first.
+  package func probe(_ share: Share) -> Int {
+    let probe = min(Self.probe, share.holding.missing)
+    let isDue = share.isWaiting && share.holding.mayCome == 0 && !self.isWindowShut
+    return isDue && probe <= self.most - self.counted.expected ? probe : 0
+  }
+
   private static func often(_ count: Int, _ isSo: Bool) -> Int {
     max(0, count + (isSo ? 1 : -8))
   }
@@ -335,7 +407,7 @@ package struct MemoryAccount {
   package mutating func endStarvation(_ shares: some Sequence<Share>, isPoolFull: Bool) -> [Int] {
     self.wasWindowShut = self.isWindowShut
     for pace in Pace.allCases {
-      let isWaiting = self.isWindowShut || !self.lanes[pace].waiting.isEmpty
+      let isWaiting = self.isWindowShut || self.lanes[pace].isWaiting
       let isStarving = !self.lanes[pace].isServed && !self.hasReleased && !isPoolFull
       self.lanes[pace].isServed = false
       self.lanes[pace].starvingFor =
@@ -380,8 +452,9 @@ package struct MemoryAccount {
     .map(\.stream)
   }
 
+  private static var probe: Int { 4096 }
   /// In how many seconds a stream must send as much as the connection's window, or the rest of its message.
-  private static var secondsForWindow: Int { 8 }
+  private static var secondsForWindow: Int { 2 }
   private static var secondsForSlowWindow: Int { 128 }
   private static var secondsToStarve: Int { 30 }
 
@@ -391,7 +464,8 @@ package struct MemoryAccount {
   /// How far the window of a stream is to open for its message, of which `partial` bytes have come.
   package func openness(_ share: Share, partial: Int) -> Int {
     // Who is slow needs little more than what came in the last second.
-    let most = share.pace == .slow ? min(4 * share.rate, self.window) : self.window
+    let isBounded = share.pace == .slow && self.isTight
+    let most = isBounded ? min(4 * share.rate, self.window) : self.window
     return min((share.isAdmitted ? 4 : 2) * partial, most)
   }
 
@@ -414,10 +488,12 @@ package struct MemoryAccount {
     guard mayWait, !share.isWaiting else { return false }
     share.isWaiting = true
     share.couldSend = false
+    let claim = self.claim(of: share.holding, isAdmitted: true)
+    let waiter = Waiter(stream: share.stream, isOversize: claim.large > self.limit / 4)
     if self.lanes.isException(share.stream) {
-      self.lanes[share.pace].waiting.prepend(share.stream)
+      self.lanes[share.pace].prepend(waiter)
     } else {
-      self.lanes[share.pace].waiting.append(share.stream)
+      self.lanes[share.pace].append(waiter)
     }
     return false
   }
@@ -427,27 +503,32 @@ package struct MemoryAccount {
       return false
     }
     let counted = self.counted
-    return growth <= self.limit / 8 - counted.onTrial && growth <= self.most - counted.expected
+    return growth <= self.limit / 8 - counted.onTrial
+      && growth <= self.limit / 32 - share.claim.onTrial
+      && growth <= self.most - counted.expected
   }
 
   private mutating func admit(_ share: inout Share) -> Bool {
     if share.isAdmitted { return true }
     self.countExceptions()
     if !self.isExceptionAgain(share) {
-      guard self.lanes[share.pace].waiting.first ?? share.stream == share.stream else {
-        return false
-      }
+      guard self.hasTurn(share) else { return false }
       if !self.hasRoom(for: share) {
         guard self.lanes[share.pace].exception == nil else { return false }
         self.lanes[share.pace].exception = Exception(share)
       }
     }
-    self.lanes[share.pace].isServed = true
+    if !share.isDormant { self.lanes[share.pace].isServed = true }
     share.isAdmitted = true
     // It had no time yet.
     share.couldSend = false
     self.recount(&share)
     return true
+  }
+
+  private func hasTurn(_ share: Share) -> Bool {
+    let lane = self.lanes[share.pace]
+    return share.isWaiting ? lane.next == share.stream : lane.nextMoving == nil
   }
 
   /// Whether a message of a stream came as an exception, is not counted yet, and may go on.
@@ -482,7 +563,7 @@ package struct MemoryAccount {
   private mutating func countExceptions() {
     for pace in Pace.allCases {
       guard let exception = self.lanes[pace].exception, exception.isDone else { continue }
-      if self.counted.came <= self.most - exception.claim.expected {
+      if self.counted.expected <= self.most - exception.claim.expected {
         self.lanes[pace].exception = nil
       } else if exception.pace != pace {
         let other = self.lanes[exception.pace].exception
@@ -494,19 +575,16 @@ package struct MemoryAccount {
   }
 
   /// The stream of a pace that is to ask again; it stays so until it has.
-  package func nextWaiting(_ pace: Pace) -> Int? { self.lanes[pace].waiting.first }
+  package mutating func nextWaiting(_ pace: Pace) -> Int? {
+    self.countExceptions()
+    return self.lanes[pace].next
+  }
 
   /// A stream asks no more.
   package mutating func leave(_ share: inout Share) {
     guard share.isWaiting else { return }
-    share.isWaiting = false
-    self.removeWaiting(share.stream, share.pace)
-  }
-
-  private mutating func removeWaiting(_ stream: Int, _ pace: Pace) {
-    if let place = self.lanes[pace].waiting.firstIndex(of: stream) {
-      self.lanes[pace].waiting.remove(at: place)
-    }
+    (share.isWaiting, share.isDormant) = (false, false)
+    self.lanes[share.pace].remove(share.stream)
   }
 
   /// Whether the connection's window, which is due, may open again.
@@ -556,8 +634,8 @@ package struct MemoryAccount {
     }
     self.lanes[last.pace].exception = Exception(last)
     if last.isWaiting {
-      self.removeWaiting(last.stream, last.pace)
-      self.lanes[last.pace].waiting.prepend(last.stream)
+      self.lanes[last.pace].remove(last.stream)
+      self.lanes[last.pace].prepend(Waiter(stream: last.stream, isOversize: true))
     }
     return streams
   }

@@ -186,7 +186,15 @@ package final class ServerStream {
     return true
   }
 
-  func lookAtPace() { self.connection.memory.look(&self.share) }
+  func lookAtPace() {
+    self.connection.memory.look(&self.share)
+    guard self.state.inbound == .open, !self.connection.isPoolFull else { return }
+    let probe = self.connection.memory.probe(self.share)
+    guard probe > 0 else { return }
+    self.window.open(by: probe)
+    self.connection.openWindow(of: self, by: probe)
+    self.charge()
+  }
 
   private func forgetPartialMessage() {
     self.decoder = MessageDecoder(maximumLength: 0)

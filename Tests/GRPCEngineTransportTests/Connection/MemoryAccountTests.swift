@@ -162,7 +162,11 @@ struct MemoryAccountTests {
       for id in self.streams.keys {
         guard var stream = self.streams[id] else { continue }
         self.account.look(&stream.share)
+        if !stream.isComplete, !self.poolFull {
+          stream.window.open(by: self.account.probe(stream.share))
+        }
         self.streams[id] = stream
+        self.charge(id)
       }
       let shares = self.streams.values.map(\.share)
       for id in self.account.endStarvation(shares, isPoolFull: self.poolFull) { self.end(id) }
@@ -193,9 +197,8 @@ struct MemoryAccountTests {
     }
 
     mutating func review() {
-      for id in self.account.streamsInTheWay(self.streams.values.map(\.share)) {
-        self.end(id)
-      }
+      let shares = self.account.isStuck ? self.streams.values.map(\.share) : []
+      for id in self.account.streamsInTheWay(shares) { self.end(id) }
       for pace in MemoryAccount.Pace.allCases {
         while let id = self.account.nextWaiting(pace) {
           #expect(self.streams[id] != nil, "nobody waits who is gone")
@@ -312,7 +315,8 @@ struct MemoryAccountTests {
   @Test(
     "Who stands still holds others up for a second, and ends only where memory runs out",
     arguments: [
-      (1, 33 * kib, 0, false), (200, 33 * kib, 2, false), (40, 64 * kib, 8, false),
+      (1, 33 * kib, 0, false), (200, 33 * kib, 2, false), (40, 64 * kib, 4, false),
+      (150, 60 * kib, 4, false), (400, 64 * kib, 6, false),
       (3, mib, 2, false), (9, mib, 20, false), (5, 3900 * kib, 10, false),
       (40, 3 * mib, 300, true),
     ]
@@ -341,6 +345,24 @@ struct MemoryAccountTests {
     #expect(model.account.came == 0)
   }
 
+  @Test("Whatever fits passes what is larger than the quarter", arguments: [2, 5])
+  func oversize(count: Int) {
+    var model = Model(limit: 32 * Self.mib)
+    for _ in 0..<count { model.open(message: 60 * Self.mib) }
+    let good = model.nextStream
+    for second in 1...100 {
+      model.send(upTo: second * 600 * Self.kib, before: good)
+      model.open(message: 2 * Self.mib)
+      model.finish(from: good)
+      #expect(model.streams.count <= count + (second < 3 ? second : 0))
+      model.look()
+    }
+    #expect(model.ended.isEmpty)
+    model.finish()
+    #expect(model.streams.isEmpty)
+    #expect(model.ended.isEmpty)
+  }
+
   @Test("Many that are slow hold up nobody", arguments: [1, 10, 40])
   func slow(count: Int) {
     var model = Model(limit: 32 * Self.mib)
@@ -363,7 +385,10 @@ struct MemoryAccountTests {
 
   @Test(
     "Nobody waits for more slow ones than fit",
-    arguments: [(20, 50 * kib), (20, 4 * kib), (100, 20 * kib), (5, 100 * kib)]
+    arguments: [
+      (20, 50 * kib), (20, 4 * kib), (100, 20 * kib), (5, 100 * kib), (7, 150 * kib),
+      (20, 300 * kib),
+    ]
   )
   func slowLane(count: Int, pace: Int) {
     var model = Model(limit: 32 * Self.mib)
@@ -387,7 +412,7 @@ struct MemoryAccountTests {
       if model.streams.keys.contains(where: { $0 >= good }) { late += 1 }
       model.look()
     }
-    #expect(late <= 12, "nobody knows at first who is slow")
+    #expect(late <= 14, "nobody knows at first who is slow")
     #expect(model.ended.isEmpty)
     #expect(model.streams.count < count || pace * 60 < 4 * Self.mib, "they come too")
     model.finish()
@@ -514,7 +539,7 @@ struct MemoryAccountTests {
     let mayWaiterGo = bare.asks(3)
     #expect(!mayWaiterGo)
     for _ in 0..<2 {
-      bare.charge(1, partial: bare.shares[1].holding.partial + Self.mib / 4, missing: Self.mib)
+      bare.charge(1, partial: bare.shares[1].holding.partial + Self.mib / 2, missing: Self.mib)
       _ = bare.look()
     }
     #expect(bare.shares[2].pace == .slow)
@@ -523,7 +548,7 @@ struct MemoryAccountTests {
     #expect(bare.shares[1].pace == .quick)
     // Now the first stands still, and the second goes on.
     for _ in 0..<2 {
-      bare.charge(2, partial: bare.shares[2].holding.partial + Self.mib / 4, missing: Self.mib)
+      bare.charge(2, partial: bare.shares[2].holding.partial + Self.mib / 2, missing: Self.mib)
       _ = bare.look()
     }
     #expect(bare.shares[1].pace == .slow)
@@ -737,7 +762,8 @@ struct MemoryAccountTests {
     }
     for (index, next) in [(2, 0), (0, 1), (3, 1)] {
       account.leave(&shares[index])
-      #expect(account.nextWaiting(.quick) == next)
+      let asked = account.nextWaiting(.quick)
+      #expect(asked == next)
     }
     account.leave(&shares[1])
     #expect(!account.isTight)
