@@ -12,13 +12,15 @@ internal import NIOCore
 /// - The *connection's window* opens again only while there is room for all of it. So what comes is
 ///   bounded, whatever a peer does with its streams.
 /// - A message larger than a stream's window needs more window than streams begin with. It gets as much
-///   as twice what came of it *on trial*, while an eighth of the limit suffices for all such: so those
-///   that stand still hold little, and are in nobody's way.
+///   as twice what came of it *on trial*, while an eighth of the limit suffices for all such, and a quarter
+///   of that for each: so those that stand still hold little, and are in nobody's way.
 /// - Otherwise, and when it is alone, it is *admitted*, in the order in which streams ask: its window is
 ///   four times what came, while there is room for all of it within a quarter of the limit, which leaves
 ///   room for streams that begin later. When there is none, one is admitted all the same, as the
 ///   *exception*, and is not counted: a single message can always come, whatever its size and whatever
-///   others hold.
+///   others hold. Those that are larger than the quarter wait for that alone, and are passed by others.
+/// - Those that wait get a *probe* of window every second. Who does not use it is *dormant*, and those that
+///   move go first.
 /// - Messages that come slowly have a *lane* of their own: another quarter of the limit, an order and an
 ///   exception. Nobody who is quick waits for them.
 /// - One that is too slow for its lane is admitted no longer, and the next one has its turn. The exception
