@@ -125,6 +125,24 @@ def test_what_was_there_before_is_there_afterwards() -> None:
         assert not thread.is_alive()
 
 
+def test_a_first_signal_after_another_request_is_no_second_one() -> None:
+    script = f"""
+import signal, time
+from django_grpc.lifecycle.shutdown import ShutdownRequest
+
+with ShutdownRequest(is_last=True) as shutdown:
+    shutdown.request("reload")
+    time.sleep({TOGETHER * 1.2})
+    signal.raise_signal(signal.SIGTERM)
+    print(shutdown.wait(), flush=True)
+    time.sleep({TOGETHER * 1.2})
+    signal.raise_signal(signal.SIGINT)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert result.stdout == b"reload\n"
+    assert result.returncode == 128 + signal.SIGINT
+
+
 def test_on_another_thread_only_a_request_ends_the_wait() -> None:
     async def wait() -> str:
         def serve() -> str:

@@ -36,9 +36,9 @@ class ShutdownRequest:
     """A place to wait until SIGTERM or SIGINT comes, or something else asks to stop.
 
     Entered on the main thread it handles both signals until it is left; on another thread, where
-    Python can't handle signals, only `request` ends the wait. A signal that comes `TOGETHER`
-    seconds after a stop has been requested, or later, ends the process at once, with the status
-    that a shell gives a process which the signal killed.
+    Python can't handle signals, only `request` ends the wait. A second signal, `TOGETHER` seconds
+    after the first or later, ends the process at once, with the status that a shell gives a process
+    which the signal killed.
 
     Of a start, a request ends what happens: see `begin_serving`.
     """
@@ -60,6 +60,8 @@ class ShutdownRequest:
         # it calls must be reentrant. SimpleQueue.put is, Event.set is not.
         self._reasons: SimpleQueue[str] = SimpleQueue()
         self._requested_at: float | None = None
+        # When a stop was requested that a signal to stop may belong to.
+        self._told_at: float | None = None
         self._has_left = False
         self._previous: dict[signal.Signals, Any] = {}
         self._waker: Waker | None = None
@@ -90,6 +92,7 @@ class ShutdownRequest:
         is_clean = exception is None or isinstance(exception, StoppedAtStart)
         if self._is_last and is_clean and self._requested_at is not None:
             self._has_left = True
+            self._told_at = self._told_at or self._requested_at
         else:
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
@@ -104,10 +107,13 @@ class ShutdownRequest:
             signal.signal(number, self._previous[signal.Signals(number)])
             signal.raise_signal(number)
         elif self._requested_at is None:
+            self._told_at = time.monotonic()
             name = signal.Signals(number).name
             self.request(name)
             self.interrupt(name)
-        elif time.monotonic() - self._requested_at < TOGETHER:
+        elif self._told_at is None:  # something else has asked to stop
+            self._told_at = time.monotonic()
+        elif time.monotonic() - self._told_at < TOGETHER:
             pass
         elif self._has_left:
             go_on(self._previous[signal.Signals(number)], number, frame)

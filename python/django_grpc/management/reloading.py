@@ -8,6 +8,7 @@ files itself when a child could not: only of `runserver` Django goes on when an 
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import signal
@@ -208,13 +209,13 @@ class _Parent:
         self._child: subprocess.Popen[bytes] | None = None
         # Has an item once it was told to stop. A signal handler may put one at any time.
         self._told: SimpleQueue[None] = SimpleQueue()
-        self._files = _Files()
 
     def run(self) -> int:
+        files = _Files()
         environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
         arguments = autoreload.get_child_arguments()
         while self._told.empty():
-            self._files.note()  # before the child reads them
+            files.note()  # before the child reads them
             try:
                 self._child = subprocess.Popen(  # noqa: S603 - our own command line
                     arguments, env=environment, close_fds=False
@@ -239,16 +240,16 @@ class _Parent:
             if status <= 0 or not self._told.empty():
                 return 128 - status if status < 0 else status
             if status != RELOAD_STATUS:
-                self._wait_for_change(status)
+                self._wait_for_change(status, files)
         return 0
 
-    def _wait_for_change(self, status: int) -> None:
+    def _wait_for_change(self, status: int, files: "_Files") -> None:
         self._output.write(
             f"The process that serves has ended with status {status}. It is started again when a "
             "file changes."
         )
         self._output.flush()
-        while not self._files.have_changed():
+        while not files.have_changed():
             with contextlib.suppress(Empty):
                 self._told.get(timeout=_PERIOD)
                 self._told.put(None)
@@ -272,9 +273,9 @@ class _Files:
         for app in apps.get_app_configs():
             if _is_of_the_project(folder := Path(app.path).resolve()):
                 self._reloader.watch_dir(folder, "**/*.py")
-        for file in set(self._reloader.watched_files(include_globs=False)):
-            if _is_of_the_project(file.parent):
-                self._reloader.watch_dir(file.parent, "*.py")
+        for folder in {it.parent for it in self._reloader.watched_files(include_globs=False)}:
+            if _is_of_the_project(folder):
+                self._reloader.watch_dir(folder, "*.py")
         self._noted: dict[Path, float] = {}
 
     def paths(self) -> set[Path]:
@@ -294,8 +295,13 @@ class _Files:
 
 
 def _is_of_the_project(folder: Path) -> bool:
-    libraries = {sysconfig.get_path(it) for it in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return not any(folder.is_relative_to(Path(it).resolve()) for it in libraries)
+    return not any(map(folder.is_relative_to, _libraries()))
+
+
+@functools.cache
+def _libraries() -> frozenset[Path]:
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    return frozenset(Path(sysconfig.get_path(it)).resolve() for it in names)
 
 
 def _is_in_foreground() -> bool:
