@@ -82,8 +82,10 @@ package struct MemoryAccount {
     fileprivate var moved = 0
     /// Bytes that came between the last two looks, if the peer could send.
     fileprivate var rate = 0
-    /// Whether its peer could send of a message ever since.
-    fileprivate var couldSend = false
+    /// How many bytes of a message its peer could send when somebody looked last.
+    fileprivate var couldSend = 0
+    /// How often somebody has looked while it waited.
+    fileprivate var waitedFor = 0
     /// How often somebody has looked and it was slow, and some less for each time that it was not.
     fileprivate var slowFor = 0
     /// The same for too slow even for those that are slow.
@@ -106,6 +108,8 @@ package struct MemoryAccount {
     var came = 0
     /// Those, and what may come.
     var expected = 0
+    /// Bytes that came, and those that may come of large messages.
+    var promised = 0
     /// What may be held of a message that comes, beyond the window that every stream has.
     var large = 0
     /// That, if it is not admitted.
@@ -119,6 +123,7 @@ package struct MemoryAccount {
     static func += (total: inout Self, claim: Self) {
       total.came += claim.came
       total.expected += claim.expected
+      total.promised += claim.promised
       total.large += claim.large
       total.onTrial += claim.onTrial
       total.waiting += claim.waiting
@@ -127,6 +132,7 @@ package struct MemoryAccount {
     static func -= (total: inout Self, claim: Self) {
       total.came -= claim.came
       total.expected -= claim.expected
+      total.promised -= claim.promised
       total.large -= claim.large
       total.onTrial -= claim.onTrial
       total.waiting -= claim.waiting
@@ -140,6 +146,8 @@ package struct MemoryAccount {
     var claim: Claim
     /// Whether its message has come, or takes its time: it is to be counted.
     var isDone = false
+    /// Whether it needs more window. It is in no queue: nobody goes before it.
+    var isWaiting = false
 
     init(_ share: Share) {
       self.stream = share.stream
@@ -154,62 +162,93 @@ package struct MemoryAccount {
     var admitted = 0
     /// Mostly one of them; it may be of another pace by now, and without room there.
     var exception: Exception?
-    /// Those that need more window, in the order in which they asked; the exception before them.
-    private(set) var waiting = CircularBuffer<Waiter>()
+    /// Those that need more window.
+    private var waiting = Queue()
     /// Those that need it too, but could send and did not.
-    private(set) var dormant = CircularBuffer<Waiter>()
+    private var dormant = Queue()
+    private var lastTicket = 0
     /// Whether a message has been admitted, or has come on, since somebody looked.
     var isServed = false
     /// How often somebody has looked and none had though some wait, and some less for each time that
     /// one had.
     var starvingFor = 0
 
-    var isWaiting: Bool { !self.waiting.isEmpty || !self.dormant.isEmpty }
-
-    /// Whose turn it is, of those for which there may be room.
-    var next: Int? { self.nextMoving ?? self.dormant.first(where: self.mayHaveRoom)?.stream }
-
-    /// Whose turn it is before somebody's who has not waited yet.
-    var nextMoving: Int? { self.waiting.first(where: self.mayHaveRoom)?.stream }
-
-    private func mayHaveRoom(_ waiter: Waiter) -> Bool {
-      guard waiter.isOversize, let exception = self.exception else { return true }
-      return exception.stream == waiter.stream
+    var isWaiting: Bool {
+      !self.waiting.isEmpty || !self.dormant.isEmpty || self.exception?.isWaiting == true
     }
 
-    mutating func append(_ waiter: Waiter) { self.waiting.append(waiter) }
+    /// Whose turn it is, of those for which there may be room.
+    var next: Int? {
+      if let exception = self.exception, exception.isWaiting { return exception.stream }
+      return self.nextMoving ?? self.dormant.next(isTaken: self.exception != nil)
+    }
 
-    mutating func prepend(_ waiter: Waiter) { self.waiting.prepend(waiter) }
+    /// Whose turn it is before somebody's who has not waited yet.
+    var nextMoving: Int? { self.waiting.next(isTaken: self.exception != nil) }
+
+    mutating func append(_ stream: Int, isOversize: Bool) {
+      self.lastTicket += 1
+      let waiter = Waiter(stream: stream, isOversize: isOversize, ticket: self.lastTicket)
+      self.waiting.append(waiter)
+    }
+
+    mutating func prepend(_ stream: Int, isOversize: Bool) {
+      self.waiting.prepend(Waiter(stream: stream, isOversize: isOversize, ticket: 0))
+    }
 
     mutating func remove(_ stream: Int) {
-      if self.take(stream, from: \.waiting) == nil { _ = self.take(stream, from: \.dormant) }
+      if self.waiting.take(stream) == nil { _ = self.dormant.take(stream) }
     }
 
     /// A stream that waits does not move.
     mutating func pass(_ stream: Int) {
-      if let waiter = self.take(stream, from: \.waiting) { self.dormant.append(waiter) }
+      if let waiter = self.waiting.take(stream) { self.dormant.append(waiter) }
     }
 
     /// It moves again: it has waited for longer than others.
     mutating func heed(_ stream: Int) {
-      if let waiter = self.take(stream, from: \.dormant) { self.waiting.prepend(waiter) }
+      if let waiter = self.dormant.take(stream) { self.waiting.prepend(waiter) }
+    }
+  }
+
+  /// Streams in the order in which they asked.
+  private struct Queue {
+    private var fitting = CircularBuffer<Waiter>()
+    /// Those that others pass until they may be the exception.
+    private var oversize = CircularBuffer<Waiter>()
+
+    var isEmpty: Bool { self.fitting.isEmpty && self.oversize.isEmpty }
+
+    /// - Parameter isTaken: whether there is an exception already.
+    func next(isTaken: Bool) -> Int? {
+      guard !isTaken, let large = self.oversize.first else { return self.fitting.first?.stream }
+      guard let other = self.fitting.first, other.ticket < large.ticket else { return large.stream }
+      return other.stream
     }
 
-    private mutating func take(
-      _ stream: Int,
-      from queue: WritableKeyPath<Self, CircularBuffer<Waiter>>
-    ) -> Waiter? {
-      guard let place = self[keyPath: queue].firstIndex(where: { $0.stream == stream }) else {
-        return nil
+    mutating func append(_ waiter: Waiter) {
+      if waiter.isOversize { self.oversize.append(waiter) } else { self.fitting.append(waiter) }
+    }
+
+    mutating func prepend(_ waiter: Waiter) {
+      if waiter.isOversize { self.oversize.prepend(waiter) } else { self.fitting.prepend(waiter) }
+    }
+
+    mutating func take(_ stream: Int) -> Waiter? {
+      if let place = self.fitting.firstIndex(where: { $0.stream == stream }) {
+        return self.fitting.remove(at: place)
       }
-      return self[keyPath: queue].remove(at: place)
+      let place = self.oversize.firstIndex { $0.stream == stream }
+      return place.map { self.oversize.remove(at: $0) }
     }
   }
 
   private struct Waiter {
     let stream: Int
-    /// Whether its message comes as an exception or not at all. Others pass it until it may.
+    /// Whether its message comes as an exception or not at all.
     let isOversize: Bool
+    /// The lower it is, the earlier it asked.
+    let ticket: Int
   }
 
   private struct Lanes {
@@ -227,6 +266,13 @@ package struct MemoryAccount {
 
     func isException(_ stream: Int) -> Bool {
       self.quick.exception?.stream == stream || self.slow.exception?.stream == stream
+    }
+
+    /// A stream has been admitted, or has come on: for those of its pace, and those that wait for it.
+    mutating func serve(_ share: Share) {
+      self[share.pace].isServed = true
+      if self.quick.exception?.stream == share.stream { self.quick.isServed = true }
+      if self.slow.exception?.stream == share.stream { self.slow.isServed = true }
     }
 
     /// Changes the exception that a stream is, if it is one.
@@ -280,6 +326,9 @@ package struct MemoryAccount {
   }
   /// How much may have come for the connection's window to open.
   private var most: Int { self.limit - self.window }
+  /// How much may have come, or be let come, for large messages to get more: the rest is for calls that
+  /// begin.
+  private var mostPromised: Int { self.most - self.limit / 8 }
 
   // MARK: Events
 
@@ -294,7 +343,8 @@ package struct MemoryAccount {
     share.holding = holding
     self.recount(&share)
     // Its message has been taken, or it is gone.
-    if holding.whole == 0, holding.partial == 0 {
+    if holding.whole == 0, holding.partial == 0, self.lanes.isException(share.stream) {
+      self.leave(&share)
       self.lanes.changeException(share.stream) { $0 = nil }
     }
     return change
@@ -319,6 +369,7 @@ package struct MemoryAccount {
     return Claim(
       came: holding.came,
       expected: holding.came + toCome,
+      promised: holding.came + min(toCome, large),
       large: large,
       onTrial: isAdmitted ? 0 : large,
       waiting: holding.waiting
@@ -328,7 +379,7 @@ package struct MemoryAccount {
   /// A message of a stream has come as a whole; to be called before it is charged.
   @inline(__always)
   package mutating func completed(_ share: inout Share) {
-    (share.slowFor, share.tricklingFor, share.couldSend) = (0, 0, false)
+    (share.slowFor, share.tricklingFor, share.couldSend) = (0, 0, 0)
     if share.isAdmitted { self.withdraw(&share) }
     if share.pace != .quick { self.change(&share, to: .quick) }
   }
@@ -356,18 +407,20 @@ package struct MemoryAccount {
     let moved = share.moved
     share.moved = 0
     if moved > 0 { share.standingFor = 0 }
-    if moved > 0, share.isDormant {
+    let isMoving = moved >= max(1, min(share.couldSend, Self.probe) / 2)
+    if isMoving, share.isDormant {
       share.isDormant = false
       self.lanes[share.pace].heed(share.stream)
     }
+    if share.isWaiting { share.waitedFor += 1 }
     // Whom this server lets send nothing is neither slow nor quick.
-    let canSend = holding.partial > 0 && holding.mayCome > 0 && !self.isWindowShut
+    let canSend = holding.partial > 0 && !self.isWindowShut ? holding.mayCome : 0
     defer { share.couldSend = canSend }
-    guard canSend, share.couldSend, !self.wasWindowShut else { return }
+    guard canSend > 0, share.couldSend > 0, !self.wasWindowShut else { return }
     if moved == 0 { share.standingFor += 1 }
     if share.isWaiting {
       // It may send too little to be slow or quick.
-      if moved == 0, !share.isDormant {
+      if !isMoving, !share.isDormant {
         share.isDormant = true
         self.lanes[share.pace].pass(share.stream)
       }
@@ -385,16 +438,23 @@ package struct MemoryAccount {
       self.change(&share, to: pace)
       self.recount(&share)
     } else if share.isAdmitted {
-      self.lanes[pace].isServed = true
+      self.lanes.serve(share)
     }
   }
 
   /// How many bytes more a stream that waits may send, for a look at whether it does; to be called after
   /// one. Peers that have stopped wait as others do: those that move go first.
-  package func probe(_ share: Share) -> Int {
+  package func probe(_ share: inout Share) -> Int {
+    // Seldom of those that wait for long: what they send for it fills memory.
+    let isDue = share.waitedFor > 0 && share.waitedFor & (share.waitedFor - 1) == 0
+    guard isDue, share.isWaiting, share.holding.mayCome == 0, !self.isWindowShut else { return 0 }
     let probe = min(Self.probe, share.holding.missing)
-    let isDue = share.isWaiting && share.holding.mayCome == 0 && !self.isWindowShut
-    return isDue && probe <= self.most - self.counted.expected ? probe : 0
+    let counted = self.counted
+    guard probe <= self.limit / 4 - counted.onTrial,
+      probe <= self.mostPromised + self.limit / 16 - counted.promised
+    else { return 0 }
+    share.couldSend = probe
+    return probe
   }
 
   private static func often(_ count: Int, _ isSo: Bool) -> Int {
@@ -488,14 +548,12 @@ package struct MemoryAccount {
       return true
     }
     guard mayWait, !share.isWaiting else { return false }
-    share.isWaiting = true
-    share.couldSend = false
-    let claim = self.claim(of: share.holding, isAdmitted: true)
-    let waiter = Waiter(stream: share.stream, isOversize: claim.large > self.limit / 4)
+    (share.isWaiting, share.waitedFor, share.couldSend) = (true, 0, 0)
     if self.lanes.isException(share.stream) {
-      self.lanes[share.pace].prepend(waiter)
+      self.lanes.changeException(share.stream) { $0?.isWaiting = true }
     } else {
-      self.lanes[share.pace].append(waiter)
+      let isOversize = self.claim(of: share.holding, isAdmitted: true).large > self.limit / 4
+      self.lanes[share.pace].append(share.stream, isOversize: isOversize)
     }
     return false
   }
@@ -507,7 +565,7 @@ package struct MemoryAccount {
     let counted = self.counted
     return growth <= self.limit / 8 - counted.onTrial
       && growth <= self.limit / 32 - share.claim.onTrial
-      && growth <= self.most - counted.expected
+      && growth <= self.mostPromised - counted.expected
   }
 
   private mutating func admit(_ share: inout Share) -> Bool {
@@ -520,10 +578,10 @@ package struct MemoryAccount {
         self.lanes[share.pace].exception = Exception(share)
       }
     }
-    if !share.isDormant { self.lanes[share.pace].isServed = true }
+    if !share.isDormant { self.lanes.serve(share) }
     share.isAdmitted = true
     // It had no time yet.
-    share.couldSend = false
+    share.couldSend = 0
     self.recount(&share)
     return true
   }
@@ -535,8 +593,9 @@ package struct MemoryAccount {
 
   /// Whether a message of a stream came as an exception, is not counted yet, and may go on.
   private mutating func isExceptionAgain(_ share: Share) -> Bool {
-    guard self.lanes[share.pace].exception?.stream == share.stream else { return false }
-    self.lanes[share.pace].exception?.isDone = false
+    // Whoever is waited for, also by those of another pace: two that wait for one another would for ever.
+    guard self.lanes.isException(share.stream) else { return false }
+    self.lanes.changeException(share.stream) { $0?.isDone = false }
     return true
   }
 
@@ -544,7 +603,7 @@ package struct MemoryAccount {
     let claim = self.claim(of: share.holding, isAdmitted: true)
     let counted = self.counted
     // Those that are slow leave to others what those may have.
-    let most = share.pace == .slow ? self.most - self.limit / 4 : self.most
+    let most = share.pace == .slow ? self.mostPromised - self.limit / 4 : self.mostPromised
     return claim.large <= self.limit / 4 - self.admitted(of: share.pace)
       && claim.expected - share.claim.expected <= most - counted.expected
   }
@@ -565,8 +624,11 @@ package struct MemoryAccount {
   private mutating func countExceptions() {
     for pace in Pace.allCases {
       guard let exception = self.lanes[pace].exception, exception.isDone else { continue }
-      if self.counted.expected <= self.most - exception.claim.expected {
+      if self.counted.promised <= self.mostPromised - exception.claim.promised {
         self.lanes[pace].exception = nil
+        if exception.isWaiting {
+          self.lanes[exception.pace].prepend(exception.stream, isOversize: false)
+        }
       } else if exception.pace != pace {
         let other = self.lanes[exception.pace].exception
         guard other.map({ $0.pace == pace }) ?? true else { continue }
@@ -586,6 +648,7 @@ package struct MemoryAccount {
   package mutating func leave(_ share: inout Share) {
     guard share.isWaiting else { return }
     (share.isWaiting, share.isDormant) = (false, false)
+    self.lanes.changeException(share.stream) { $0?.isWaiting = false }
     self.lanes[share.pace].remove(share.stream)
   }
 
@@ -637,7 +700,7 @@ package struct MemoryAccount {
     self.lanes[last.pace].exception = Exception(last)
     if last.isWaiting {
       self.lanes[last.pace].remove(last.stream)
-      self.lanes[last.pace].prepend(Waiter(stream: last.stream, isOversize: true))
+      self.lanes[last.pace].exception?.isWaiting = true
     }
     return streams
   }

@@ -189,7 +189,7 @@ package final class ServerStream {
   func lookAtPace() {
     self.connection.memory.look(&self.share)
     guard self.state.inbound == .open, !self.connection.isPoolFull else { return }
-    let probe = self.connection.memory.probe(self.share)
+    let probe = self.connection.memory.probe(&self.share)
     guard probe > 0 else { return }
     self.window.open(by: probe)
     self.connection.openWindow(of: self, by: probe)
