@@ -19,8 +19,9 @@ internal import NIOCore
 ///   room for streams that begin later. When there is none, one is admitted all the same, as the
 ///   *exception*, and is not counted: a single message can always come, whatever its size and whatever
 ///   others hold. Those that are larger than the quarter wait for that alone, and are passed by others.
-/// - Those that wait get a *probe* of window every second. Who does not use it is *dormant*, and those that
-///   move go first.
+/// - Those that wait get a *probe* of window, after one second, two, four and so on. Who uses less than half
+///   of it is *dormant*, and those that move go first.
+/// - None of that takes the last eighth of the limit, but for probes: it is for calls that begin.
 /// - Messages that come slowly have a *lane* of their own: another quarter of the limit, an order and an
 ///   exception. Nobody who is quick waits for them.
 /// - One that is too slow for its lane is admitted no longer, and the next one has its turn. The exception
