@@ -125,6 +125,37 @@ def test_what_was_there_before_is_there_afterwards() -> None:
         assert not thread.is_alive()
 
 
+UNHELPED = """
+import threading, signal, sys
+
+start = threading.Thread.start
+
+def refuse(self):
+    if self.name == "grpcserver-signals":
+        raise RuntimeError("can't start new thread")
+    start(self)
+
+threading.Thread.start = refuse
+"""
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_signal_is_heard_without_the_thread_that_helps(how: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", UNHELPED + BUSY, how, "once"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=20)[0] == "SIGTERM\n"
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_first_signal_after_another_request_is_no_second_one() -> None:
     script = f"""
 import signal, time

@@ -6,7 +6,7 @@ import threading
 import time
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from django_grpc.lifecycle.stop_signals import (
     SIGNALS,
@@ -14,7 +14,11 @@ from django_grpc.lifecycle.stop_signals import (
     Waker,
     end_at_once,
     go_on,
+    wake_main_thread,
 )
+
+# Seconds between two looks for signals where no thread tells the main thread of them.
+_PERIOD: Final = 1.0
 
 
 class StoppedAtStart(KeyboardInterrupt):
@@ -167,7 +171,12 @@ class ShutdownRequest:
         Returns:
             The reason that was given: the name of the signal, if it was one.
         """
-        return self._reasons.get()
+        seconds = None if self._waker is None or self._waker.is_running else _PERIOD
+        while True:
+            try:
+                return self._reasons.get(timeout=seconds)
+            except Empty:
+                wake_main_thread()
 
     def wait_again(self, seconds: float) -> str | None:
         """Block until a stop is requested once more, for so many seconds at most.

@@ -42,30 +42,36 @@ class Waker:
         self._previous = signal.signal(WAKE_UP, lambda number, frame: None)
         self._previous_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         thread = threading.Thread(target=self._run, name="grpcserver-signals", daemon=True)
-        self._is_running = True
+        #: Whether it does.
+        self.is_running = True
         try:
             thread.start()
         except RuntimeError:
-            # Most signals come through without it. Where threads are short, those that the server
+            # Whoever waits looks for signals then. Where threads are short, those that the server
             # can't do without say so.
-            self._is_running = False
+            self.is_running = False
 
     def stop(self) -> None:
         """Give back what was taken."""
         signal.set_wakeup_fd(self._previous_writer)
         signal.signal(WAKE_UP, self._previous)
         os.close(self._writer)
-        if not self._is_running:
+        if not self.is_running:
             os.close(self._reader)
 
     def _run(self) -> None:
-        main = threading.main_thread().ident
         while number := os.read(self._reader, 1):
-            if number[0] in SIGNALS and main is not None:
+            if number[0] in SIGNALS:
                 for _ in range(_WAKE_UPS):
-                    signal.pthread_kill(main, WAKE_UP)
+                    wake_main_thread()
                     greenlets.sleep(_PAUSE)
         os.close(self._reader)
+
+
+def wake_main_thread() -> None:
+    """Have the main thread run the handlers of what has come; while there is a Waker."""
+    if (main := threading.main_thread().ident) is not None:
+        signal.pthread_kill(main, WAKE_UP)
 
 
 def go_on(previous: Any, number: int, frame: FrameType | None) -> None:
