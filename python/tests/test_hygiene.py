@@ -1403,6 +1403,44 @@ def test_an_import_in_a_test_that_allows_no_queries():
     assert completed.returncode == 0, completed.stderr
 
 
+INTERRUPTED_COLLECTIONS = """
+import gc, signal
+from django.conf import settings
+settings.configure()
+import django_grpc.signals
+
+class Interrupted(Exception):
+    pass
+
+def interrupt(number, frame):
+    global is_due
+    is_due = False
+    raise Interrupted
+
+signal.signal(signal.SIGALRM, interrupt)
+lost = 0
+for _ in range(20):
+    is_due = True
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        while is_due:
+            gc.collect()
+        lost += 1
+    except Interrupted:
+        pass
+print(lost)
+"""
+
+
+def test_a_signal_amid_a_collection_is_not_lost():
+    """What its handler raises, as for Ctrl-C and time limits, would go nowhere in a callback of the
+    collector's that is written in Python."""
+    command = [sys.executable, "-c", INTERRUPTED_COLLECTIONS]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.stderr == ""
+    assert completed.stdout == "0\n"
+
+
 def test_a_cursor_of_a_thread_that_nobody_tends_is_closed_at_once():
     """As without a server: a consumer that imports the signals, or a pool of a servicer's own."""
 

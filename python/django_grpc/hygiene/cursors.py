@@ -14,7 +14,7 @@ import gc
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -59,7 +59,8 @@ class Home:
         is_here = threading.get_ident() == self.thread
         self._opened.discard(weakref.ref(opened))
         opened.around = opening()  # the garbage collector has cleared it if it comes from there
-        is_safe = is_here and _collecting_thread != self.thread
+        # Amid a collection this may be amid a statement of the connection.
+        is_safe = is_here and not _is_collecting()
         if self.is_tended and not is_safe and not _is_within_process(opened.connection):
             self.left.append(opened)
         elif is_here:
@@ -146,13 +147,16 @@ def _is_within_process(connection: BaseDatabaseWrapper) -> bool:
     return connection.vendor == "sqlite"
 
 
-# The thread that collects garbage now. At home too it may do so amid a statement of the connection.
-_collecting_thread: int | None = None
+# The phases of garbage collections ("start", "stop"), the last one at the end.
+_collections: dict[str, Any] = {"stop": None}
 
 
-def _note_collection(phase: str, info: Mapping[str, int]) -> None:
-    global _collecting_thread
-    _collecting_thread = threading.get_ident() if phase == "start" else None
+def _is_collecting() -> bool:
+    """Whether garbage is collected now: by this thread, or by another that waits amid of it."""
+    return next(reversed(_collections)) == "start"
 
 
-gc.callbacks.append(_note_collection)
+# No functions of Python: the interpreter would call handlers of signals in them, and drop what
+# those raise. A Ctrl-C or a time limit would be lost.
+gc.callbacks.append(_collections.pop)
+gc.callbacks.append(_collections.setdefault)
