@@ -242,11 +242,11 @@ def _checked(items: MetadataType | None) -> MetadataType:
 
 
 def _text(details: str | bytes) -> str:
-    if isinstance(details, bytes):
-        return details.decode(errors="replace")
-    if not isinstance(details, str):
+    encode = getattr(details, "encode", None)  # Django's lazy text has it, too
+    encoded = encode() if encode else details
+    if not isinstance(encoded, bytes):
         raise TypeError("the details of a status must be a str")
-    return details
+    return encoded.decode(errors="replace")
 
 
 class FakeServicerContext(_FakeCall, ServicerContext):  # type: ignore[misc]

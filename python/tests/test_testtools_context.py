@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import grpc
 import grpc.aio
 import pytest
+from django.utils.functional import lazystr
 from grpc import StatusCode
 
 from django_grpc_testtools.context import FakeAsyncServicerContext, FakeServicerContext
@@ -22,6 +23,14 @@ class Status(NamedTuple):
 
 
 CONTEXTS = pytest.mark.parametrize("fake", [FakeServicerContext, FakeAsyncServicerContext])
+
+
+@CONTEXTS
+def test_details_may_be_lazy_text(fake: type[Any]) -> None:
+    context = fake()
+    context.set_details(lazystr("Größe"))
+    assert context.details() == context.abort_message == "Größe"
+    assert type(context.details()) is str
 
 
 def test_they_are_the_contexts_of_grpc() -> None:

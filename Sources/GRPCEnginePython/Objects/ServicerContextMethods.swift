@@ -169,13 +169,24 @@ enum ServicerContextMethods {
   }
 
   /// Details as UTF-8 `bytes`; `nil` with TypeError set when they are neither text nor bytes.
+  ///
+  /// Whatever encodes itself is text, as for grpcio's server: so is Django's lazy text.
   static func encoded(_ details: PythonPointer) -> PythonHandle? {
     if py_is_bytes(details) != 0 { return PythonHandle(retaining: details) }
-    guard py_is_string(details) != 0 else {
+    let encoded: PythonPointer?
+    if py_is_string(details) != 0 {
+      encoded = PyUnicode_AsUTF8String(details)
+    } else if let encode = Python.optionalAttribute(details, "encode") {
+      encoded = py_call0(encode.pointer)
+    } else {
       PythonError.raiseTypeError("the details of a status must be a str")
       return nil
     }
-    guard let bytes = PythonReference(owning: PyUnicode_AsUTF8String(details)) else { return nil }
+    guard let bytes = PythonReference(owning: encoded) else { return nil }
+    guard py_is_bytes(bytes.pointer) != 0 else {
+      PythonError.raiseTypeError("the details of a status must be a str")
+      return nil
+    }
     return PythonHandle(bytes)
   }
 

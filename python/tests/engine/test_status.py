@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from django.utils.functional import lazystr
 from google.protobuf import any_pb2, wrappers_pb2
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
@@ -99,6 +100,16 @@ def set_bytes(_request, context):
     context.set_code(grpc.StatusCode.ABORTED)
     context.set_details(b"as bytes")
     return b""
+
+
+@pytest.mark.parametrize("ending", [set_status, lambda code, text: lambda c: c.abort(code, text)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_details_may_be_what_encodes_itself(serve, kind, ending):
+    """As Django's lazy text, which is in its validation errors."""
+    details = lazystr("Größe")
+    served = serve({"Fail": of_kind(kind, ending(grpc.StatusCode.NOT_FOUND, details))})
+    error = failure(lambda: served.run(kind, "Fail"))
+    assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "Größe")
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.OK, None], ids=["OK", "no code"])

@@ -10,6 +10,7 @@ import threading
 import grpc
 import grpc.aio
 import pytest
+from django.utils.functional import lazystr
 from google.protobuf import wrappers_pb2
 
 from .support import KINDS, OURS, PATIENCE, SERVICE, handler, ours_only
@@ -314,6 +315,17 @@ def test_abort(serve, kind):
     assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "no such thing")
     assert ("why", "gone") in error.trailing_metadata()
     assert caught == [grpc.aio.AbortError]
+
+
+@ours_only("grpc.aio wants a str, grpc does not")
+def test_abort_takes_what_encodes_itself(serve):
+    """As Django's lazy text."""
+
+    async def refuse(request, context):
+        await context.abort(grpc.StatusCode.NOT_FOUND, lazystr("Größe"))
+
+    error = serve({"Refuse": handler("unary_unary", refuse)}).failure("unary_unary", "Refuse")
+    assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "Größe")
 
 
 @ours_only("grpc.aio does not log it")
