@@ -134,6 +134,15 @@ final class PythonMethodHandler: MethodHandler {
     case .asyncio(let bridge): bridge.post(.start(job))
     }
   }
+
+  func abandoned(_ call: Call) {
+    // Its place is somebody else's, and what it holds is free, however long the queue stands.
+    call.handlerReturned()
+    switch self.destination {
+    case .workers(let pool): pool.abandoned()
+    case .asyncio(let bridge): bridge.abandoned()
+    }
+  }
 }
 
 /// Keeps a bound method for handlers that any thread may release.

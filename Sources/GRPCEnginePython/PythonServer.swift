@@ -273,7 +273,7 @@ final class PythonServer {
 
   private func run(_ job: PythonJob, on worker: WorkerThread) {
     // Its peer has gone, or its time, while it was queued: it never runs.
-    guard job.call.isActive else { return job.call.handlerReturned() }
+    guard job.call.handlerBegins() else { return job.call.handlerReturned() }
     let begun = job.call.handlerStarted(thread: worker.systemID)
     worker.current = job.call
     worker.isReported = false

@@ -8,6 +8,8 @@ public import NIOCore
 public struct JobQueue<Job: QueuedCall>: Sendable {
   private var brief = CircularBuffer<Job>()
   private var streams = CircularBuffer<Job>()
+  /// Calls that have ended in here, since they were looked for.
+  private var abandonedCalls = 0
   public private(set) var runningStreams = 0
   /// Streams that may run at a time. When it falls, those that run are not touched.
   public var maxRunningStreams: Int
@@ -47,6 +49,33 @@ public struct JobQueue<Job: QueuedCall>: Sendable {
     }
     self.runningStreams += 1
     return self.streams.popFirst()
+  }
+
+  /// A call has ended while it waited.
+  ///
+  /// They are looked for when they may be half of all, so that each costs the same however many wait.
+  ///
+  /// - Returns: those that were found, which wait no more.
+  public mutating func abandoned() -> [Job] {
+    self.abandonedCalls += 1
+    return self.abandonedCalls >= max(16, self.count / 2) ? self.removeAbandoned() : []
+  }
+
+  /// Takes all that have ended while they waited.
+  public mutating func removeAbandoned() -> [Job] {
+    guard self.abandonedCalls > 0 else { return [] }
+    self.abandonedCalls = 0
+    return Self.removeAbandoned(from: &self.brief) + Self.removeAbandoned(from: &self.streams)
+  }
+
+  private static func removeAbandoned(from queue: inout CircularBuffer<Job>) -> [Job] {
+    var found: [Job] = []
+    var others = CircularBuffer<Job>()
+    for job in queue {
+      if job.isAbandoned { found.append(job) } else { others.append(job) }
+    }
+    if !found.isEmpty { queue = others }
+    return found
   }
 
   /// Takes every call; none of them runs.

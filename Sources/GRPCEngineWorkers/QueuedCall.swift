@@ -8,4 +8,6 @@ public protocol QueuedCall: Sendable {
   var accepted: NIODeadline { get }
   /// Since when it waits for a worker.
   var queued: NIODeadline { get }
+  /// Whether it has ended while it waited: it never runs.
+  var isAbandoned: Bool { get }
 }

@@ -151,6 +151,14 @@ public struct WorkerSchedule<Job: QueuedCall>: Sendable {
     return (action, self.beginLooking(after: self.lookDelay))
   }
 
+  /// A call has ended while it waited.
+  ///
+  /// - Returns: calls that wait no more, as they have ended.
+  public mutating func abandoned() -> [Job] { self.queue.abandoned() }
+
+  /// Takes out all calls that have ended while they waited, for figures of those that wait.
+  public mutating func removeAbandoned() -> [Job] { self.queue.removeAbandoned() }
+
   private mutating func beginLooking(after delay: TimeAmount) -> TimeAmount? {
     guard !self.isLooking, !self.isStopping else { return nil }
     self.isLooking = true

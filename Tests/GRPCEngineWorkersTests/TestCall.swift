@@ -7,4 +7,5 @@ struct TestCall: QueuedCall, Hashable {
   var isStream = false
   var accepted: NIODeadline
   var queued: NIODeadline { self.accepted }
+  var isAbandoned: Bool { false }
 }

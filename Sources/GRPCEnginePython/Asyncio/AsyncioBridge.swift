@@ -89,6 +89,17 @@ final class AsyncioBridge: @unchecked Sendable {
     }
   }
 
+  /// A call has ended while it waited for the loop.
+  func abandoned() {
+    // What is found is dropped when the mutex is given back.
+    _ = self.state.withLock { state in
+      state.inbox.abandoned { event in
+        // A call that was handed over has begun.
+        if case .start(let job) = event { job.isAbandoned } else { false }
+      }
+    }
+  }
+
   private static let shuttingDown = Status(code: .unavailable, details: "Server shutting down")
   private static let withoutLoop = Status(
     code: .unavailable,
@@ -228,9 +239,11 @@ final class AsyncioBridge: @unchecked Sendable {
       id: id
     )
     // Its peer has gone, or its time, while it was queued: it never runs.
-    let isRegistered = call.onTermination { [self] termination in
-      if termination != .answered { self.post(.ended(id)) }
-    }
+    let isRegistered =
+      call.handlerBegins()
+      && call.onTermination { [self] termination in
+        if termination != .answered { self.post(.ended(id)) }
+      }
     guard isRegistered else { return call.handlerReturned() }
     loop.insert(context)
     call.handlerStarted()

@@ -10,4 +10,6 @@ struct PythonJob: QueuedCall {
   var isStream: Bool { self.handler.isStream }
   var accepted: NIODeadline { self.call.accepted }
   var queued: NIODeadline { self.call.dispatchTime }
+  /// One that was handed over has begun, and goes where the GIL is held: its handler is its own.
+  var isAbandoned: Bool { self.call.isAbandoned }
 }

@@ -77,6 +77,16 @@ final class WorkerPool: Sendable {
     if let delay { self.scheduleLook(after: delay, on: job.call.eventLoop) }
   }
 
+  /// A call has ended while it was queued. May be called from any thread.
+  func abandoned() {
+    // What is found is dropped when the mutex is given back.
+    _ = self.state.withLock { state in
+      let found = state.schedule.abandoned()
+      if !found.isEmpty { self.backlog.isWaiting = state.schedule.hasWaiting }
+      return found
+    }
+  }
+
   private func scheduleLook(after delay: TimeAmount, on eventLoop: any EventLoop) {
     eventLoop.scheduleTask(in: delay) { self.look(on: eventLoop) }
   }
@@ -240,12 +250,20 @@ final class WorkerPool: Sendable {
   }
 
   /// Since when the oldest call waits for a worker; `nil` when none waits.
-  var oldestQueued: NIODeadline? { self.state.withLock { $0.schedule.oldestQueued } }
+  var oldestQueued: NIODeadline? {
+    let (_, oldest) = self.state.withLock {
+      ($0.schedule.removeAbandoned(), $0.schedule.oldestQueued)
+    }
+    return oldest
+  }
 
   var statistics: (queued: Int, awake: Int, idle: Int, held: Int, threads: Int) {
-    self.state.withLock { state in
+    let (_, statistics) = self.state.withLock { state in
+      let gone = state.schedule.removeAbandoned()
       let (awake, idle, held) = state.schedule.counts
-      return (state.schedule.queuedCount, awake, idle, held, state.schedule.threadCount)
+      let (queued, threads) = (state.schedule.queuedCount, state.schedule.threadCount)
+      return (gone, (queued, awake, idle, held, threads))
     }
+    return statistics
   }
 }

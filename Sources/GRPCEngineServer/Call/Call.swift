@@ -139,6 +139,21 @@ package final class Call: Sendable {
     self.state.withLock { $0.onTermination(callback) }
   }
 
+  /// Asks whether the handler is to run the call, where it queues calls: those that have ended meanwhile
+  /// are told to `MethodHandler.abandoned`, or found here, and never run. May be called from any thread;
+  /// again when the call is handed over.
+  package func handlerBegins() -> Bool { self.state.withLock { $0.begin() } }
+
+  /// Whether the call has ended before `handlerBegins`, and not by an answer.
+  package var isAbandoned: Bool { self.state.withLock { $0.isAbandoned } }
+
+  private func tellIfAbandoned(_ termination: Termination) {
+    guard termination != .answered, self.dispatched.load(ordering: .relaxed) != 0,
+      self.isAbandoned
+    else { return }
+    self.method.handler.abandoned(self)
+  }
+
   /// Says that the handler runs the call from now on. May be called from any thread; again, when
   /// the call is handed over, for the thread that has it then.
   ///
@@ -371,6 +386,7 @@ package final class Call: Sendable {
     guard let (wakeUps, mustEnqueue) = effects else { return }
     if mustEnqueue { self.outbox.enqueue(self) }
     wakeUps.perform(termination)
+    self.tellIfAbandoned(termination)
   }
 
   private func compressed(
@@ -575,7 +591,10 @@ extension Call: StreamReceiver {
       let (termination, code, wakeUps) = state.streamLost()
       return (termination, code, wakeUps, state.traffic)
     }
-    if !isCounted { self.countEnd(code, traffic) }
+    if !isCounted {
+      self.countEnd(code, traffic)
+      self.tellIfAbandoned(termination)
+    }
     wakeUps.perform(termination)
     if self.awaitsFirstMessage {
       self.waiting = .nothing

@@ -45,6 +45,8 @@ struct CallState {
   private var answer = Answer.open
   /// Whether the call is in its event loop's outbox.
   private var isEnqueued = false
+  /// Whether its handler runs it, or has.
+  private var hasBegun = false
   /// Whether it counts as one of the calls at a time.
   private var isAdmitted: Bool
   private var gate = Gate.outside
@@ -78,6 +80,21 @@ struct CallState {
   }
 
   var code: StatusCode? { if case .ended(_, let code, _) = self.answer { code } else { nil } }
+
+  /// Its handler is to run it from now on.
+  ///
+  /// - Returns: false when it has ended already.
+  mutating func begin() -> Bool {
+    guard self.termination == nil else { return false }
+    self.hasBegun = true
+    return true
+  }
+
+  /// Whether it has ended, and not by an answer, before its handler began: nobody will run it.
+  var isAbandoned: Bool {
+    guard !self.hasBegun, let termination else { return false }
+    return termination != .answered
+  }
 
   /// - Returns: false when the call has ended already.
   mutating func onTermination(_ callback: @escaping @Sendable (Call.Termination) -> Void) -> Bool {

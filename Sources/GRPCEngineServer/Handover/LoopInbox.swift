@@ -23,11 +23,26 @@ public struct LoopInbox<Item> {
     /// Since when there is something, when there is.
     @usableFromInline var since = NIODeadline.uptimeNanoseconds(0)
 
+    /// Items whose call has ended, since they were looked for.
+    @usableFromInline var abandoned = 0
+
     @inlinable init() {}
 
     @inlinable mutating func append(_ item: Item, _ now: NIODeadline) {
       if self.items.isEmpty { self.since = now }
       self.items.append(item)
+    }
+
+    @inlinable mutating func abandoned(_ isAbandoned: (Item) -> Bool) -> [Item] {
+      self.abandoned += 1
+      guard self.abandoned >= max(16, self.items.count / 2) else { return [] }
+      self.abandoned = 0
+      var (found, others): ([Item], [Item]) = ([], [])
+      for item in self.items {
+        if isAbandoned(item) { found.append(item) } else { others.append(item) }
+      }
+      if !found.isEmpty { self.items = others }
+      return found
     }
   }
 
@@ -80,6 +95,24 @@ public struct LoopInbox<Item> {
     case .closed:
       self.state = .closed
       return .refused
+    }
+  }
+
+  /// A call has ended while it waited for the loop. Those are looked for when they may be half of all, so
+  /// that each costs the same however much waits.
+  ///
+  /// - Parameter isAbandoned: whether an item is one of them.
+  /// - Returns: those that were found, which wait no more.
+  @inlinable public mutating func abandoned(_ isAbandoned: (Item) -> Bool) -> [Item] {
+    switch self.state {
+    case .asked(var waiting):
+      defer { self.state = .asked(waiting) }
+      return waiting.abandoned(isAbandoned)
+    case .attached(var waiting):
+      defer { self.state = .attached(waiting) }
+      return waiting.abandoned(isAbandoned)
+    case .idle, .closed:
+      return []
     }
   }
 

@@ -36,8 +36,13 @@ package protocol MethodHandler: AnyObject, Sendable {
   /// The handler ends it by `Call.finish` or `Call.respond`, on any thread, and says by
   /// `Call.handlerReturned` when nothing of the servicer runs any more.
   func start(_ call: Call)
+
+  /// A call that `start` was given has ended before `Call.handlerBegins`. Called on any thread. The default
+  /// does nothing.
+  func abandoned(_ call: Call)
 }
 
 extension MethodHandler {
   package var isLimited: Bool { true }
+  package func abandoned(_ call: Call) {}
 }

@@ -22,6 +22,30 @@ struct CallStateTests {
     }
   }
 
+  @Test("A call that ends before its handler begins is abandoned, unless that has answered it")
+  func abandoned() {
+    let end = CallState.End(status: Status(code: .cancelled, details: ""), metadata: nil)
+    for termination in [Call.Termination.cancelledByServer, .deadlineExceeded, .invalidRequest] {
+      var state = CallSimulation.makeState()
+      _ = state.end(end, as: termination)
+      #expect(state.isAbandoned)
+      let begins = state.begin()
+      #expect(!begins && state.isAbandoned)
+      var begun = CallSimulation.makeState()
+      let hasBegun = begun.begin()
+      _ = begun.end(end, as: termination)
+      #expect(hasBegun && !begun.isAbandoned)
+    }
+    var lost = CallSimulation.makeState()
+    _ = lost.streamLost()
+    #expect(lost.isAbandoned)
+    var answered = CallSimulation.makeState()
+    _ = answered.end(end, as: .answered)
+    #expect(!answered.isAbandoned)
+    _ = answered.streamLost()
+    #expect(!answered.isAbandoned)
+  }
+
   @Test("Every one who waits for a message is called when one comes")
   func severalReaders() {
     var state = CallSimulation.makeState()

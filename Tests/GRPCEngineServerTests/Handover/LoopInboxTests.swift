@@ -36,6 +36,28 @@ struct LoopInboxTests {
     #expect(inbox.post(3, about: .newCall, now: Self.time(3)) == .ask)
   }
 
+  @Test(
+    "Calls that end while they wait are let go, before they are more than others",
+    arguments: [true, false]
+  )
+  func abandoned(isAttached: Bool) {
+    var inbox = Inbox()
+    if isAttached { _ = inbox.attach() }
+    for item in 0..<50 { _ = inbox.post(-item - 1, about: .newCall, now: Self.time(1)) }
+    var found = 0
+    for item in 0..<1000 {
+      _ = inbox.post(item, about: .newCall, now: Self.time(2))
+      let gone = inbox.abandoned { $0 >= 0 }
+      #expect(!gone.contains { $0 < 0 })
+      found += gone.count
+      #expect(item + 1 - found <= 80)
+    }
+    #expect(inbox.oldest == Self.time(1))
+    let left = isAttached ? inbox.take() : inbox.failed()
+    #expect(left.count == 1050 - found)
+    #expect(left.prefix(50) == (1...50).map { -$0 }[...])
+  }
+
   @Test("News of a call whose loop has gone ask for no loop")
   func newsOfLostCalls() {
     var inbox = Inbox()

@@ -412,6 +412,40 @@ def test_queued_calls_count_towards_the_concurrency_limit(serve, gate):
 # Pools of a behavior's own
 
 
+@ours_only("grpcio keeps them until a thread takes them")
+def test_queued_calls_that_have_ended_make_room(serve, gate):
+    """What they hold is free, and their places too, however long the workers are busy."""
+    entered, release = gate(), gate()
+
+    def block(_request, _context):
+        entered.set()
+        release.pass_through()
+        return b""
+
+    served = serve(
+        {"Block": unary_unary(block), "Echo": unary_unary(echo)},
+        workers=1,
+        maximum_concurrent_rpcs=50,
+    )
+    blocked = served.call("unary_unary", "Block")
+    entered.pass_through()
+    connection = served.raw()
+    for _ in range(20):
+        streams = [connection.open(f"/{SERVICE}/Echo") for _ in range(49)]
+        for stream in streams:
+            connection.send_message(stream, b"1", end_stream=True)
+        assert connection.round_trip()
+        assert not any(connection.streams[stream].ended for stream in streams)
+        for stream in streams:
+            connection.reset(stream)
+        assert connection.round_trip()
+        assert served.server.statistics()["calls_active"] == 1
+        assert served.server.statistics()["calls_queued"] == 0
+    echoed = served.call("unary_unary", "Echo", b"last")
+    release.set()
+    assert (blocked.result(), echoed.result()) == (b"", b"last")
+
+
 def test_behavior_may_bring_a_thread_pool_of_its_own(serve):
     """`experimental_thread_pool` on a behavior is where its calls run (gRFC-less, as grpcio)."""
     from concurrent import futures
