@@ -76,8 +76,13 @@ package struct HTTP2Connection: ~Copyable {
   /// The header block that is being gathered.
   private var block: (header: FrameHeader, bytes: ByteBuffer, continuations: Int)?
   private var hasGreeted = false
-  /// Whether the peer has read this server's SETTINGS.
-  private var isAcknowledged = false
+  /// SETTINGS_INITIAL_WINDOW_SIZE, as it was announced last.
+  package internal(set) var streamWindow: Int
+  /// By how much each of this server's SETTINGS lowers the windows of streams, of those that the peer may not
+  /// have read.
+  private var unacknowledgedLowerings = CircularBuffer<Int>()
+  /// By how much they do together.
+  private var unacknowledgedWindow = 0
   /// The last stream of the peer's that was heard of.
   package private(set) var lastStream = 0
   /// What the last GOAWAY named: no further one may name more (section 6.8).
@@ -111,21 +116,40 @@ package struct HTTP2Connection: ~Copyable {
   /// Begins with this server's SETTINGS.
   package init(_ settings: HTTP2Settings) {
     self.settings = settings
+    self.streamWindow = HTTP2Settings.initialWindow
     self.reader = FrameReader(
       maximumFrameSize: settings.maxFrameSize,
       maximumBlock: settings.maxHeaderBlock
     )
     self.resetRate = FrameRate(most: settings.maxResets, in: .seconds(5))
-    self.writeSettings()
+    self.announce(
+      window: settings.streamWindow,
+      [
+        (HTTP2Setting.maxConcurrentStreams, settings.maxConcurrentStreams),
+        (HTTP2Setting.initialWindowSize, settings.streamWindow),
+        (HTTP2Setting.maxFrameSize, settings.maxFrameSize),
+        (HTTP2Setting.maxHeaderListSize, settings.maxHeaderListSize),
+      ]
+    )
   }
 
-  private mutating func writeSettings() {
-    let values = [
-      (HTTP2Setting.maxConcurrentStreams, self.settings.maxConcurrentStreams),
-      (HTTP2Setting.initialWindowSize, self.settings.streamWindow),
-      (HTTP2Setting.maxFrameSize, self.settings.maxFrameSize),
-      (HTTP2Setting.maxHeaderListSize, self.settings.maxHeaderListSize),
-    ]
+  /// Has all streams, those to come and those that are open, begin with another window (section 6.9.2).
+  /// Those that have used more than a smaller one can't be sent on until theirs is opened.
+  package mutating func changeStreamWindow(to window: Int) {
+    let change = window - self.streamWindow
+    for place in self.streams.occupied { self.streams[place].receiveWindow += change }
+    self.announce(window: window, [(HTTP2Setting.initialWindowSize, window)])
+  }
+
+  /// Whether the peer may not know yet that the windows of streams are smaller.
+  package var awaitsSmallerWindow: Bool { self.unacknowledgedWindow > 0 }
+
+  /// Writes SETTINGS.
+  private mutating func announce(window: Int, _ values: [(UInt16, Int)]) {
+    let lowering = max(0, self.streamWindow - window)
+    self.streamWindow = window
+    self.unacknowledgedLowerings.append(lowering)
+    self.unacknowledgedWindow += lowering
     self.output.write(FrameHeader(length: 6 * values.count, type: FrameType.settings, stream: 0))
     for (parameter, value) in values {
       self.output.write { $0.writeMultipleIntegers(parameter, UInt32(clamping: value)) }
@@ -304,9 +328,8 @@ package struct HTTP2Connection: ~Copyable {
     }
     let stream = self.streams[place]
     guard !stream.isRemoteEnded else { return try self.fail(place, .streamClosed, now) }
-    // Until the peer has read of a smaller window, what every stream begins with holds.
-    let allowance = self.isAcknowledged ? 0 : self.unacknowledgedWindow
-    guard length <= stream.receiveWindow + allowance else {
+    // Until the peer has read of a smaller window, the one before holds (section 6.9.3).
+    guard length <= stream.receiveWindow + self.unacknowledgedWindow else {
       return try self.fail(place, .flowControlError, now)
     }
     var contentLeft = stream.contentLeft
@@ -325,11 +348,6 @@ package struct HTTP2Connection: ~Copyable {
       windowLength: length,
       isEnd: isEnd
     )
-  }
-
-  /// How much more than its window a stream may get that has been opened before the peer knew that.
-  private var unacknowledgedWindow: Int {
-    max(0, HTTP2Settings.initialWindow - self.settings.streamWindow)
   }
 
   private mutating func remoteEnded(_ place: Int) {
@@ -461,7 +479,7 @@ package struct HTTP2Connection: ~Copyable {
       HTTP2Stream(
         id: id,
         sendWindow: self.peerInitialWindow,
-        receiveWindow: self.settings.streamWindow,
+        receiveWindow: self.streamWindow,
         contentLeft: block.contentLength.value,
         isRemoteEnded: isEnd
       )
@@ -566,7 +584,7 @@ package struct HTTP2Connection: ~Copyable {
       guard header.length == 0 else {
         throw HTTP2ConnectionError.badLength("An acknowledgement of SETTINGS")
       }
-      self.isAcknowledged = true
+      self.unacknowledgedWindow -= self.unacknowledgedLowerings.popFirst() ?? 0
       return nil
     }
     guard header.length % 6 == 0 else { throw HTTP2ConnectionError.badLength("SETTINGS") }

@@ -208,7 +208,10 @@ package final class TestClient {
       if isAck {
         self.settingsAcks += 1
       } else {
+        let window = self.initialWindow
         self.settings = (self.settings ?? [:]).merging(values) { $1 }
+        let change = self.initialWindow - window
+        if change != 0 { self.sendWindows = self.sendWindows.mapValues { $0 + change } }
         self.writer.settingsAck()
       }
     case .ping(let data, let isAck):

@@ -125,6 +125,17 @@ extension ConnectionHandler {
     return mayGrow
   }
 
+  /// Lets streams begin with less where many of them could fill memory, and with more once they could not.
+  func adaptStreamWindow() {
+    guard self.memory.adaptStreamWindow() else { return }
+    let window = self.memory.streamWindow
+    self.http2.changeStreamWindow(to: window)
+    for stream in self.openStreams { stream.windowChanged(to: window) }
+    // Nothing comes any more of those whose window is used up now.
+    for stream in self.openStreams { stream.grantWindow() }
+    if !self.isReading { self.flushSoon() }
+  }
+
   func leaveWaiting(_ share: inout MemoryAccount.Share) { self.memory.leave(&share) }
 
   /// Something waits for memory. Where nothing that is released will tell, it is looked for.

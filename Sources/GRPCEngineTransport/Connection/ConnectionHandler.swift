@@ -50,7 +50,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
   private var timer: Scheduled<Void>?
   private var timerDeadline: NIODeadline?
   private var hasGreeted = false
-  private var isReading = false
+  private(set) var isReading = false
   private var isFlushing = false
   private var isFlushScheduled = false
   /// Streams with a write that has left for the socket, which have not been told.
@@ -151,6 +151,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
         self.followProgress()
         if self.isClosing || self.hasFailed { return }
       }
+      self.adaptStreamWindow()
       self.keepConnectionWindowOpen()
     } catch {
       self.fail(error)
@@ -401,6 +402,7 @@ package final class ConnectionHandler: ChannelInboundHandler {
     if self.streamCount == 0, self.streams.count > Self.placesKept { self.streams = [] }
     self.statistics[.streams].subtract()
     stream.closed(reason: reason, isByPeer: isByPeer)
+    if self.memory.isStreamWindowLowered { self.adaptStreamWindow() }
     self.perform(self.lifecycle.streamClosed(now: self.eventLoop.now))
     if self.configuration.maxConnectionIdle != nil { self.scheduleTimer() }
   }
@@ -409,7 +411,8 @@ package final class ConnectionHandler: ChannelInboundHandler {
   /// there is no room for what it lets in.
   func keepConnectionWindowOpen() {
     let (remaining, target) = (self.http2.receiveWindow, self.memory.window)
-    guard remaining < target / 2, self.hasGreeted else { return }
+    // A peer that has not heard of smaller windows could fill memory with those of before.
+    guard remaining < target / 2, self.hasGreeted, !self.http2.awaitsSmallerWindow else { return }
     let isPoolFull = self.isPoolFull
     guard self.memory.mayOpenWindow(isPoolFull: isPoolFull) else {
       return self.waitForMemory(isPoolFull: isPoolFull)

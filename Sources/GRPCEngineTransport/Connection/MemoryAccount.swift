@@ -3,15 +3,19 @@ internal import NIOCore
 
 /// What the peer of one connection makes this server hold, and how much more it is let send.
 ///
-/// Counted is what came and has not been taken: headers of calls, parts of messages, whole messages
-/// that wait for their servicer. Counted apart is what costs memory and is not for windows of ours to
-/// stop: what goes out and has not left, and room that is reserved for the rest of a message.
+/// Counted is what came and has not been taken: parts of messages, and whole messages that wait for their
+/// servicer. Counted apart is what costs memory and is not for windows of ours to stop: headers of calls, what
+/// goes out and has not left, and room that is reserved for the rest of a message.
 ///
 /// This keeps what came within `limit` and two messages more, and messages coming:
 ///
 /// - The *connection's window* opens again only while there is room for all of it. So what comes is
 ///   bounded, whatever a peer does with its streams.
-/// - A message larger than a stream's window needs more window than streams begin with. It gets as much
+/// - The *window that streams begin with* is smaller where much has come and many could send, so that all of
+///   them fill a quarter of the limit: else it would be full of beginnings of messages that wait for one
+///   another. Those that would have fitted into the larger one come as long as a quarter suffices for them and
+///   for those on trial.
+/// - A message larger than that window needs more window than streams begin with. It gets as much
 ///   as twice what came of it *on trial*, while an eighth of the limit suffices for all such, and a quarter
 ///   of that for each: so those that stand still hold little, and are in nobody's way.
 /// - Otherwise, and when it is alone, it is *admitted*, in the order in which streams ask: its window is
@@ -32,6 +36,7 @@ internal import NIOCore
 ///   takes.
 /// - When all that is left would be halves that wait for one another, the newest are *ended* until
 ///   there is room.
+/// - Headers of open calls have a limit of their own, of the same size: they stay for as long as calls do.
 ///
 /// A value without I/O: the connection says what happens, and does what is returned.
 package struct MemoryAccount {
@@ -54,14 +59,14 @@ package struct MemoryAccount {
 
     package init() {}
 
-    /// Bytes that came and have not been taken.
-    package var came: Int { self.headers + self.whole + self.partial }
+    /// Bytes of messages that came and have not been taken.
+    package var came: Int { self.whole + self.partial }
     /// Those, and what may come.
     package var expected: Int { self.came + self.mayCome }
     /// Bytes that wait for this server, and not for the peer.
     fileprivate var waiting: Int { self.isComplete ? self.came : self.whole }
     /// Bytes in memory.
-    package var cost: Int { self.came + self.besides }
+    package var cost: Int { self.headers + self.came + self.besides }
   }
 
   /// How fast messages come. A stream waits for those of its pace alone.
@@ -117,6 +122,10 @@ package struct MemoryAccount {
     var onTrial = 0
     /// What came and waits for this server.
     var waiting = 0
+    /// Headers.
+    var headers = 0
+    /// Streams that may send.
+    var open = 0
 
     /// What may be held of it, if it is admitted.
     var admitted: Int { self.large - self.onTrial }
@@ -128,6 +137,8 @@ package struct MemoryAccount {
       total.large += claim.large
       total.onTrial += claim.onTrial
       total.waiting += claim.waiting
+      total.headers += claim.headers
+      total.open += claim.open
     }
 
     static func -= (total: inout Self, claim: Self) {
@@ -137,6 +148,8 @@ package struct MemoryAccount {
       total.large -= claim.large
       total.onTrial -= claim.onTrial
       total.waiting -= claim.waiting
+      total.headers -= claim.headers
+      total.open -= claim.open
     }
   }
 
@@ -285,8 +298,9 @@ package struct MemoryAccount {
   }
 
   private let limit: Int
-  /// How far a stream's window opens without being asked for.
-  private let streamWindow: Int
+  /// How far a stream's window opens without being asked for; see `adaptStreamWindow`.
+  package private(set) var streamWindow: Int
+  private let largestStreamWindow: Int
   /// How far the connection's window opens.
   package let window: Int
 
@@ -308,6 +322,7 @@ package struct MemoryAccount {
   package init(limit: Int, window: Int, streamWindow: Int) {
     self.limit = limit
     self.streamWindow = streamWindow
+    self.largestStreamWindow = streamWindow
     self.window = max(min(window, limit / 4), HTTP2Settings.initialWindow)
   }
 
@@ -373,7 +388,9 @@ package struct MemoryAccount {
       promised: holding.came + min(toCome, large),
       large: large,
       onTrial: isAdmitted ? 0 : large,
-      waiting: holding.waiting
+      waiting: holding.waiting,
+      headers: holding.headers,
+      open: holding.isComplete ? 0 : 1
     )
   }
 
@@ -516,20 +533,57 @@ package struct MemoryAccount {
   }
 
   private static var probe: Int { 4096 }
+  private static var leastStreamWindow: Int { 256 }
   /// In how many seconds a stream must send as much as the connection's window, or the rest of its message.
   private static var secondsForWindow: Int { 2 }
   private static var secondsForSlowWindow: Int { 128 }
   private static var secondsToStarve: Int { 30 }
 
   /// Whether a call with headers of `size` bytes may begin.
-  package func mayBegin(_ size: Int) -> Bool { self.counted.came <= self.limit - size }
+  package func mayBegin(_ size: Int) -> Bool { self.total.headers <= self.limit - size }
+
+  /// Whether streams begin with less than they would without all the others.
+  package var isStreamWindowLowered: Bool { self.streamWindow < self.largestStreamWindow }
+
+  /// Changes what streams begin with, if it is time. To be called as things come, and, where it is lowered, as
+  /// streams end; all are to be charged again then, and to ask for more.
+  ///
+  /// It is lowered once an eighth of the limit has come where all could fill five, and raised when half of
+  /// that is there again.
+  ///
+  /// - Returns: whether it has changed.
+  package mutating func adaptStreamWindow() -> Bool {
+    let open = max(1, self.total.open)
+    let isTooLarge = self.streamWindow > max(self.limit / 8 * 5 / open, Self.leastStreamWindow)
+    guard isTooLarge || self.isStreamWindowLowered else { return false }
+    let fair = max(Self.powerOfTwo(below: self.limit / 4 / open), Self.leastStreamWindow)
+    let window = min(fair, self.largestStreamWindow)
+    let came = self.counted.came
+    let isDue =
+      isTooLarge ? came > self.limit / 8 : window > self.streamWindow && came <= self.limit / 16
+    guard isDue, window != self.streamWindow else { return false }
+    self.streamWindow = window
+    return true
+  }
+
+  /// The largest power of two that is no larger than a positive number.
+  private static func powerOfTwo(below number: Int) -> Int {
+    number > 0 ? 1 << (Int.bitWidth - 1 - number.leadingZeroBitCount) : 0
+  }
 
   /// How far the window of a stream is to open for its message, of which `partial` bytes have come.
   package func openness(_ share: Share, partial: Int) -> Int {
     // Who is slow needs little more than what came in the last second.
     let isBounded = share.pace == .slow && self.isTight
     let most = isBounded ? min(4 * share.rate, self.window) : self.window
-    return min((share.isAdmitted ? 4 : 2) * partial, most)
+    let openness = (share.isAdmitted ? 4 : 2) * partial
+    return min(self.isBrief(share) ? max(openness, self.largestStreamWindow) : openness, most)
+  }
+
+  /// Whether only the smaller window keeps a message from coming without being asked for.
+  private func isBrief(_ share: Share) -> Bool {
+    self.isStreamWindowLowered
+      && share.holding.partial + share.holding.missing <= self.largestStreamWindow
   }
 
   /// Whether the window of a stream may open for `growth` bytes more, or as far as `openness` says by
@@ -564,6 +618,11 @@ package struct MemoryAccount {
       return false
     }
     let counted = self.counted
+    if self.isBrief(share), growth <= self.limit / 4 - counted.onTrial,
+      growth <= self.most - counted.expected
+    {
+      return true
+    }
     return growth <= self.limit / 8 - counted.onTrial
       && growth <= self.limit / 32 - share.claim.onTrial
       && growth <= self.mostPromised - counted.expected

@@ -5,8 +5,8 @@
 /// servicer cannot consume half a message; how far, the connection's `MemoryAccount` says.
 package struct ReceiveWindow {
   /// Bytes that the stream may hold for the application.
-  package let target: Int
-  /// Bytes that the peer may still send.
+  package private(set) var target: Int
+  /// Bytes that the peer may still send; below 0 where it had sent more as the target fell.
   package private(set) var remaining: Int
   /// Bytes of whole messages that the application has not consumed.
   package private(set) var held = 0
@@ -14,6 +14,13 @@ package struct ReceiveWindow {
   package init(target: Int) {
     self.target = target
     self.remaining = target
+  }
+
+  /// All streams begin with another window from now on, and this one has so much more or less
+  /// (RFC 9113 section 6.9.2).
+  package mutating func change(to target: Int) {
+    self.remaining += target - self.target
+    self.target = target
   }
 
   /// A DATA frame came; `length` counts padding too (RFC 9113 section 6.1).
@@ -48,8 +55,11 @@ package struct ReceiveWindow {
     // RFC 9113 section 6.9.1: a window never exceeds 2^31 - 1.
     let openness = min(max(self.target, openness), Int(Int32.max))
     guard self.held == 0, missing > self.remaining, self.remaining <= openness / 2 else { return 0 }
-    return min(missing, openness) - self.remaining
+    return min(min(missing, openness) - self.remaining, Int(Int32.max))
   }
+
+  /// By how much the window is to open for `length` bytes to come.
+  package func increment(for length: Int) -> Int { length - min(0, self.remaining) }
 
   package mutating func open(by increment: Int) { self.remaining += increment }
 }

@@ -31,7 +31,7 @@ package final class ServerStream {
     self.key = key
     self.connection = connection
     self.decoder = MessageDecoder(maximumLength: connection.configuration.maxReceiveMessageLength)
-    self.window = ReceiveWindow(target: connection.configuration.streamWindow)
+    self.window = ReceiveWindow(target: connection.memory.streamWindow)
     self.share = MemoryAccount.Share(stream: key.id)
     self.state = StreamState(isInboundEnded: endStream)
   }
@@ -133,7 +133,8 @@ package final class ServerStream {
     self.grantWindow()
   }
 
-  private func grantWindow() {
+  /// Lets the peer send more, if it is due.
+  func grantWindow() {
     guard self.state.inbound == .open else { return }
     let (partial, missing) = (self.decoder.bufferedBytes, self.decoder.missingBytes ?? 0)
     var increment = self.window.increment(partial: partial, missing: missing)
@@ -191,8 +192,15 @@ package final class ServerStream {
     guard self.state.inbound == .open, !self.connection.isPoolFull else { return }
     let probe = self.connection.memory.probe(&self.share)
     guard probe > 0 else { return }
-    self.window.open(by: probe)
-    self.connection.openWindow(of: self, by: probe)
+    let increment = self.window.increment(for: probe)
+    self.window.open(by: increment)
+    self.connection.openWindow(of: self, by: increment)
+    self.charge()
+  }
+
+  /// All streams begin with another window from now on.
+  func windowChanged(to window: Int) {
+    self.window.change(to: window)
     self.charge()
   }
 

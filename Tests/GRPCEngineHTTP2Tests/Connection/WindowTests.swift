@@ -42,6 +42,49 @@ struct WindowTests {
     }
   }
 
+  @Test(
+    "6.9.2, 6.9.3: another window of the server's is that of all streams, a smaller one once it is known"
+  )
+  func changedWindow() throws {
+    var settings = HTTP2Settings()
+    settings.streamWindow = 1000
+    let peer = try Peer(settings)
+    try peer.open(1)
+    try peer.send { $0.data(Self.content(600), on: 1) }
+    try peer.serve { $0.changeStreamWindow(to: 100) }
+    #expect(peer.frames.count == 1)
+    #expect(peer.connection.awaitsSmallerWindow == true)
+    try peer.open(3)
+    try peer.send { writer in
+      writer.data(Self.content(400), on: 1)
+      writer.data(Self.content(1000), on: 3)
+    }
+    #expect(peer.resets == [:])
+    try peer.send { $0.settingsAck() }
+    #expect(peer.connection.awaitsSmallerWindow == false)
+    try peer.open(5)
+    try peer.send { writer in
+      writer.data(Self.content(100), on: 5)
+      writer.data(Self.content(1), on: 1)
+    }
+    #expect(peer.resets == [1: ErrorCode.flowControlError])
+    // It is 900 below 0, as its sender knows too.
+    let key = try peer.key(3)
+    try peer.serve { $0.openWindow(key, by: 950) }
+    try peer.send { $0.data(Self.content(50), on: 3) }
+    #expect(peer.resets == [:])
+    try peer.serve { $0.changeStreamWindow(to: 1000) }
+    #expect(peer.connection.awaitsSmallerWindow == false)
+    try peer.send { writer in
+      writer.settingsAck()
+      writer.data(Self.content(900), on: 3)
+      writer.data(Self.content(900), on: 5)
+    }
+    #expect(peer.resets == [:])
+    try peer.send { $0.data(Self.content(1), on: 3) }
+    #expect(peer.resets == [3: ErrorCode.flowControlError])
+  }
+
   @Test("6.9.1: DATA past a stream's window resets the stream, and up to it does not")
   func streamWindow() throws {
     var settings = HTTP2Settings()

@@ -22,7 +22,7 @@ struct MemoryAccountTests {
         holding.whole = self.window.held
         holding.partial = self.partial
         holding.missing = self.partial > 0 ? self.missing : 0
-        holding.mayCome = self.isComplete ? 0 : self.window.remaining
+        holding.mayCome = self.isComplete ? 0 : max(0, self.window.remaining)
         holding.isComplete = self.isComplete
         return holding
       }
@@ -49,7 +49,7 @@ struct MemoryAccountTests {
     var real: Int { self.streams.values.reduce(0) { $0 + $1.holding.came } }
 
     mutating func open(message: Int) {
-      let window = ReceiveWindow(target: self.streamWindow)
+      let window = ReceiveWindow(target: self.account.streamWindow)
       let share = MemoryAccount.Share(stream: self.nextStream)
       self.streams[self.nextStream] = Stream(share: share, window: window, missing: message)
       self.charge(self.nextStream)
@@ -150,6 +150,13 @@ struct MemoryAccountTests {
     }
 
     private mutating func reopen() {
+      if self.account.adaptStreamWindow() {
+        for id in self.streams.keys {
+          self.streams[id]?.window.change(to: self.account.streamWindow)
+          self.charge(id)
+        }
+        for id in self.streams.keys.sorted() { self.grant(id) }
+      }
       guard self.connectionWindow < self.account.window / 2,
         self.account.mayOpenWindow(isPoolFull: self.poolFull)
       else { return }
@@ -163,7 +170,8 @@ struct MemoryAccountTests {
         guard var stream = self.streams[id] else { continue }
         self.account.look(&stream.share)
         if !stream.isComplete, !self.poolFull {
-          stream.window.open(by: self.account.probe(&stream.share))
+          let probe = self.account.probe(&stream.share)
+          if probe > 0 { stream.window.open(by: stream.window.increment(for: probe)) }
         }
         self.streams[id] = stream
         self.charge(id)
@@ -236,6 +244,64 @@ struct MemoryAccountTests {
     #expect(model.account.came == 0)
   }
 
+  @Test(
+    "However many messages come at a time, none is ended for their beginnings",
+    arguments: [(600, 100), (1500, 70), (4000, 16), (500, 1000)]
+  )
+  func burst(streams: Int, kib: Int) {
+    var model = Model(limit: 32 * Self.mib)
+    for _ in 0..<streams { model.open(message: kib * Self.kib) }
+    model.finish()
+    #expect(model.ended.isEmpty)
+    #expect(model.streams.isEmpty)
+    #expect(!model.account.isStreamWindowLowered, "all is as it was")
+  }
+
+  @Test("Streams begin with less only while much has come")
+  func streamWindow() {
+    var model = Model(limit: 32 * Self.mib)
+    for _ in 0..<2000 { model.open(message: 100 * Self.kib) }
+    model.send(upTo: Self.kib, before: .max)
+    #expect(!model.account.isStreamWindowLowered)
+    model.send(upTo: 3 * Self.kib, before: .max)
+    #expect(model.account.isStreamWindowLowered)
+    #expect(model.account.streamWindow * 2000 <= 8 * Self.mib)
+    model.send(upTo: 100 * Self.kib, before: .max)
+    #expect(model.streams.values.reduce(0) { $0 + $1.partial } <= 20 * Self.mib)
+    for id in model.streams.keys.sorted().dropLast(10) { model.close(id) }
+    #expect(!model.account.isStreamWindowLowered)
+  }
+
+  @Test("Headers of calls that stay keep no message from coming")
+  func headersThatStay() {
+    var account = MemoryAccount(limit: 1 << 20, window: 1 << 18, streamWindow: 1 << 16)
+    var shares: [MemoryAccount.Share] = []
+    while account.mayBegin(8000) {
+      var share = MemoryAccount.Share(stream: 2 * shares.count + 1)
+      var holding = MemoryAccount.Holding()
+      holding.headers = 8000
+      holding.isComplete = true
+      _ = account.charge(&share, holding)
+      shares.append(share)
+    }
+    #expect(shares.count == (1 << 20) / 8000)
+    let mayOpen = account.mayOpenWindow(isPoolFull: false)
+    #expect(mayOpen)
+    var nothing = MemoryAccount.Holding()
+    nothing.isComplete = true
+    for index in shares.indices { _ = account.charge(&shares[index], nothing) }
+    #expect(account.mayBegin(8000))
+  }
+
+  @Test("Messages that wait for their servicers keep no call from beginning")
+  func beginning() {
+    var model = Model(limit: 8 * Self.mib)
+    for _ in 0..<1000 { model.open(message: 60 * Self.kib) }
+    while let id = model.streams.keys.sorted().first(where: { model.receive($0) > 0 }) { _ = id }
+    #expect(model.account.isWindowShut)
+    #expect(model.account.mayBegin(16 * Self.kib))
+  }
+
   @Test("Messages that wait for their servicers shut the window, and are not ended")
   func busyServicers() {
     var model = Model(limit: 8 * Self.mib)
@@ -271,8 +337,9 @@ struct MemoryAccountTests {
 
   @Test("Halves that wait for one another end from the newest on")
   func halves() {
-    var model = Model(limit: 4 * Self.mib)
-    for _ in 0..<200 { model.open(message: 60 * Self.kib) }
+    // However little they begin with, it is too much for so many.
+    var model = Model(limit: Self.mib)
+    for _ in 0..<5000 { model.open(message: 255) }
     // All but the last byte of each.
     for id in model.streams.keys.sorted() {
       while let missing = model.streams[id]?.missing, missing > 1,
@@ -282,11 +349,28 @@ struct MemoryAccountTests {
     #expect(!model.ended.isEmpty)
     #expect(model.ended.allSatisfy { $0 > 1 })
     #expect(model.streams[1] != nil, "the oldest stays")
-    #expect(model.real <= 4 * Self.mib)
+    #expect(model.real <= Self.mib)
     for id in model.streams.keys.sorted() {
       model.receive(id)
       #expect(model.streams[id]?.isComplete == true)
     }
+  }
+
+  @Test("Halves of messages that windows keep from coming end for nobody")
+  func halvesThatWait() {
+    var model = Model(limit: 4 * Self.mib)
+    for _ in 0..<200 { model.open(message: 60 * Self.kib) }
+    // All but the last byte of each.
+    for id in model.streams.keys.sorted() {
+      while let missing = model.streams[id]?.missing, missing > 1,
+        model.receive(id, atMost: missing - 1) > 0
+      {}
+    }
+    #expect(model.ended.isEmpty)
+    #expect(model.real <= 4 * Self.mib)
+    model.finish()
+    #expect(model.streams.isEmpty)
+    #expect(model.ended.isEmpty)
   }
 
   @Test("What a peer may send costs nothing until it comes")
@@ -686,19 +770,16 @@ struct MemoryAccountTests {
 
   @Test("Halves that keep the window shut beside what is untaken end after half a minute")
   func shutWindow() {
-    var model = Model(limit: 32 * Self.mib)
-    for _ in 0..<30 {
+    var model = Model(limit: Self.mib)
+    for _ in 0..<3 {
       model.open(message: 60 * Self.kib)
       let id = model.nextStream - 2
       while model.receive(id) > 0 {}
       model.goOn(id, message: 0)
     }
-    for _ in 0..<520 {
-      model.open(message: 63 * Self.kib)
-      let id = model.nextStream - 2
-      while let missing = model.streams[id]?.missing, missing > Self.kib,
-        model.receive(id, atMost: min(missing - Self.kib, 16 * Self.kib)) > 0
-      {}
+    for _ in 0..<2950 {
+      model.open(message: 255)
+      model.receive(model.nextStream - 2, atMost: 254)
     }
     #expect(model.account.isWindowShut)
     #expect(model.ended.isEmpty)

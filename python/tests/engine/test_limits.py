@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import grpc
 import pytest
@@ -605,6 +606,69 @@ def test_uploads_that_stand_still_do_not_hold_up_others(serve, stalled, sent):
     stream = connection.open(f"/{SERVICE}/Size")
     connection.send_message(stream, bytes(1_000_000), end_stream=True)
     assert connection.response(stream).messages == [b"1000000"]
+
+
+@pytest.mark.parametrize(("count", "size"), [(1000, 100_000), (2000, 30_000), (500, 1_000_000)])
+def test_a_burst_on_one_connection_is_served(serve, count, size):
+    """All begin at once, and could fill memory with beginnings that wait for one another."""
+    served = serve({"Size": unary_unary(lambda request, _context: b"%d" % len(request))})
+    method = served.unary_unary("Size")
+    message = bytes(size)
+    calls = [method.future(message, timeout=PATIENCE) for _ in range(count)]
+    assert Counter(call.code() for call in calls) == {grpc.StatusCode.OK: count}
+    assert {call.result() for call in calls} == {b"%d" % size}
+
+
+@ours_only("grpcio has no bound that Python can set")
+def test_requests_that_wait_for_a_servicer_keep_no_call_from_beginning(serve, gate):
+    """They fill what may come, and wait; the headers of others come all the same."""
+    entered, release = gate(), gate()
+
+    def block(_request, _context):
+        entered.set()
+        release.pass_through()
+        return b"served"
+
+    served = serve(
+        {"Block": unary_unary(block), "Echo": unary_unary(echo)},
+        options=[("django_grpc.max_connection_memory", 1 << 20)],
+        workers=1,
+    )
+    waiting = [served.call("unary_unary", "Block", bytes(60_000)) for _ in range(40)]
+    entered.pass_through()
+    small = [served.call("unary_unary", "Echo", metadata=[("k", "v" * 1000)]) for _ in range(200)]
+    with pytest.raises(grpc.FutureTimeoutError):
+        small[-1].result(timeout=0.3)
+    release.set()
+    assert Counter(call.code() for call in waiting + small) == {grpc.StatusCode.OK: 240}
+
+
+@ours_only("grpcio has no bound that Python can set")
+def test_metadata_of_calls_that_stay_keeps_no_message_from_coming(serve, gate):
+    """As of a proxy's subscribers, each with a token, for as long as they listen."""
+    release = gate()
+
+    def subscribe(_request, _context):
+        yield b"first"
+        release.pass_through()
+
+    served = serve(
+        {"Subscribe": unary_stream(subscribe), "Echo": unary_unary(echo)},
+        options=[("django_grpc.max_connection_memory", 1 << 20)],
+        workers=200,
+    )
+    token = [("token", "t" * 8000)]
+    streams = [served.call("unary_stream", "Subscribe", metadata=token) for _ in range(120)]
+    assert [next(stream) for stream in streams] == [b"first"] * 120
+    for _ in range(4):
+        assert len(served.unary_unary("Echo")(bytes(1_000_000), timeout=PATIENCE)) == 1_000_000
+    # Where the bound is reached the next one is refused, and tried again when others have ended.
+    more = [served.call("unary_stream", "Subscribe", metadata=token) for _ in range(20)]
+    assert more[-1].code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    release.set()
+    assert [list(stream) for stream in streams] == [[]] * 120
+    again = served.call("unary_stream", "Subscribe", metadata=token)
+    assert list(again) == [b"first"]
 
 
 @ours_only("grpcio has no bound that Python can set")
