@@ -40,6 +40,24 @@ struct IdlenessTests {
     #expect(idleness.look(self.activity(begun: 1, bytes: 1 << 20)) == (false, true))
   }
 
+  @Test("One that has little to do after much is looked after, too, and once")
+  func calm() {
+    var idleness = Idleness(self.activity())
+    var (calls, bytes): (UInt64, UInt64) = (0, 0)
+    func look(_ more: UInt64) -> Bool {
+      (calls, bytes) = (calls + 1, bytes + more)
+      return idleness.look(self.activity(begun: calls, bytes: bytes)).hasBegun
+    }
+    for (most, isMuch) in [(UInt64(1) << 30, true), (1 << 26, true), (1 << 25, false)] {
+      let told = ([most, most / 2] + Array(repeating: most / 20, count: 10)).map { look($0) }
+      #expect(told.filter { $0 }.count == (isMuch ? 1 : 0))
+      #expect(told[4] == isMuch)
+    }
+    // What goes up and down is not calm.
+    let told = (0..<30).map { look($0 % 3 == 0 ? 1 << 30 : 100) }
+    #expect(!told.contains(true))
+  }
+
   @Test(
     "Connections that make no call have the server looked at, too, where they brought much or are many",
     arguments: [24, 300]
