@@ -30,6 +30,14 @@ class Servicer:
     def non_blocking(self, request, context, send_response_callback):
         """grpcio's health servicer has such a method."""
 
+    def generator(self, request, context):
+        """There is one answer."""
+        yield
+
+    async def async_generator(self, request, context):
+        """There is one answer."""
+        yield
+
     non_blocking.experimental_non_blocking = True  # type: ignore[attr-defined]
     mocked = mock.Mock()
 
@@ -39,6 +47,7 @@ class Servicer:
     [
         ("right", False), ("more", False), ("lacks_context", True), ("takes_more", True),
         ("asynchronous", True), ("non_blocking", False), ("mocked", False),
+        ("generator", True), ("async_generator", True),
     ],
 )  # fmt: skip
 def test_method_of_which_each_call_would_fail_is_warned_of(name, is_told, caplog):

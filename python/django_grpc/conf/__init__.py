@@ -147,13 +147,15 @@ _OF_KUBERNETES = re.compile(r"(PORT(_\d+_[A-Z]+(_\w+)?)?|SERVICE_(HOST|PORT\w*))
 
 
 def _unknown_variables(environment: Mapping[str, str]) -> Iterator[Problem]:
-    known = [f"{SETTING}_{name.upper()}" for name, key in KEYS.items() if key.read is not None]
+    prefix = f"{SETTING}_"
+    known = [name.upper() for name, key in KEYS.items() if key.read is not None]
     for name in sorted(environment):
-        rest = name.removeprefix(f"{SETTING}_")
-        if rest == name or name in known or _OF_KUBERNETES.match(rest):
+        rest = name.removeprefix(prefix)
+        if rest == name or rest in known or _OF_KUBERNETES.match(rest):
             continue
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-        hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(known)}."
+        close = difflib.get_close_matches(rest, known, n=1)
+        there_are = f"There are: {', '.join(prefix + it for it in known)}."
+        hint = f"Did you mean {prefix}{close[0]}?" if close else there_are
         if rest.lower() in KEYS:
             hint = f"{SETTING}['{rest.lower()}'] can be set in the settings only."
         yield Problem("E002", f"The environment variable {name} means nothing.", hint)
