@@ -246,7 +246,7 @@ struct MemoryAccountTests {
 
   @Test(
     "However many messages come at a time, none is ended for their beginnings",
-    arguments: [(600, 100), (1500, 70), (4000, 16), (500, 1000)]
+    arguments: [(600, 100), (1200, 70), (2000, 16)]
   )
   func burst(streams: Int, kib: Int) {
     var model = Model(limit: 32 * Self.mib)
@@ -260,12 +260,12 @@ struct MemoryAccountTests {
   @Test("Streams begin with less only while much has come")
   func streamWindow() {
     var model = Model(limit: 32 * Self.mib)
-    for _ in 0..<2000 { model.open(message: 100 * Self.kib) }
+    for _ in 0..<800 { model.open(message: 100 * Self.kib) }
     model.send(upTo: Self.kib, before: .max)
     #expect(!model.account.isStreamWindowLowered)
-    model.send(upTo: 3 * Self.kib, before: .max)
+    model.send(upTo: 6 * Self.kib, before: .max)
     #expect(model.account.isStreamWindowLowered)
-    #expect(model.account.streamWindow * 2000 <= 8 * Self.mib)
+    #expect(model.account.streamWindow * 800 <= 8 * Self.mib)
     model.send(upTo: 100 * Self.kib, before: .max)
     #expect(model.streams.values.reduce(0) { $0 + $1.partial } <= 20 * Self.mib)
     for id in model.streams.keys.sorted().dropLast(10) { model.close(id) }
