@@ -243,9 +243,9 @@ def _checked(items: MetadataType | None) -> MetadataType:
 
 def _text(details: str | bytes) -> str:
     encode = getattr(details, "encode", None)  # Django's lazy text has it, too
-    encoded = encode() if encode else details
+    encoded = encode("utf-8") if encode else details
     if not isinstance(encoded, bytes):
-        raise TypeError("the details of a status must be a str")
+        raise TypeError("the details of a status must be text")
     return encoded.decode(errors="replace")
 
 

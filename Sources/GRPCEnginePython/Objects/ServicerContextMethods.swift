@@ -176,15 +176,17 @@ enum ServicerContextMethods {
     let encoded: PythonPointer?
     if py_is_string(details) != 0 {
       encoded = PyUnicode_AsUTF8String(details)
-    } else if let encode = Python.optionalAttribute(details, "encode") {
-      encoded = py_call0(encode.pointer)
+    } else if let encode = Python.optionalAttribute(details, "encode"),
+      let name = PythonReference(owning: PythonString.make("utf-8"))
+    {
+      encoded = py_call1(encode.pointer, name.pointer)
     } else {
-      PythonError.raiseTypeError("the details of a status must be a str")
+      PythonError.raiseTypeError("the details of a status must be text")
       return nil
     }
     guard let bytes = PythonReference(owning: encoded) else { return nil }
     guard py_is_bytes(bytes.pointer) != 0 else {
-      PythonError.raiseTypeError("the details of a status must be a str")
+      PythonError.raiseTypeError("the details of a status must be text")
       return nil
     }
     return PythonHandle(bytes)

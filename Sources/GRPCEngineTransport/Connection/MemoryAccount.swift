@@ -13,8 +13,8 @@ internal import NIOCore
 ///   bounded, whatever a peer does with its streams.
 /// - The *window that streams begin with* is smaller where much has come and many could send, so that all of
 ///   them fill a quarter of the limit: else it would be full of beginnings of messages that wait for one
-///   another. Those that would have fitted into the larger one come as long as a quarter suffices for them and
-///   for those on trial.
+///   another. Those that would have fitted into the larger one come while there is room for them; what those may
+///   send that stand still, while others send that were let later, takes none.
 /// - A message larger than that window needs more window than streams begin with. It gets as much
 ///   as twice what came of it *on trial*, while an eighth of the limit suffices for all such, and a quarter
 ///   of that for each: so those that stand still hold little, and are in nobody's way.
@@ -86,6 +86,10 @@ package struct MemoryAccount {
     fileprivate var isAdmitted = false
     /// Bytes that came since somebody looked at its pace.
     fileprivate var moved = 0
+    /// When it was let send more, or something came, as a number that grows with each such event.
+    fileprivate var turn = 0
+    /// Whether others that were let send later have sent since, and it has not.
+    fileprivate var isStanding = false
     /// Bytes that came between the last two looks, if the peer could send.
     fileprivate var rate = 0
     /// How many bytes of a message its peer could send when somebody looked last.
@@ -309,6 +313,11 @@ package struct MemoryAccount {
   /// Bytes in memory.
   private var cost = 0
   private var lanes = Lanes()
+  /// The last `turn` that a stream has had.
+  private var lastTurn = 0
+  /// The latest turn at which a stream was let send that has sent since: peers send in turn, and those that were
+  /// let before have nothing to send.
+  private var lastUsedTurn = 0
   /// Whether the connection's window has been shut since somebody looked.
   private var wasWindowShut = false
   /// Whether something has been taken since then while it was shut: it is on its way to be open.
@@ -355,7 +364,16 @@ package struct MemoryAccount {
     let change = holding.cost - share.holding.cost
     if self.isWindowShut, holding.came < share.holding.came { self.hasReleased = true }
     self.cost += change
-    share.moved += max(0, holding.came - share.holding.came)
+    let moved = max(0, holding.came - share.holding.came)
+    share.moved += moved
+    if moved > 0 || holding.mayCome > share.holding.mayCome {
+      if moved > 0 {
+        self.lastUsedTurn = max(self.lastUsedTurn, share.turn)
+        share.isStanding = false
+      }
+      self.lastTurn += 1
+      share.turn = self.lastTurn
+    }
     share.holding = holding
     self.recount(&share)
     // Its message has been taken, or it is gone.
@@ -368,7 +386,7 @@ package struct MemoryAccount {
 
   @inline(__always)
   private mutating func recount(_ share: inout Share) {
-    let claim = self.claim(of: share.holding, isAdmitted: share.isAdmitted)
+    let claim = self.claim(of: share, isAdmitted: share.isAdmitted)
     self.total -= share.claim
     self.total += claim
     if claim.admitted != share.claim.admitted {
@@ -379,9 +397,13 @@ package struct MemoryAccount {
   }
 
   @inline(__always)
-  private func claim(of holding: Holding, isAdmitted: Bool) -> Claim {
-    let toCome = isAdmitted ? max(holding.mayCome, holding.missing) : holding.mayCome
-    let large = holding.isComplete ? 0 : max(0, holding.partial + toCome - self.streamWindow)
+  private func claim(of share: Share, isAdmitted: Bool) -> Claim {
+    let holding = share.holding
+    let isBrief = self.isBrief(share)
+    var toCome = isAdmitted ? max(holding.mayCome, holding.missing) : holding.mayCome
+    if isBrief, share.isStanding, !isAdmitted { toCome = 0 }
+    let window = isBrief ? self.largestStreamWindow : self.streamWindow
+    let large = holding.isComplete ? 0 : max(0, holding.partial + toCome - window)
     return Claim(
       came: holding.came,
       expected: holding.came + toCome,
@@ -431,6 +453,11 @@ package struct MemoryAccount {
       self.lanes[share.pace].heed(share.stream)
     }
     if share.isWaiting { share.waitedFor += 1 }
+    let isStanding = holding.mayCome > 0 && share.turn < self.lastUsedTurn
+    if share.isStanding != isStanding {
+      share.isStanding = isStanding
+      self.recount(&share)
+    }
     // Whom this server lets send nothing is neither slow nor quick.
     let canSend = holding.partial > 0 && !self.isWindowShut ? holding.mayCome : 0
     defer { share.couldSend = canSend }
@@ -607,23 +634,18 @@ package struct MemoryAccount {
     if self.lanes.isException(share.stream) {
       self.lanes.changeException(share.stream) { $0?.isWaiting = true }
     } else {
-      let isOversize = self.claim(of: share.holding, isAdmitted: true).large > self.limit / 4
+      let isOversize = self.claim(of: share, isAdmitted: true).large > self.limit / 4
       self.lanes[share.pace].append(share.stream, isOversize: isOversize)
     }
     return false
   }
 
   private func mayTry(_ share: Share, _ growth: Int) -> Bool {
-    guard !share.isAdmitted, !share.isWaiting, self.total.large > share.claim.large else {
-      return false
-    }
+    guard !share.isAdmitted, !share.isWaiting else { return false }
     let counted = self.counted
-    if self.isBrief(share), growth <= self.limit / 4 - counted.onTrial,
-      growth <= self.most - counted.expected
-    {
-      return true
-    }
-    return growth <= self.limit / 8 - counted.onTrial
+    if self.isBrief(share) { return growth <= self.mostPromised - counted.expected }
+    return self.total.large > share.claim.large
+      && growth <= self.limit / 8 - counted.onTrial
       && growth <= self.limit / 32 - share.claim.onTrial
       && growth <= self.mostPromised - counted.expected
   }
@@ -660,7 +682,7 @@ package struct MemoryAccount {
   }
 
   private func hasRoom(for share: Share) -> Bool {
-    let claim = self.claim(of: share.holding, isAdmitted: true)
+    let claim = self.claim(of: share, isAdmitted: true)
     let counted = self.counted
     // Those that are slow leave to others what those may have.
     let most = share.pace == .slow ? self.mostPromised - self.limit / 4 : self.mostPromised

@@ -257,6 +257,39 @@ struct MemoryAccountTests {
     #expect(!model.account.isStreamWindowLowered, "all is as it was")
   }
 
+  @Test(
+    "Beginnings that stand still hold up others for some seconds",
+    arguments: [(10, 1), (480, 32), (600, 32)]
+  )
+  func standingBeginnings(count: Int, limit: Int) {
+    var model = Model(limit: limit * Self.mib)
+    for _ in 0..<count { model.open(message: 60 * Self.kib) }
+    let good = model.nextStream
+    for second in 0..<8 {
+      while model.nextStream < good + 20 * (second + 1) {
+        model.open(message: (1 + model.nextStream % 99) * Self.kib)
+      }
+      // All that have something to send do so in turn.
+      var moved = true
+      while moved {
+        moved = false
+        for id in model.streams.keys.sorted() {
+          let most = id < good ? (18 + 39 * (id / 2) / count) * Self.kib : .max
+          let left = most - (model.streams[id]?.partial ?? 0)
+          moved = model.receive(id, atMost: min(left, 16 * Self.kib)) > 0 || moved
+          guard model.streams[id]?.isComplete == true else { continue }
+          model.consume(id)
+          model.close(id)
+        }
+      }
+      model.look()
+    }
+    #expect(model.streams.keys.filter { $0 >= good }.count <= 10)
+    model.finish(from: good)
+    #expect(!model.streams.keys.contains { $0 >= good }, "all others have come")
+    #expect(model.ended.isEmpty)
+  }
+
   @Test("Streams begin with less only while much has come")
   func streamWindow() {
     var model = Model(limit: 32 * Self.mib)
