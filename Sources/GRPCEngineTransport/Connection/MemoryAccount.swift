@@ -13,8 +13,8 @@ internal import NIOCore
 ///   bounded, whatever a peer does with its streams.
 /// - The *window that streams begin with* is smaller where much has come and many could send, so that all of
 ///   them fill a quarter of the limit: else it would be full of beginnings of messages that wait for one
-///   another. Those that would have fitted into the larger one come while there is room for them; what those may
-///   send that stand still, while others send that were let later, takes none.
+///   another. Those that would have fitted into the larger one come while there is room for them; of what those
+///   may send that stand still, while others send that were let later, an eighth takes none.
 /// - A message larger than that window needs more window than streams begin with. It gets as much
 ///   as twice what came of it *on trial*, while an eighth of the limit suffices for all such, and a quarter
 ///   of that for each: so those that stand still hold little, and are in nobody's way.
@@ -86,7 +86,9 @@ package struct MemoryAccount {
     fileprivate var isAdmitted = false
     /// Bytes that came since somebody looked at its pace.
     fileprivate var moved = 0
-    /// When it was let send more, or something came, as a number that grows with each such event.
+    /// When it was let send more, as a number that grows with each such event, and with all that comes.
+    fileprivate var letAt = 0
+    /// When it was, or something came.
     fileprivate var turn = 0
     /// Whether others that were let send later have sent since, and it has not.
     fileprivate var isStanding = false
@@ -128,6 +130,8 @@ package struct MemoryAccount {
     var waiting = 0
     /// Headers.
     var headers = 0
+    /// What may come of brief messages that stand still.
+    var standing = 0
     /// Streams that may send.
     var open = 0
 
@@ -142,6 +146,7 @@ package struct MemoryAccount {
       total.onTrial += claim.onTrial
       total.waiting += claim.waiting
       total.headers += claim.headers
+      total.standing += claim.standing
       total.open += claim.open
     }
 
@@ -153,6 +158,7 @@ package struct MemoryAccount {
       total.onTrial -= claim.onTrial
       total.waiting -= claim.waiting
       total.headers -= claim.headers
+      total.standing -= claim.standing
       total.open -= claim.open
     }
   }
@@ -313,10 +319,10 @@ package struct MemoryAccount {
   /// Bytes in memory.
   private var cost = 0
   private var lanes = Lanes()
-  /// The last `turn` that a stream has had.
+  /// The last one that a stream has had.
   private var lastTurn = 0
-  /// The latest turn at which a stream was let send that has sent since: peers send in turn, and those that were
-  /// let before have nothing to send.
+  /// The latest turn at which a stream was let send that has sent since. Peers send more or less in turn: those
+  /// that were let before mostly have nothing to send.
   private var lastUsedTurn = 0
   /// Whether the connection's window has been shut since somebody looked.
   private var wasWindowShut = false
@@ -366,13 +372,13 @@ package struct MemoryAccount {
     self.cost += change
     let moved = max(0, holding.came - share.holding.came)
     share.moved += moved
-    if moved > 0 || holding.mayCome > share.holding.mayCome {
-      if moved > 0 {
-        self.lastUsedTurn = max(self.lastUsedTurn, share.turn)
-        share.isStanding = false
-      }
+    if moved > 0 { self.lastUsedTurn = max(self.lastUsedTurn, share.letAt) }
+    let isLet = holding.mayCome > share.holding.mayCome
+    if moved > 0 || isLet {
       self.lastTurn += 1
       share.turn = self.lastTurn
+      if isLet { share.letAt = self.lastTurn }
+      share.isStanding = false
     }
     share.holding = holding
     self.recount(&share)
@@ -400,18 +406,20 @@ package struct MemoryAccount {
   private func claim(of share: Share, isAdmitted: Bool) -> Claim {
     let holding = share.holding
     let isBrief = self.isBrief(share)
-    var toCome = isAdmitted ? max(holding.mayCome, holding.missing) : holding.mayCome
-    if isBrief, share.isStanding, !isAdmitted { toCome = 0 }
-    let window = isBrief ? self.largestStreamWindow : self.streamWindow
-    let large = holding.isComplete ? 0 : max(0, holding.partial + toCome - window)
+    let toCome = isAdmitted ? max(holding.mayCome, holding.missing) : holding.mayCome
+    func beyond(_ window: Int) -> Int {
+      holding.isComplete ? 0 : max(0, holding.partial + toCome - window)
+    }
+    let large = beyond(isBrief ? self.largestStreamWindow : self.streamWindow)
     return Claim(
       came: holding.came,
       expected: holding.came + toCome,
-      promised: holding.came + min(toCome, large),
+      promised: holding.came + min(toCome, beyond(self.streamWindow)),
       large: large,
       onTrial: isAdmitted ? 0 : large,
       waiting: holding.waiting,
       headers: holding.headers,
+      standing: isBrief && share.isStanding && !isAdmitted ? toCome : 0,
       open: holding.isComplete ? 0 : 1
     )
   }
@@ -643,11 +651,11 @@ package struct MemoryAccount {
   private func mayTry(_ share: Share, _ growth: Int) -> Bool {
     guard !share.isAdmitted, !share.isWaiting else { return false }
     let counted = self.counted
-    if self.isBrief(share) { return growth <= self.mostPromised - counted.expected }
+    if self.isBrief(share) { return growth <= self.mostPromised - self.likely(counted) }
     return self.total.large > share.claim.large
       && growth <= self.limit / 8 - counted.onTrial
       && growth <= self.limit / 32 - share.claim.onTrial
-      && growth <= self.mostPromised - counted.expected
+      && growth <= self.mostPromised - self.likely(counted)
   }
 
   private mutating func admit(_ share: inout Share) -> Bool {
@@ -687,7 +695,13 @@ package struct MemoryAccount {
     // Those that are slow leave to others what those may have.
     let most = share.pace == .slow ? self.mostPromised - self.limit / 4 : self.mostPromised
     return claim.large <= self.limit / 4 - self.admitted(of: share.pace)
-      && claim.expected - share.claim.expected <= most - counted.expected
+      && claim.expected - share.claim.expected <= most - self.likely(counted)
+  }
+
+  /// What came and what is likely to: of what stands still so much is passed over that there is room for all
+  /// should it come after all.
+  private func likely(_ counted: Claim) -> Int {
+    counted.expected - min(counted.standing, self.limit / 8)
   }
 
   /// What is counted of the messages of one pace that are admitted.
