@@ -2,7 +2,7 @@ internal import GRPCEngineStatistics
 internal import NIOCore
 internal import Synchronization
 
-/// Tells when a server falls idle. Costs a call nothing but a count and a look at a flag.
+/// Tells when a server falls idle, or calm after much. Costs a call nothing but a count and a look at a flag.
 final class IdleWatch: Sendable {
   private let slot: StatisticsSlot
   private let calls = Atomic<UInt64>(0)

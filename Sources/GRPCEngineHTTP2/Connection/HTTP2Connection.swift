@@ -77,7 +77,7 @@ package struct HTTP2Connection: ~Copyable {
   private var block: (header: FrameHeader, bytes: ByteBuffer, continuations: Int)?
   private var hasGreeted = false
   /// SETTINGS_INITIAL_WINDOW_SIZE, as it was announced last.
-  package internal(set) var streamWindow: Int
+  private var streamWindow: Int
   /// By how much each of this server's SETTINGS lowers the windows of streams, of those that the peer may not
   /// have read.
   private var unacknowledgedLowerings = CircularBuffer<Int>()

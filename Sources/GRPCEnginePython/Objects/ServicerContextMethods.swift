@@ -173,23 +173,18 @@ enum ServicerContextMethods {
   /// Whatever encodes itself is text, as for grpcio's server: so is Django's lazy text.
   static func encoded(_ details: PythonPointer) -> PythonHandle? {
     if py_is_bytes(details) != 0 { return PythonHandle(retaining: details) }
-    let encoded: PythonPointer?
     if py_is_string(details) != 0 {
-      encoded = PyUnicode_AsUTF8String(details)
-    } else if let encode = Python.optionalAttribute(details, "encode"),
-      let name = PythonReference(owning: PythonString.make("utf-8"))
-    {
-      encoded = py_call1(encode.pointer, name.pointer)
-    } else {
-      PythonError.raiseTypeError("the details of a status must be text")
-      return nil
+      guard let bytes = PythonReference(owning: PyUnicode_AsUTF8String(details)) else { return nil }
+      return PythonHandle(bytes)
     }
-    guard let bytes = PythonReference(owning: encoded) else { return nil }
-    guard py_is_bytes(bytes.pointer) != 0 else {
-      PythonError.raiseTypeError("the details of a status must be text")
-      return nil
+    if let encode = Python.optionalAttribute(details, "encode") {
+      guard let name = PythonReference(owning: PythonString.make("utf-8")),
+        let bytes = PythonReference(owning: py_call1(encode.pointer, name.pointer))
+      else { return nil }
+      if py_is_bytes(bytes.pointer) != 0 { return PythonHandle(bytes) }
     }
-    return PythonHandle(bytes)
+    PythonError.raiseTypeError("the details of a status must be text")
+    return nil
   }
 
   // MARK: Peer

@@ -80,11 +80,17 @@ final class WorkerPool: Sendable {
   /// A call has ended while it was queued. May be called from any thread.
   func abandoned() {
     // What is found is dropped when the mutex is given back.
-    _ = self.state.withLock { state in
-      let found = state.schedule.abandoned()
-      if !found.isEmpty { self.backlog.isWaiting = state.schedule.hasWaiting }
-      return found
-    }
+    _ = self.state.withLock { self.remove(from: &$0) { $0.abandoned() } }
+  }
+
+  /// Takes calls out of the queue that have ended in there.
+  private func remove(
+    from state: inout State,
+    _ remove: (inout Schedule) -> [PythonJob]
+  ) -> [PythonJob] {
+    let found = remove(&state.schedule)
+    if !found.isEmpty { self.backlog.isWaiting = state.schedule.hasWaiting }
+    return found
   }
 
   private func scheduleLook(after delay: TimeAmount, on eventLoop: any EventLoop) {
@@ -251,15 +257,15 @@ final class WorkerPool: Sendable {
 
   /// Since when the oldest call waits for a worker; `nil` when none waits.
   var oldestQueued: NIODeadline? {
-    let (_, oldest) = self.state.withLock {
-      ($0.schedule.removeAbandoned(), $0.schedule.oldestQueued)
+    let (_, oldest) = self.state.withLock { state in
+      (self.remove(from: &state) { $0.removeAbandoned() }, state.schedule.oldestQueued)
     }
     return oldest
   }
 
   var statistics: (queued: Int, awake: Int, idle: Int, held: Int, threads: Int) {
     let (_, statistics) = self.state.withLock { state in
-      let gone = state.schedule.removeAbandoned()
+      let gone = self.remove(from: &state) { $0.removeAbandoned() }
       let (awake, idle, held) = state.schedule.counts
       let (queued, threads) = (state.schedule.queuedCount, state.schedule.threadCount)
       return (gone, (queued, awake, idle, held, threads))

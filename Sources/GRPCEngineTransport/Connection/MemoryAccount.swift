@@ -596,7 +596,7 @@ package struct MemoryAccount {
     let came = self.counted.came
     let isDue =
       isTooLarge ? came > self.limit / 8 : window > self.streamWindow && came <= self.limit / 16
-    guard isDue, window != self.streamWindow else { return false }
+    guard isDue else { return false }
     self.streamWindow = window
     return true
   }

@@ -91,6 +91,15 @@ struct MemoryAccountTests {
       }
     }
 
+    /// All streams send, as far as they may, all but the last byte of their messages.
+    mutating func sendAllButLastBytes() {
+      for id in self.streams.keys.sorted() {
+        while let missing = self.streams[id]?.missing, missing > 1,
+          self.receive(id, atMost: missing - 1) > 0
+        {}
+      }
+    }
+
     /// The servicer takes a message.
     mutating func consume(_ id: Int) {
       guard let held = self.streams[id]?.window.held, held > 0 else { return }
@@ -396,12 +405,7 @@ struct MemoryAccountTests {
     // However little they begin with, it is too much for so many.
     var model = Model(limit: Self.mib)
     for _ in 0..<5000 { model.open(message: 255) }
-    // All but the last byte of each.
-    for id in model.streams.keys.sorted() {
-      while let missing = model.streams[id]?.missing, missing > 1,
-        model.receive(id, atMost: missing - 1) > 0
-      {}
-    }
+    model.sendAllButLastBytes()
     #expect(!model.ended.isEmpty)
     #expect(model.ended.allSatisfy { $0 > 1 })
     #expect(model.streams[1] != nil, "the oldest stays")
@@ -416,12 +420,7 @@ struct MemoryAccountTests {
   func halvesThatWait() {
     var model = Model(limit: 4 * Self.mib)
     for _ in 0..<200 { model.open(message: 60 * Self.kib) }
-    // All but the last byte of each.
-    for id in model.streams.keys.sorted() {
-      while let missing = model.streams[id]?.missing, missing > 1,
-        model.receive(id, atMost: missing - 1) > 0
-      {}
-    }
+    model.sendAllButLastBytes()
     #expect(model.ended.isEmpty)
     #expect(model.real <= 4 * Self.mib)
     model.finish()

@@ -1,7 +1,6 @@
 """Whether servicers' methods can be called, and the paths of the key ``methods`` are theirs."""
 
 import difflib
-import inspect
 import logging
 from typing import Any
 
@@ -82,13 +81,9 @@ def check_behaviors(server: Any) -> None:
                 len(taken),
                 ", ".join(taken),
             )
-        elif not handler.response_streaming and _is_generator(behavior):
+        elif not handler.response_streaming and conf.is_generator_function(behavior):
             logger.warning(
                 "Each call of %s will fail: it has one answer, and its method is a generator. "
                 "Write 'return' in place of 'yield'.",
                 path,
             )
-
-
-def _is_generator(behavior: Any) -> bool:
-    return inspect.isgeneratorfunction(behavior) or inspect.isasyncgenfunction(behavior)

@@ -291,9 +291,14 @@ def _deferred_kind(function: Any) -> str | None:
     for it in (function, function.__call__):
         if iscoroutinefunction(it):
             return "an async"
-        if inspect.isgeneratorfunction(it) or inspect.isasyncgenfunction(it):
+        if is_generator_function(it):
             return "a generator"
     return None
+
+
+def is_generator_function(function: Any) -> bool:
+    """Whether a call makes a generator, of either kind."""
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
 def call_configured(key: str, path: str, *arguments: Any, place: str | None = None) -> Any:
